@@ -1,0 +1,7 @@
+//! Owns carrying out one `Action`, and how to undo it.
+//! May touch the writing half of `host`, the value it is about to replace, and the supervisor's handles.
+//! Must not hold a threshold, nor choose a victim.
+
+pub mod effect;
+
+pub use effect::Effect;

@@ -1,0 +1,337 @@
+//! What was meant: typed, checked settings. Only this travels through the program; `file.rs` holds what was written.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Everything that can be set, checked and with its defaults filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    pub daemon: Daemon,
+    pub log: Log,
+    pub http: Http,
+    pub host: HostPaths,
+    pub sampling: Sampling,
+    pub policy: Policy,
+    /// In the order of their names.
+    pub workers: Vec<Arc<Worker>>,
+    /// The file the settings came from, if there was one.
+    pub file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Daemon {
+    pub state_dir: Folder,
+    pub runtime_dir: Folder,
+    /// The whole ordered shutdown is over after this long.
+    pub shutdown_timeout: Duration,
+}
+
+/// A folder, and whether somebody asked for exactly this one: a default that cannot be used is replaced by a per-user
+/// folder, an explicit one that cannot be used is an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folder {
+    pub path: PathBuf,
+    pub explicit: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    pub level: LogLevel,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Auto,
+    Text,
+    Json,
+    Journald,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct Http {
+    /// Empty: no TCP listener, the control socket only.
+    pub listen: Vec<SocketAddr>,
+    /// The key itself, already read from its file or the environment. Never printed.
+    pub api_key: Option<Secret>,
+    pub dashboard: bool,
+}
+
+impl std::fmt::Debug for Http {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Http").field("listen", &self.listen).field("api_key", &self.api_key).field("dashboard", &self.dashboard).finish()
+    }
+}
+
+/// A value that never shows itself in a log, an error or `config show`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(value: String) -> Self {
+        Secret(value)
+    }
+
+    /// The value, for comparing it with what a client sent.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// Where the kernel is reached, so that a whole machine can be a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPaths {
+    /// `/proc`
+    pub proc: PathBuf,
+    /// `/sys`
+    pub sys: PathBuf,
+    /// `/sys/fs/cgroup`: mount points below that in mountinfo are looked for here.
+    pub cgroup: PathBuf,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// The longest gap between two ticks.
+    pub interval: Duration,
+    pub scope: Scope,
+    /// One `resource_metrics` line in the log this often; `None` for never.
+    pub report_every: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The container the daemon lives in when that has limits, else the host.
+    Auto,
+    Container,
+    Host,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Policy {
+    pub dry_run: bool,
+    pub cpu: CpuPolicy,
+    pub memory: MemoryPolicy,
+    pub disks: Vec<DiskPolicy>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct CpuPolicy {
+    /// Cores. `None` (`"auto"`): the limit that will really hurt. A limit set below that of a scope without one of its
+    /// own is held against what the workers use together, not against what strangers use.
+    pub limit: Option<f64>,
+    pub rule: Rule,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct MemoryPolicy {
+    /// Bytes. `None` (`"auto"`): as for the CPU.
+    pub limit: Option<u64>,
+    pub rule: Rule,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct DiskPolicy {
+    pub path: PathBuf,
+    pub rule: Rule,
+}
+
+/// When a resource is `high` or `critical`, and what is then tried, mildest first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule {
+    pub high: Line,
+    /// Under this it is over; always below `high`.
+    pub low: Line,
+    pub critical: Option<Line>,
+    /// How long usage must stay over a line before the verdict follows. A `critical` line counts at once where nothing
+    /// is sustained by waiting (memory and disk); see `policy::hysteresis`.
+    pub sustain: Duration,
+    pub on_high: Vec<Rung>,
+    pub on_critical: Vec<Rung>,
+}
+
+/// A threshold as a share of the effective limit, or as an absolute amount (bytes; cores for the CPU).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Line {
+    /// 0.8 for `"80%"`.
+    Share(f64),
+    Amount(f64),
+}
+
+impl Line {
+    /// The line as an amount in the unit of `limit`.
+    pub fn amount_of(self, limit: f64) -> f64 {
+        match self {
+            Line::Share(share) => share * limit,
+            Line::Amount(amount) => amount,
+        }
+    }
+
+    /// The line as a share of `limit`; above 1 where the amount is larger than the limit.
+    pub fn share_of(self, limit: f64) -> f64 {
+        match self {
+            Line::Share(share) => share,
+            Line::Amount(amount) if limit > 0.0 => amount / limit,
+            Line::Amount(_) => f64::INFINITY,
+        }
+    }
+}
+
+/// One step of the ladder (design: "The idea in one picture").
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Rung {
+    Notify,
+    /// Workers are asked to drop caches.
+    Shed,
+    /// The kernel is asked to take back what is idle.
+    Reclaim,
+    /// A worker is slowed.
+    Throttle,
+    /// A worker is replaced gracefully.
+    Recycle,
+    Kill,
+    /// A retention job runs now.
+    Job(Arc<str>),
+}
+
+impl Rung {
+    /// The word used in the file, the metrics and the log; a job's rung is `job` in metrics, whose label values are a fixed list.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Rung::Notify => "notify",
+            Rung::Shed => "shed",
+            Rung::Reclaim => "reclaim",
+            Rung::Throttle => "throttle",
+            Rung::Recycle => "recycle",
+            Rung::Kill => "kill",
+            Rung::Job(_) => "job",
+        }
+    }
+
+    /// True for the rungs that end a process: they are never used for what somebody else uses.
+    pub fn is_drastic(&self) -> bool {
+        matches!(self, Rung::Recycle | Rung::Kill)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Worker {
+    pub name: Arc<str>,
+    /// The program and its arguments; never empty.
+    pub command: Vec<String>,
+    pub directory: Option<PathBuf>,
+    pub user: Option<String>,
+    pub group: Option<String>,
+    pub env: BTreeMap<String, String>,
+    pub replicas: Replicas,
+    /// Started after these; stopped before them.
+    pub after: Vec<Arc<str>>,
+    pub restart: Restart,
+    pub backoff: Backoff,
+    pub stop: Stop,
+    /// Higher is spared longer.
+    pub priority: i32,
+    /// Share of the CPU budget beside other workers, 1 to 10000; 100 unless set.
+    pub weight: u32,
+    /// Never recycled or killed for a resource's sake.
+    pub protected: bool,
+    pub throttle: ThrottleMethod,
+    /// The longest a duty cycle holds the worker stopped in one go.
+    pub longest_stop: Duration,
+    /// None unless set: SIGUSR1 kills a program that does not expect it.
+    pub shed_signal: Option<Signal>,
+    pub limits: Limits,
+    pub recycle: Recycle,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replicas {
+    Count(u32),
+    /// The effective CPU limit, rounded up, plus this many (seeds row D1: `cpus+1`).
+    Cpus {
+        plus: u32,
+    },
+}
+
+impl Replicas {
+    /// How many that is on `limit_cores` of CPU; at least one when asked for by CPU.
+    pub fn count(self, limit_cores: f64) -> u32 {
+        match self {
+            Replicas::Count(count) => count,
+            // A limit is finite and positive; the cast saturates for anything absurd.
+            Replicas::Cpus { plus } => (limit_cores.ceil().clamp(1.0, 4096.0) as u32).saturating_add(plus),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restart {
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// Exponential: `first`, doubled each time up to `longest`; given up after `give_up` starts within `within`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    pub first: Duration,
+    pub longest: Duration,
+    pub give_up: u32,
+    pub within: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop {
+    pub signal: Signal,
+    /// Then the whole tree is killed.
+    pub within: Duration,
+}
+
+/// A signal by its number on this platform.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Signal(pub i32);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThrottleMethod {
+    /// The best that works here: cgroup, else duty, else nice.
+    Auto,
+    Cgroup,
+    Duty,
+    Nice,
+    Never,
+}
+
+/// Per replica.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Limits {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Cores: 1.5 for `"150%"`.
+    pub cpu: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Recycle {
+    pub lifetime: Option<Duration>,
+    /// Bytes: over this for the memory rule's `sustain`, the worker is replaced.
+    pub memory: Option<u64>,
+    /// 0.1 for `"10%"`: drawn once per life, taken off `lifetime`.
+    pub jitter: f64,
+}

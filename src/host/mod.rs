@@ -1,0 +1,5 @@
+//! Owns every word exchanged with the kernel, as typed calls.
+//! May touch `/proc`, `/sys`, cgroupfs, pidfds and clocks, all under given roots.
+//! Must not know thresholds, rules or why it was asked.
+
+pub mod clock;

@@ -1,0 +1,59 @@
+//! What a request may ask of the loop: a command, answered when the loop has carried it out.
+
+use std::sync::mpsc;
+
+use tokio::sync::oneshot;
+
+/// One command and the way back to whoever asked.
+#[derive(Debug)]
+pub struct Request {
+    pub command: Command,
+    pub answer: oneshot::Sender<Answer>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Read the file again and apply it whole or not at all.
+    Reload,
+    /// Undo every limit and thaw everything; policy may act again from the next tick on.
+    Release,
+    /// End in order, as after SIGTERM.
+    Shutdown,
+}
+
+/// What became of it, in words for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Done(String),
+    Refused(String),
+}
+
+/// The sending end of the loop's queue. Bounded: a flood of requests is refused, the loop is never slowed.
+#[derive(Clone)]
+pub struct CommandQueue {
+    sender: mpsc::SyncSender<Request>,
+    wake: std::sync::Arc<dyn Fn() + Send + Sync>,
+}
+
+impl CommandQueue {
+    /// A queue of `capacity` requests; `wake` is called after each, to get the loop out of its wait.
+    pub fn new(capacity: usize, wake: std::sync::Arc<dyn Fn() + Send + Sync>) -> (CommandQueue, mpsc::Receiver<Request>) {
+        let (sender, receiver) = mpsc::sync_channel(capacity);
+        (CommandQueue { sender, wake }, receiver)
+    }
+
+    /// Puts a command in the queue; the answer arrives on the returned channel. `None` when the queue is full or the
+    /// loop has ended.
+    pub fn ask(&self, command: Command) -> Option<oneshot::Receiver<Answer>> {
+        let (answer, receiver) = oneshot::channel();
+        self.sender.try_send(Request { command, answer }).ok()?;
+        (self.wake)();
+        Some(receiver)
+    }
+}
+
+impl std::fmt::Debug for CommandQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CommandQueue")
+    }
+}
