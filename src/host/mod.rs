@@ -3,3 +3,4 @@
 //! Must not know thresholds, rules or why it was asked.
 
 pub mod clock;
+pub mod process;
