@@ -2,4 +2,9 @@
 //! May touch `/proc`, `/sys`, cgroupfs, pidfds and clocks, all under given roots.
 //! Must not know thresholds, rules or why it was asked.
 
+pub mod cgroupfs;
 pub mod clock;
+pub mod mounts;
+pub mod paths;
+
+pub use paths::Paths;
