@@ -2,5 +2,12 @@
 //! May touch `/proc`, `/sys`, cgroupfs, pidfds and clocks, all under given roots.
 //! Must not know thresholds, rules or why it was asked.
 
+pub mod cgroupfs;
 pub mod clock;
+pub mod group;
+pub mod mounts;
+pub mod paths;
 pub mod process;
+pub mod stops;
+
+pub use paths::Paths;

@@ -128,14 +128,30 @@ pub fn scan(proc_root: &Path) -> io::Result<Vec<Stat>> {
     Ok(found)
 }
 
-/// The living members of the tree that began with `root`: its descendants, whoever is in its session, everybody in
-/// `known` who is still the same process, and their descendants. `keeper` (the daemon itself) is never one: orphans are
-/// handed to it, and it must not take its other children for theirs.
-pub fn tree_of(root: i32, keeper: i32, known: &[(i32, u64)], processes: &[Stat]) -> Vec<Stat> {
+/// Where a tree began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Root {
+    pub pid: i32,
+    pub started: u64,
+    /// Once the root itself has been reaped, its number may be given to a stranger: whoever started later than this
+    /// (clock ticks since boot) belongs to the tree only as the child of a member, not by its session.
+    pub ended: Option<u64>,
+}
+
+/// The living members of the tree that began with `root`: the root itself, its descendants, whoever is in its session,
+/// everybody in `known` who is still the same process, and their descendants. `keeper` (the daemon itself) is never one:
+/// orphans are handed to it, and it must not take its other children for theirs.
+pub fn tree_of(root: Root, keeper: i32, known: &[(i32, u64)], processes: &[Stat]) -> Vec<Stat> {
+    let belongs = |process: &Stat| {
+        (process.pid == root.pid && process.started == root.started)
+            || (process.session == root.pid && root.ended.is_none_or(|ended| process.started <= ended))
+            || known.contains(&(process.pid, process.started))
+    };
+    // A stranger with the root's number means that nobody was left in its session when the number was given away.
+    let number_recycled = processes.iter().any(|process| process.pid == root.pid && process.started != root.started);
     let mut members: Vec<Stat> = processes
         .iter()
-        .filter(|process| process.pid != keeper)
-        .filter(|process| process.pid == root || process.session == root || known.contains(&(process.pid, process.started)))
+        .filter(|process| process.pid != keeper && belongs(process) && !(number_recycled && process.session == root.pid))
         .copied()
         .collect();
     // Children of members join until nobody new is found; the list is short and the depth small.
@@ -150,6 +166,11 @@ pub fn tree_of(root: i32, keeper: i32, known: &[(i32, u64)], processes: &[Stat])
     }
     members.retain(|member| !member.has_ended());
     members
+}
+
+/// Clock ticks in a second, the unit of start times.
+pub fn ticks_per_second() -> u64 {
+    rustix::param::clock_ticks_per_second()
 }
 
 /// How one of our children ended.
@@ -224,6 +245,19 @@ pub fn cpu_clock(pid: i32) -> Option<Duration> {
         return None;
     }
     Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
+}
+
+/// CPU time of the children a process has waited for (`cutime` and `cstime`), which its own clock does not hold.
+pub fn children_cpu(proc_root: &Path, pid: i32) -> Option<Duration> {
+    let mut text = [0_u8; 1024];
+    let length = File::open(proc_root.join(pid.to_string()).join("stat")).ok()?.read(&mut text).ok()?;
+    let text = text.get(..length)?;
+    let close = text.iter().rposition(|byte| *byte == b')')?;
+    let after = std::str::from_utf8(text.get(close + 1..)?).ok()?;
+    // After the command: state is field 3, cutime 16, cstime 17.
+    let mut fields = after.split_ascii_whitespace().skip(13);
+    let ticks = fields.next()?.parse::<u64>().ok()?.checked_add(fields.next()?.parse::<u64>().ok()?)?;
+    Some(Duration::from_secs_f64(ticks as f64 / ticks_per_second().max(1) as f64))
 }
 
 /// What a worker is started with.
@@ -516,10 +550,16 @@ mod tests {
             process(25, 24, 77),
             process(30, 10, 30), // another worker
         ];
-        let mut pids: Vec<i32> = tree_of(20, 10, &[(24, 24)], &processes).iter().map(|stat| stat.pid).collect();
+        let root = Root { pid: 20, started: 20, ended: None };
+        let mut pids: Vec<i32> = tree_of(root, 10, &[(24, 24)], &processes).iter().map(|stat| stat.pid).collect();
         pids.sort_unstable();
         assert_eq!(pids, [20, 21, 22, 23, 24, 25]);
-        assert!(!tree_of(20, 10, &[(24, 999)], &processes).iter().any(|stat| stat.pid == 24), "a recycled pid is not the known one");
+        assert!(!tree_of(root, 10, &[(24, 999)], &processes).iter().any(|stat| stat.pid == 24), "a recycled pid is not the known one");
+        // The root has ended at tick 20; number 20 went to a stranger who began a session of that number.
+        let ended = Root { ended: Some(20), ..root };
+        let strangers = [process(1, 0, 1), process(20, 1, 20), process(26, 20, 20)].map(|stat| Stat { started: 500, ..stat });
+        assert_eq!(tree_of(ended, 10, &[], &strangers), []);
+        assert_eq!(tree_of(ended, 10, &[], &strangers[2..]), [], "nor are those who outlive the stranger");
     }
 
     proptest! {
