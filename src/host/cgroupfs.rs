@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::mounts::{self, Mount};
 use super::paths::Paths;
+use super::procfs::{fields, number};
 
 /// Which generation of control groups a tree belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,4 +164,99 @@ fn find(paths: &Paths, mounts: &[Mount], memberships: &[Membership], version: Ve
         dir.pop();
     }
     Some(Own { version, mount: top, dir })
+}
+
+/// The smallest number a v1 file writes when it means "no limit": the counter's largest value in whole pages, of the
+/// largest page size there is (64 KiB); some kernels print `u64::MAX`.
+const NO_LIMIT: u64 = (i64::MAX as u64) & !0xffff;
+
+/// A file of one number.
+pub fn parse_number(text: &[u8]) -> Option<u64> {
+    number(text)
+}
+
+/// A memory limit of either version. Outer `None`: not understood; inner `None`: no limit.
+#[expect(clippy::option_option, reason = "\"no limit\" and \"could not read\" are two answers")]
+pub fn parse_limit(text: &[u8]) -> Option<Option<u64>> {
+    match text.trim_ascii() {
+        b"max" => Some(None),
+        text => number::<u64>(text).map(|bytes| (bytes < NO_LIMIT).then_some(bytes)),
+    }
+}
+
+/// `cpu.max` (`max 100000`, `50000 100000`): cores. Outer `None`: not understood; inner `None`: no limit.
+#[expect(clippy::option_option, reason = "\"no limit\" and \"could not read\" are two answers")]
+pub fn parse_cpu_max(text: &[u8]) -> Option<Option<f64>> {
+    let mut fields = fields(text);
+    let quota = fields.next()?;
+    if quota == b"max" {
+        return Some(None);
+    }
+    // The kernel's own default period, where only a quota is given.
+    let period = fields.next().map_or(Some(100_000), number);
+    cores(number(quota)?, period?).map(Some)
+}
+
+/// `cpu.cfs_quota_us` and `cpu.cfs_period_us`: cores. A negative quota is no limit.
+#[expect(clippy::option_option, reason = "\"no limit\" and \"could not read\" are two answers")]
+pub fn parse_cfs(quota: &[u8], period: &[u8]) -> Option<Option<f64>> {
+    let quota: i64 = number(quota)?;
+    match u64::try_from(quota) {
+        Ok(quota) => cores(quota, number(period)?).map(Some),
+        Err(_) => Some(None),
+    }
+}
+
+fn cores(quota: u64, period: u64) -> Option<f64> {
+    (quota > 0 && period > 0).then(|| quota as f64 / period as f64)
+}
+
+/// The value of `key` in a file of `key value` lines (`cpu.stat`, `memory.stat`, `memory.events`).
+pub fn value_of(text: &[u8], key: &str) -> Option<u64> {
+    pairs(text).find(|(name, _)| *name == key.as_bytes()).map(|(_, value)| value)
+}
+
+/// The lines `key value` of a file; others are left out.
+fn pairs(text: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
+    text.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = fields(line);
+        Some((fields.next()?, number(fields.next()?)?))
+    })
+}
+
+/// What of a group's memory is what, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryStat {
+    pub inactive_file: u64,
+    pub active_file: u64,
+    /// What the kernel cannot give back without swap: anonymous, shared memory and tmpfs, unevictable, kernel stacks,
+    /// page tables, slab that is not reclaimable, socket buffers. v1 does not count the kernel's part.
+    pub unreclaimable: u64,
+    /// v1 only: the smallest limit among the group and its ancestors.
+    pub hierarchical_limit: Option<u64>,
+    /// v1 only; v2 has a file of its own.
+    pub swap: Option<u64>,
+}
+
+/// `memory.stat`. `None` without the lines every kernel since 2.6.31 prints.
+pub fn parse_memory_stat(text: &[u8], version: Version) -> Option<MemoryStat> {
+    let mut stat = MemoryStat::default();
+    let (mut inactive_file, mut anonymous) = (None, None);
+    for (name, value) in pairs(text) {
+        match (version, name) {
+            (Version::V2, b"inactive_file") | (Version::V1, b"total_inactive_file") => inactive_file = Some(value),
+            (Version::V2, b"active_file") | (Version::V1, b"total_active_file") => stat.active_file = value,
+            (Version::V2, b"anon") | (Version::V1, b"total_rss") => anonymous = Some(value),
+            // Unevictable pages are anonymous, shared or file pages that are locked. The first two are counted already;
+            // adding them once more would raise false alarms, and locked file pages are rare.
+            (Version::V2, b"shmem" | b"kernel_stack" | b"pagetables" | b"sec_pagetables" | b"slab_unreclaimable" | b"sock" | b"percpu")
+            | (Version::V1, b"total_shmem") => stat.unreclaimable = stat.unreclaimable.saturating_add(value),
+            (Version::V1, b"hierarchical_memory_limit") => stat.hierarchical_limit = (value < NO_LIMIT).then_some(value),
+            (Version::V1, b"total_swap") => stat.swap = Some(value),
+            _ => {}
+        }
+    }
+    stat.inactive_file = inactive_file?;
+    stat.unreclaimable = stat.unreclaimable.saturating_add(anonymous?);
+    Some(stat)
 }

@@ -4,7 +4,11 @@
 
 pub mod cgroupfs;
 pub mod clock;
+pub mod filesystem;
+pub mod kept;
 pub mod mounts;
 pub mod paths;
+pub mod procfs;
+pub mod psi;
 
 pub use paths::Paths;
