@@ -197,17 +197,15 @@ pub fn parse_cpu_max(text: &[u8]) -> Option<Option<f64>> {
     cores(number(quota)?, period?).map(Some)
 }
 
-/// `cpu.cfs_quota_us` and `cpu.cfs_period_us`: cores. A negative quota is no limit.
+/// `cpu.cfs_quota_us`, in microseconds. Outer `None`: not understood; inner `None` (a negative quota): no limit.
 #[expect(clippy::option_option, reason = "\"no limit\" and \"could not read\" are two answers")]
-pub fn parse_cfs(quota: &[u8], period: &[u8]) -> Option<Option<f64>> {
-    let quota: i64 = number(quota)?;
-    match u64::try_from(quota) {
-        Ok(quota) => cores(quota, number(period)?).map(Some),
-        Err(_) => Some(None),
-    }
+pub fn parse_quota(text: &[u8]) -> Option<Option<u64>> {
+    number::<i64>(text).map(|quota| u64::try_from(quota).ok())
 }
 
-fn cores(quota: u64, period: u64) -> Option<f64> {
+/// How many processors a quota of CPU time per period is worth. `None` for a period or quota of zero, which the kernel
+/// never accepts.
+pub fn cores(quota: u64, period: u64) -> Option<f64> {
     (quota > 0 && period > 0).then(|| quota as f64 / period as f64)
 }
 
@@ -242,21 +240,27 @@ pub struct MemoryStat {
 pub fn parse_memory_stat(text: &[u8], version: Version) -> Option<MemoryStat> {
     let mut stat = MemoryStat::default();
     let (mut inactive_file, mut anonymous) = (None, None);
+    // Anonymous and shared pages by the lists they are on, with file pages that are locked in memory.
+    let (mut listed, mut shared, mut kernel) = (0u64, 0u64, 0u64);
+    let grow = |sum: &mut u64, value| *sum = sum.saturating_add(value);
     for (name, value) in pairs(text) {
         match (version, name) {
             (Version::V2, b"inactive_file") | (Version::V1, b"total_inactive_file") => inactive_file = Some(value),
             (Version::V2, b"active_file") | (Version::V1, b"total_active_file") => stat.active_file = value,
             (Version::V2, b"anon") | (Version::V1, b"total_rss") => anonymous = Some(value),
-            // Unevictable pages are anonymous, shared or file pages that are locked. The first two are counted already;
-            // adding them once more would raise false alarms, and locked file pages are rare.
-            (Version::V2, b"shmem" | b"kernel_stack" | b"pagetables" | b"sec_pagetables" | b"slab_unreclaimable" | b"sock" | b"percpu")
-            | (Version::V1, b"total_shmem") => stat.unreclaimable = stat.unreclaimable.saturating_add(value),
+            (Version::V2, b"shmem") | (Version::V1, b"total_shmem") => shared = value,
+            (Version::V2, b"inactive_anon" | b"active_anon" | b"unevictable")
+            | (Version::V1, b"total_inactive_anon" | b"total_active_anon" | b"total_unevictable") => grow(&mut listed, value),
+            (Version::V2, b"kernel_stack" | b"pagetables" | b"sec_pagetables" | b"percpu" | b"slab_unreclaimable" | b"sock") => {
+                grow(&mut kernel, value);
+            }
             (Version::V1, b"hierarchical_memory_limit") => stat.hierarchical_limit = (value < NO_LIMIT).then_some(value),
             (Version::V1, b"total_swap") => stat.swap = Some(value),
             _ => {}
         }
     }
     stat.inactive_file = inactive_file?;
-    stat.unreclaimable = stat.unreclaimable.saturating_add(anonymous?);
+    // Not the sum of anonymous, shared and unevictable: a worker that locks its memory would be counted twice.
+    stat.unreclaimable = anonymous?.saturating_add(shared).max(listed).saturating_add(kernel);
     Some(stat)
 }

@@ -4,11 +4,13 @@
 
 pub mod cgroupfs;
 pub mod clock;
+pub mod cputime;
 pub mod filesystem;
 pub mod kept;
 pub mod mounts;
 pub mod paths;
 pub mod procfs;
 pub mod psi;
+pub mod scan;
 
 pub use paths::Paths;
