@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::mounts::{self, Mount};
 use super::paths::Paths;
+use super::procfs::{fields, number};
 
 /// Which generation of control groups a tree belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,4 +164,103 @@ fn find(paths: &Paths, mounts: &[Mount], memberships: &[Membership], version: Ve
         dir.pop();
     }
     Some(Own { version, mount: top, dir })
+}
+
+/// The smallest number a v1 file writes when it means "no limit": the counter's largest value in whole pages, of the
+/// largest page size there is (64 KiB); some kernels print `u64::MAX`.
+const NO_LIMIT: u64 = (i64::MAX as u64) & !0xffff;
+
+/// A file of one number.
+pub fn parse_number(text: &[u8]) -> Option<u64> {
+    number(text)
+}
+
+/// A memory limit of either version. Outer `None`: not understood; inner `None`: no limit.
+#[expect(clippy::option_option, reason = "\"no limit\" and \"could not read\" are two answers")]
+pub fn parse_limit(text: &[u8]) -> Option<Option<u64>> {
+    match text.trim_ascii() {
+        b"max" => Some(None),
+        text => number::<u64>(text).map(|bytes| (bytes < NO_LIMIT).then_some(bytes)),
+    }
+}
+
+/// `cpu.max` (`max 100000`, `50000 100000`): cores. Outer `None`: not understood; inner `None`: no limit.
+#[expect(clippy::option_option, reason = "\"no limit\" and \"could not read\" are two answers")]
+pub fn parse_cpu_max(text: &[u8]) -> Option<Option<f64>> {
+    let mut fields = fields(text);
+    let quota = fields.next()?;
+    if quota == b"max" {
+        return Some(None);
+    }
+    // The kernel's own default period, where only a quota is given.
+    let period = fields.next().map_or(Some(100_000), number);
+    cores(number(quota)?, period?).map(Some)
+}
+
+/// `cpu.cfs_quota_us`, in microseconds. Outer `None`: not understood; inner `None` (a negative quota): no limit.
+#[expect(clippy::option_option, reason = "\"no limit\" and \"could not read\" are two answers")]
+pub fn parse_quota(text: &[u8]) -> Option<Option<u64>> {
+    number::<i64>(text).map(|quota| u64::try_from(quota).ok())
+}
+
+/// How many processors a quota of CPU time per period is worth. `None` for a period or quota of zero, which the kernel
+/// never accepts.
+pub fn cores(quota: u64, period: u64) -> Option<f64> {
+    (quota > 0 && period > 0).then(|| quota as f64 / period as f64)
+}
+
+/// The value of `key` in a file of `key value` lines (`cpu.stat`, `memory.stat`, `memory.events`).
+pub fn value_of(text: &[u8], key: &str) -> Option<u64> {
+    pairs(text).find(|(name, _)| *name == key.as_bytes()).map(|(_, value)| value)
+}
+
+/// The lines `key value` of a file; others are left out.
+fn pairs(text: &[u8]) -> impl Iterator<Item = (&[u8], u64)> {
+    text.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut fields = fields(line);
+        Some((fields.next()?, number(fields.next()?)?))
+    })
+}
+
+/// What of a group's memory is what, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryStat {
+    pub inactive_file: u64,
+    pub active_file: u64,
+    /// What the kernel cannot give back without swap: anonymous, shared memory and tmpfs, unevictable, kernel stacks,
+    /// page tables, slab that is not reclaimable, socket buffers. v1 does not count the kernel's part.
+    pub unreclaimable: u64,
+    /// v1 only: the smallest limit among the group and its ancestors.
+    pub hierarchical_limit: Option<u64>,
+    /// v1 only; v2 has a file of its own.
+    pub swap: Option<u64>,
+}
+
+/// `memory.stat`. `None` without the lines every kernel since 2.6.31 prints.
+pub fn parse_memory_stat(text: &[u8], version: Version) -> Option<MemoryStat> {
+    let mut stat = MemoryStat::default();
+    let (mut inactive_file, mut anonymous) = (None, None);
+    // Anonymous and shared pages by the lists they are on, with file pages that are locked in memory.
+    let (mut listed, mut shared, mut kernel) = (0u64, 0u64, 0u64);
+    let grow = |sum: &mut u64, value| *sum = sum.saturating_add(value);
+    for (name, value) in pairs(text) {
+        match (version, name) {
+            (Version::V2, b"inactive_file") | (Version::V1, b"total_inactive_file") => inactive_file = Some(value),
+            (Version::V2, b"active_file") | (Version::V1, b"total_active_file") => stat.active_file = value,
+            (Version::V2, b"anon") | (Version::V1, b"total_rss") => anonymous = Some(value),
+            (Version::V2, b"shmem") | (Version::V1, b"total_shmem") => shared = value,
+            (Version::V2, b"inactive_anon" | b"active_anon" | b"unevictable")
+            | (Version::V1, b"total_inactive_anon" | b"total_active_anon" | b"total_unevictable") => grow(&mut listed, value),
+            (Version::V2, b"kernel_stack" | b"pagetables" | b"sec_pagetables" | b"percpu" | b"slab_unreclaimable" | b"sock") => {
+                grow(&mut kernel, value);
+            }
+            (Version::V1, b"hierarchical_memory_limit") => stat.hierarchical_limit = (value < NO_LIMIT).then_some(value),
+            (Version::V1, b"total_swap") => stat.swap = Some(value),
+            _ => {}
+        }
+    }
+    stat.inactive_file = inactive_file?;
+    // Not the sum of anonymous, shared and unevictable: a worker that locks its memory would be counted twice.
+    stat.unreclaimable = anonymous?.saturating_add(shared).max(listed).saturating_add(kernel);
+    Some(stat)
 }

@@ -4,10 +4,16 @@
 
 pub mod cgroupfs;
 pub mod clock;
+pub mod cputime;
+pub mod filesystem;
 pub mod group;
+pub mod kept;
 pub mod mounts;
 pub mod paths;
 pub mod process;
+pub mod procfs;
+pub mod psi;
+pub mod scan;
 pub mod stops;
 
 pub use paths::Paths;
