@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::config::settings::{Signal, ThrottleMethod, Worker};
 use crate::host::process::{self, Delivery, Process};
 use crate::host::stops::{StopTable, Ticket};
-use crate::host::{Paths, group};
+use crate::host::{Paths, cputime, group, procfs, scan};
 use crate::policy::Resource;
 use crate::sampling::readings::SlotId;
 use crate::supervisor::Supervisor;
@@ -185,7 +185,7 @@ impl Throttle {
         let failures: Vec<String> = slots.into_iter().filter_map(|slot| self.let_go(slot, now).err()).collect();
         self.wishes.clear();
         // Whatever is still written down, from a release that failed earlier.
-        let late = self.undo.restore(&self.paths.proc, |saved| !matches!(saved, Saved::Folder { .. }));
+        let late = self.undo.restore(&self.paths, |saved| !matches!(saved, Saved::Folder { .. }));
         if failures.is_empty() && late.is_empty() { Ok(count) } else { Err([failures, late].concat().join("; ")) }
     }
 
@@ -269,12 +269,13 @@ impl Throttle {
                     newest_pid: None,
                 };
                 cycle.look_for_members(&self.paths, slot, supervisor, now);
-                let cpu = cycle.cpu(&self.paths.proc);
+                let cpu = cycle.cpu(&self.paths);
                 cycle.duty = Duty::new(cores, replica.worker.longest_stop, now, cpu);
                 Ok(Grip::Duty(Box::new(cycle)))
             }
             Method::Nice => {
-                let processes = process::scan(&self.paths.proc).map_err(|error| format!("/proc could not be read: {error}"))?;
+                let mut processes = Vec::new();
+                scan::processes(&self.paths, &mut processes, &mut Vec::new()).map_err(|error| format!("/proc could not be read: {error}"))?;
                 let members = supervisor.members(slot, &processes);
                 for member in &members {
                     let old = process::nice(member.pid()).map_err(|error| error.to_string())?;
@@ -290,7 +291,7 @@ impl Throttle {
     }
 
     fn undo_files(&mut self, files: &[PathBuf]) -> Vec<String> {
-        self.undo.restore(&self.paths.proc, |saved| matches!(saved, Saved::File { path, .. } if files.contains(path)))
+        self.undo.restore(&self.paths, |saved| matches!(saved, Saved::File { path, .. } if files.contains(path)))
     }
 
     fn drop_grip(&mut self, held: Held, now: Duration) -> Result<(), String> {
@@ -309,7 +310,7 @@ impl Throttle {
                 cycle.go_on(&self.stops)
             }
             Grip::Nice { members } => self.undo.restore(
-                &self.paths.proc,
+                &self.paths,
                 |saved| matches!(saved, Saved::Nice { pid, started, .. } if members.contains(&(*pid, *started))),
             ),
         };
@@ -340,7 +341,7 @@ impl Throttle {
             if cycle.duty.hold() == Hold::Run {
                 cycle.look_for_members(&self.paths, *slot, supervisor, now);
             }
-            let cpu = cycle.cpu(&self.paths.proc);
+            let cpu = cycle.cpu(&self.paths);
             let was = cycle.duty.hold();
             let (hold, next) = cycle.duty.step(now, cpu);
             cycle.next = next;
@@ -422,13 +423,16 @@ impl Cycle {
         if newest.is_some() && newest == self.newest_pid && !self.members.is_empty() {
             return;
         }
-        let Ok(processes) = process::scan(&paths.proc) else { return };
+        let mut processes = Vec::new();
+        if scan::processes(paths, &mut processes, &mut Vec::new()).is_err() {
+            return;
+        }
         (self.scanned, self.newest_pid) = (now, newest);
         self.members = supervisor.members(slot, &processes);
     }
 
     /// CPU time of the tree; never goes down.
-    fn cpu(&mut self, proc_root: &Path) -> Duration {
+    fn cpu(&mut self, paths: &Paths) -> Duration {
         if let Some(total) = self.accounting.as_deref().and_then(group_cpu) {
             self.sum = self.sum.max(total);
             return self.sum;
@@ -436,7 +440,7 @@ impl Cycle {
         let now: Duration = self
             .members
             .iter()
-            .map(|member| process::cpu_clock(member.pid()).unwrap_or_default() + process::children_cpu(proc_root, member.pid()).unwrap_or_default())
+            .map(|member| cputime::of_process(member.pid()).unwrap_or_default() + process::children_cpu(paths, member.pid()))
             .sum();
         if now + self.lost < self.sum {
             // Members that have gone took their clocks with them.
@@ -509,5 +513,5 @@ fn group_cpu(folder: &Path) -> Option<Duration> {
 
 /// The last pid that was given away; while it stays the same no process was made.
 fn newest_pid(proc_root: &Path) -> Option<i32> {
-    group::read_value(&proc_root.join("loadavg")).ok()?.rsplit(' ').next()?.parse().ok()
+    std::fs::read(proc_root.join("loadavg")).ok().and_then(|text| procfs::parse_last_pid(&text))
 }

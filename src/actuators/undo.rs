@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::host::{group, process};
+use crate::host::{Paths, group, process};
 
 /// One thing to put back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,7 +45,7 @@ impl Saved {
     }
 
     /// Puts it back, if it is still about the same thing.
-    pub fn restore(&self, proc_root: &Path) -> Restored {
+    pub fn restore(&self, paths: &Paths) -> Restored {
         let result = match self {
             Saved::File { path, dev, ino, old } => {
                 let folder = path.parent().unwrap_or(Path::new("/"));
@@ -54,7 +54,7 @@ impl Saved {
                     _ => return Restored::Gone,
                 }
             }
-            Saved::Nice { pid, started, old } => match process::Process::open(proc_root, *pid, Some(*started)) {
+            Saved::Nice { pid, started, old } => match process::Process::open(paths, *pid, Some(*started)) {
                 Ok(Some(_)) => process::set_idle_class(*pid, false).and_then(|()| process::set_nice(*pid, *old)),
                 _ => return Restored::Gone,
             },
@@ -101,7 +101,7 @@ impl UndoLog {
     }
 
     /// Puts back and forgets everything for which `which` says so, the latest first. Returns what could not be put back.
-    pub fn restore(&mut self, proc_root: &Path, which: impl Fn(&Saved) -> bool) -> Vec<String> {
+    pub fn restore(&mut self, paths: &Paths, which: impl Fn(&Saved) -> bool) -> Vec<String> {
         let mut failed = Vec::new();
         let (mut undo, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries).into_iter().partition(&which);
         self.entries = keep;
@@ -110,7 +110,7 @@ impl UndoLog {
         }
         undo.reverse();
         for saved in undo {
-            if let Restored::Failed(why) = saved.restore(proc_root) {
+            if let Restored::Failed(why) = saved.restore(paths) {
                 // Kept: the next attempt may succeed, and the next start certainly tries.
                 self.entries.push(saved);
                 failed.push(why);
@@ -136,7 +136,7 @@ impl UndoLog {
 
 /// Puts back everything an earlier run wrote down at `path`. Lines that cannot be read are skipped: the file may have been
 /// cut off by the crash that makes this necessary.
-pub fn sweep(path: &Path, proc_root: &Path) -> io::Result<Swept> {
+pub fn sweep(path: &Path, paths: &Paths) -> io::Result<Swept> {
     let mut file = match File::options().read(true).write(true).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Swept::default()),
@@ -148,7 +148,7 @@ pub fn sweep(path: &Path, proc_root: &Path) -> io::Result<Swept> {
     let mut swept = Swept::default();
     let mut left = Vec::new();
     for saved in entries.iter().rev() {
-        match saved.restore(proc_root) {
+        match saved.restore(paths) {
             Restored::Done => swept.restored += 1,
             Restored::Gone => swept.gone += 1,
             Restored::Failed(why) => {
@@ -208,11 +208,11 @@ mod tests {
         // A crash in the middle of a line.
         File::options().append(true).open(&log_path).unwrap().write_all(b"{\"kind\":\"fi").unwrap();
 
-        let swept = sweep(&log_path, Path::new("/proc")).unwrap();
+        let swept = sweep(&log_path, &Paths::default()).unwrap();
         assert_eq!((swept.restored, swept.gone, swept.failed.len()), (1, 1, 0));
         assert_eq!(std::fs::read_to_string(one.join("cpu.max")).unwrap().trim(), "max 100000");
         assert_eq!(std::fs::read_to_string(two.join("cpu.max")).unwrap().trim(), "theirs");
-        assert_eq!(sweep(&log_path, Path::new("/proc")).unwrap(), Swept::default(), "a second sweep finds nothing");
+        assert_eq!(sweep(&log_path, &Paths::default()).unwrap(), Swept::default(), "a second sweep finds nothing");
     }
 
     #[test]

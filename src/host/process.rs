@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags};
 
+use super::paths::Paths;
+use super::procfs::Stat;
+use super::scan;
 use crate::config::settings::Signal;
 
 /// A process that cannot be mistaken for another: the descriptor names this very one, whatever becomes of its number.
@@ -32,7 +35,7 @@ pub enum Delivery {
 impl Process {
     /// Opens `pid` and, when `started` (clock ticks since boot, field 22 of `/proc/PID/stat`) is given, makes sure that it
     /// is still the process that was meant. `None`: it has ended, or the number belongs to another one now.
-    pub fn open(proc_root: &Path, pid: i32, started: Option<u64>) -> io::Result<Option<Process>> {
+    pub fn open(paths: &Paths, pid: i32, started: Option<u64>) -> io::Result<Option<Process>> {
         let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
         let pidfd = match rustix::process::pidfd_open(number, PidfdFlags::empty()) {
             Ok(fd) => fd,
@@ -40,7 +43,7 @@ impl Process {
             Err(error) => return Err(error.into()),
         };
         // Read after the descriptor is open: if the start time matches now, the descriptor cannot be of a later process.
-        let Some(found) = read_stat(proc_root, pid).map(|stat| stat.started) else { return Ok(None) };
+        let Some(found) = scan::process(paths, pid, &mut Vec::new()).map(|stat| stat.started) else { return Ok(None) };
         if started.is_some_and(|expected| expected != found) {
             return Ok(None);
         }
@@ -70,62 +73,6 @@ impl Process {
             error => Err(error),
         }
     }
-}
-
-/// The parts of `/proc/PID/stat` that tell who a process is and where it belongs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stat {
-    pub pid: i32,
-    /// `R`, `S`, `D`, `T`, `Z` …
-    pub state: u8,
-    pub parent: i32,
-    pub session: i32,
-    /// Clock ticks since boot.
-    pub started: u64,
-}
-
-impl Stat {
-    /// A zombie or dead process holds nothing any more; it only waits to be reaped.
-    pub fn has_ended(&self) -> bool {
-        matches!(self.state, b'Z' | b'X' | b'x')
-    }
-}
-
-/// Reads and parses `PID/stat` under `proc_root`; `None` when the process is gone or the text is not understood.
-pub fn read_stat(proc_root: &Path, pid: i32) -> Option<Stat> {
-    let mut text = [0_u8; 1024];
-    let mut file = File::open(proc_root.join(pid.to_string()).join("stat")).ok()?;
-    let length = file.read(&mut text).ok()?;
-    parse_stat(text.get(..length)?)
-}
-
-/// Parses `/proc/PID/stat`. The command may hold spaces and brackets, so fields are counted from the last `)`.
-pub fn parse_stat(text: &[u8]) -> Option<Stat> {
-    let open = text.iter().position(|byte| *byte == b'(')?;
-    let close = text.iter().rposition(|byte| *byte == b')')?;
-    let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.trim().parse::<i64>().ok();
-    let pid = i32::try_from(number(text.get(..open)?)?).ok()?;
-    let mut fields = text.get(close + 1..)?.split(|byte| byte.is_ascii_whitespace()).filter(|field| !field.is_empty());
-    // After the command: state(3) ppid(4) pgrp(5) session(6) … starttime(22).
-    let state = *fields.next()?.first()?;
-    let parent = i32::try_from(number(fields.next()?)?).ok()?;
-    let session = i32::try_from(number(fields.nth(1)?)?).ok()?;
-    let started = u64::try_from(number(fields.nth(15)?)?).ok()?;
-    Some(Stat { pid, state, parent, session, started })
-}
-
-/// Every process under `proc_root`, in the order of the directory. What ends while we look is left out.
-pub fn scan(proc_root: &Path) -> io::Result<Vec<Stat>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(proc_root)? {
-        let Ok(entry) = entry else { continue };
-        if let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok())
-            && let Some(stat) = read_stat(proc_root, pid)
-        {
-            found.push(stat);
-        }
-    }
-    Ok(found)
 }
 
 /// Where a tree began.
@@ -158,14 +105,19 @@ pub fn tree_of(root: Root, keeper: i32, known: &[(i32, u64)], processes: &[Stat]
     let mut next = 0;
     while let Some(parent) = members.get(next).map(|member| member.pid) {
         for process in processes {
-            if process.parent == parent && process.pid != keeper && !members.iter().any(|member| member.pid == process.pid) {
+            if process.ppid == parent && process.pid != keeper && !members.iter().any(|member| member.pid == process.pid) {
                 members.push(*process);
             }
         }
         next += 1;
     }
-    members.retain(|member| !member.has_ended());
+    members.retain(|member| !has_ended(member));
     members
+}
+
+/// A zombie or dead process holds nothing any more; it only waits to be reaped.
+pub fn has_ended(stat: &Stat) -> bool {
+    matches!(stat.state, b'Z' | b'X' | b'x')
 }
 
 /// Clock ticks in a second, the unit of start times.
@@ -233,31 +185,10 @@ pub fn reap_one() -> Option<Exit> {
     }
 }
 
-/// CPU time of a whole process, all its threads, living and ended (0.2 µs, against 2.6 µs for `/proc/PID/stat`). The pid
-/// must be held (an unreaped child, or a pidfd opened before and checked after), or it may be a stranger's.
-pub fn cpu_clock(pid: i32) -> Option<Duration> {
-    // The kernel's encoding of "CPU clock of process pid, in nanoseconds of the scheduler" (CPUCLOCK_SCHED = 2).
-    let clock = (!pid << 3) | 2;
-    // SAFETY: timespec is plain data; the pointer is to a live local.
-    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
-    // SAFETY: as above; an unknown clock id is answered with EINVAL.
-    if unsafe { libc::clock_gettime(clock, &mut time) } != 0 {
-        return None;
-    }
-    Some(Duration::new(u64::try_from(time.tv_sec).ok()?, u32::try_from(time.tv_nsec).ok()?))
-}
-
-/// CPU time of the children a process has waited for (`cutime` and `cstime`), which its own clock does not hold.
-pub fn children_cpu(proc_root: &Path, pid: i32) -> Option<Duration> {
-    let mut text = [0_u8; 1024];
-    let length = File::open(proc_root.join(pid.to_string()).join("stat")).ok()?.read(&mut text).ok()?;
-    let text = text.get(..length)?;
-    let close = text.iter().rposition(|byte| *byte == b')')?;
-    let after = std::str::from_utf8(text.get(close + 1..)?).ok()?;
-    // After the command: state is field 3, cutime 16, cstime 17.
-    let mut fields = after.split_ascii_whitespace().skip(13);
-    let ticks = fields.next()?.parse::<u64>().ok()?.checked_add(fields.next()?.parse::<u64>().ok()?)?;
-    Some(Duration::from_secs_f64(ticks as f64 / ticks_per_second().max(1) as f64))
+/// CPU time of the children a process has waited for, which its own clock does not hold; zero once it has ended.
+pub fn children_cpu(paths: &Paths, pid: i32) -> Duration {
+    let waited = scan::process(paths, pid, &mut Vec::new()).map_or(0, |stat| stat.waited);
+    Duration::from_secs_f64(waited as f64 / ticks_per_second().max(1) as f64)
 }
 
 /// What a worker is started with.
@@ -461,13 +392,13 @@ pub fn raise_descriptor_limit() -> Option<(u64, u64)> {
 }
 
 /// Our own `oom_score_adj`.
-pub fn own_oom_score_adj(proc_root: &Path) -> Option<i32> {
-    std::fs::read_to_string(proc_root.join("self/oom_score_adj")).ok()?.trim().parse().ok()
+pub fn own_oom_score_adj(paths: &Paths) -> Option<i32> {
+    std::fs::read_to_string(paths.proc.join("self/oom_score_adj")).ok()?.trim().parse().ok()
 }
 
 /// Tries to make the daemon a less likely victim of the OOM killer; lowering needs `CAP_SYS_RESOURCE`.
-pub fn set_own_oom_score_adj(proc_root: &Path, value: i32) -> io::Result<()> {
-    File::options().write(true).open(proc_root.join("self/oom_score_adj"))?.write_all(value.to_string().as_bytes())
+pub fn set_own_oom_score_adj(paths: &Paths, value: i32) -> io::Result<()> {
+    File::options().write(true).open(paths.proc.join("self/oom_score_adj"))?.write_all(value.to_string().as_bytes())
 }
 
 /// The nice value of another process.
@@ -521,24 +452,10 @@ pub fn signal_name(signal: i32) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
-
-    #[test]
-    fn a_command_with_brackets_and_spaces_does_not_shift_the_fields() {
-        let text = b"42 (a) b (c) S 7 42 41 0 -1 4194560 1 0 0 0 1 2 0 0 20 0 1 0 12345 1000 5 184467";
-        assert_eq!(parse_stat(text), Some(Stat { pid: 42, state: b'S', parent: 7, session: 41, started: 12345 }));
-    }
-
-    #[test]
-    fn our_own_stat_is_read() {
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let stat = read_stat(Path::new("/proc"), pid).unwrap();
-        assert_eq!((stat.pid, stat.has_ended()), (pid, false));
-    }
 
     #[test]
     fn a_tree_holds_descendants_session_and_the_reparented_but_not_strangers() {
-        let process = |pid, parent, session| Stat { pid, state: b'S', parent, session, started: u64::try_from(pid).unwrap() };
+        let process = |pid, ppid, session| Stat { pid, state: b'S', ppid, session, busy: 0, waited: 0, threads: 1, started: u64::try_from(pid).unwrap() };
         let processes = [
             process(1, 0, 1),
             process(10, 1, 10),  // the daemon
@@ -560,12 +477,5 @@ mod tests {
         let strangers = [process(1, 0, 1), process(20, 1, 20), process(26, 20, 20)].map(|stat| Stat { started: 500, ..stat });
         assert_eq!(tree_of(ended, 10, &[], &strangers), []);
         assert_eq!(tree_of(ended, 10, &[], &strangers[2..]), [], "nor are those who outlive the stranger");
-    }
-
-    proptest! {
-        #[test]
-        fn stat_survives_any_bytes(bytes: Vec<u8>) {
-            let _ = parse_stat(&bytes);
-        }
     }
 }

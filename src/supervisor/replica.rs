@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::settings::Worker;
+use crate::host::Paths;
 use crate::host::clock::Moment;
 use crate::host::group::Group;
 use crate::host::process::{self, Delivery, Exit, Process, Root};
+use crate::host::procfs::Stat;
 use crate::sampling::readings::SlotId;
 
 use super::state::{History, State};
@@ -88,15 +90,15 @@ impl Life {
     }
 
     /// Everybody who is alive in this life's tree, as handles that cannot reach a stranger. `processes` is a fresh scan.
-    pub fn members(&self, proc_root: &std::path::Path, keeper: i32, processes: &[process::Stat]) -> Vec<Process> {
+    pub fn members(&self, paths: &Paths, keeper: i32, processes: &[Stat]) -> Vec<Process> {
         let mut found = process::tree_of(self.root(), keeper, &self.known, processes);
         // The group knows those who left the session before they were ever seen.
         if let Some(pids) = self.group.as_ref().and_then(Group::members) {
-            let missing = processes.iter().filter(|stat| pids.contains(&stat.pid) && !stat.has_ended());
+            let missing = processes.iter().filter(|stat| pids.contains(&stat.pid) && !process::has_ended(stat));
             let missing: Vec<_> = missing.filter(|stat| stat.pid != keeper && !found.iter().any(|member| member.pid == stat.pid)).copied().collect();
             found.extend(missing);
         }
-        found.iter().filter_map(|stat| Process::open(proc_root, stat.pid, Some(stat.started)).ok().flatten()).collect()
+        found.iter().filter_map(|stat| Process::open(paths, stat.pid, Some(stat.started)).ok().flatten()).collect()
     }
 
     /// Sends a signal to the process that was started, and lets it go on if it is stopped: a signal does not reach a

@@ -11,6 +11,8 @@ use crate::host::Paths;
 use crate::host::clock::Moment;
 use crate::host::group::Groups;
 use crate::host::process::{self, Delivery, Exit, ExitStatus, Launch, Process};
+use crate::host::procfs::Stat;
+use crate::host::scan;
 use crate::journal::Event;
 use crate::sampling::readings::{Readings, SlotId, Target};
 
@@ -255,14 +257,17 @@ impl Supervisor {
             return;
         }
         // One scan serves all of them. If /proc cannot be read now, the next look tries again.
-        let Ok(processes) = process::scan(&self.around.paths.proc) else { return };
-        let (keeper, proc_root) = (self.around.keeper, self.around.paths.proc.clone());
+        let mut processes = Vec::new();
+        if scan::processes(&self.around.paths, &mut processes, &mut Vec::new()).is_err() {
+            return;
+        }
+        let (keeper, paths) = (self.around.keeper, &self.around.paths);
         for replica in &mut self.replicas {
             if !ending(replica.state) {
                 continue;
             }
             let Some(life) = replica.life.as_mut() else { continue };
-            let members = life.members(&proc_root, keeper, &processes);
+            let members = life.members(paths, keeper, &processes);
             match &mut replica.state {
                 State::Stopping { killed, .. } => {
                     *killed = true;
@@ -423,8 +428,8 @@ impl Supervisor {
     }
 
     /// The living members of one life's tree, found by a fresh look at all processes.
-    pub fn members(&self, slot: SlotId, processes: &[process::Stat]) -> Vec<Process> {
-        self.life(slot).map(|life| life.members(&self.around.paths.proc, self.around.keeper, processes)).unwrap_or_default()
+    pub fn members(&self, slot: SlotId, processes: &[Stat]) -> Vec<Process> {
+        self.life(slot).map(|life| life.members(&self.around.paths, self.around.keeper, processes)).unwrap_or_default()
     }
 
     /// What the sampler is to look at.
@@ -488,7 +493,7 @@ fn launch(around: &Surroundings, worker: &Worker, name: &str) -> io::Result<(Pro
     };
     let started = process::spawn(&launch).and_then(|pid| {
         // It is our child and not reaped yet: the number cannot have been given away.
-        Process::open(&around.paths.proc, pid, None)?.ok_or_else(|| io::Error::other("it ended before it could be held"))
+        Process::open(&around.paths, pid, None)?.ok_or_else(|| io::Error::other("it ended before it could be held"))
     });
     match started {
         Ok(process) => Ok((process, group)),
