@@ -118,7 +118,8 @@ fn find(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> Option<f64> 
 
 #[test]
 fn the_numbers_of_the_snapshot_are_on_both_pages() {
-    let expected: &[(&str, &[(&str, &str)], Option<f64>)] = &[
+    type Expected<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<f64>);
+    let expected: &[Expected] = &[
         ("plimsoll_up", &[], Some(1.0)),
         ("plimsoll_build_info", &[("version", env!("CARGO_PKG_VERSION"))], Some(1.0)),
         (
@@ -272,8 +273,13 @@ fn the_document_is_what_the_table_says() {
 /// Hands `page` to `promtool check metrics`; `None` where it is not installed, else whether it passed and what it said.
 #[expect(clippy::disallowed_methods, reason = "the real linter is another program")]
 fn promtool(page: &str) -> Option<(bool, String)> {
-    let mut child =
-        Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().ok()?;
+    let mut child = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
     child.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     Some((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
