@@ -157,19 +157,22 @@ impl Sense<'_> {
     }
 
     fn policy(&mut self, policy: &mut file::Policy) -> Policy {
-        Policy {
-            dry_run: policy.dry_run,
-            cpu: self.cpu(&mut policy.cpu),
-            memory: self.memory(&mut policy.memory),
-            disks: policy
-                .disks
-                .iter_mut()
-                .enumerate()
-                .collect::<Vec<_>>()
-                .into_iter()
-                .map(|(index, disk)| self.disk(index, disk))
-                .collect(),
+        let cpu = self.cpu(&mut policy.cpu);
+        let memory = self.memory(&mut policy.memory);
+        let mut disks: Vec<DiskPolicy> = Vec::new();
+        // Paths are compared as the kernel sees them: "/data" and "/data/" are one.
+        let mut seen: Vec<PathBuf> = Vec::new();
+        for (index, disk) in policy.disks.iter_mut().enumerate() {
+            let judged = self.disk(index, disk);
+            let real = std::fs::canonicalize(&judged.path).unwrap_or_else(|_| judged.path.clone());
+            if !disk.path.is_empty() && seen.contains(&real) {
+                let key = format!("{}.path", self.item("policy.disks", index));
+                self.refuse(&key, format!("{:?} is there twice", disk.path), "one rule for each folder");
+            }
+            seen.push(real);
+            disks.push(judged);
         }
+        Policy { dry_run: policy.dry_run, cpu, memory, disks }
     }
 
     fn cpu(&mut self, cpu: &mut file::Cpu) -> CpuPolicy {
@@ -201,7 +204,6 @@ impl Sense<'_> {
             MemoryLimit::Auto => None,
             MemoryLimit::Size(Size(bytes)) => Some(bytes),
         };
-        #[expect(clippy::cast_precision_loss, reason = "compared with other sizes, not counted")]
         let against = limit.map(|bytes| bytes as f64);
         if !self.is_set("policy.memory.low") && below(memory.low, memory.high, against) != Some(true) {
             memory.low = low_under(memory.high, 10.0, 7);
@@ -274,13 +276,11 @@ impl Sense<'_> {
     /// low < high < critical, as far as that can be known before the limit is.
     fn ascending<L: LineText>(&mut self, table: &str, low: L, high: L, critical: Option<L>, limit: Option<f64>) {
         let (low_key, high_key, critical_key) = (format!("{table}.low"), format!("{table}.high"), format!("{table}.critical"));
-        for (key, line) in [(&low_key, Some(low)), (&high_key, Some(high)), (&critical_key, critical)] {
-            if let (Some(line), Some(limit)) = (line, limit)
-                && line.line().share_of(limit) > 1.0
-                && !self.is_spoiled(key)
-            {
-                self.refuse(key, format!("\"{line}\" is over the limit and is never reached"), &format!("a line up to {table}.limit"));
-            }
+        let lines = [(&low_key, Some(low)), (&high_key, Some(high)), (&critical_key, critical)];
+        let over = |line: L| limit.is_some_and(|limit| line.line().share_of(limit) > 1.0);
+        if let Some((key, Some(line))) = lines.into_iter().find(|(key, line)| line.is_some_and(over) && !self.is_spoiled(key)) {
+            self.refuse(key, format!("\"{line}\" is over the limit and never reached"), &format!("a line up to {table}.limit"));
+            return;
         }
         if self.is_spoiled(&high_key) {
             return;
@@ -576,7 +576,7 @@ impl LineText for BytesLine {
     fn line(self) -> Line {
         match self {
             BytesLine::Percent(percent) => Line::Share(percent.share()),
-            #[expect(clippy::cast_precision_loss, reason = "a line, not a count: off by less than a page in any real machine")]
+            // Exact up to 8 PiB.
             BytesLine::Size(Size(bytes)) => Line::Amount(bytes as f64),
         }
     }

@@ -11,8 +11,11 @@ use super::problems::Problem;
 use super::tree::{Layer, Node, Origin, Tree, is_secret, join, numbered};
 use super::units::{self, Scalar, Span, Unfit, Unit as _, nearest};
 
-/// Keys of the design that this version does not carry out yet, and the values of theirs that ask for nothing.
-const LATER: [(&str, fn(&Tree) -> bool); 8] = [
+/// True for a value that asks for nothing.
+type AsksNothing = fn(&Tree) -> bool;
+
+/// Keys of the design that this version does not carry out yet, and the values of theirs that are taken nevertheless.
+const LATER: [(&str, AsksNothing); 8] = [
     ("jobs", is_empty),
     ("gateway", is_empty),
     ("workers.*.listen", is_empty),

@@ -141,11 +141,8 @@ fn collect_secrets(node: &Node, path: &str, secret: &mut Vec<Range<usize>>) {
 /// True for keys whose values are never shown: the API key and the variables of workers.
 pub fn is_secret(path: &str) -> bool {
     let mut keys = path.split('.');
-    match (keys.next(), keys.next(), keys.next(), keys.next()) {
-        (Some("http"), Some("api_key"), None, None) => true,
-        (Some("workers"), Some(_), Some("env"), Some(_)) => true,
-        _ => false,
-    }
+    let first = [keys.next(), keys.next(), keys.next(), keys.next()];
+    matches!(first, [Some("http"), Some("api_key"), None, None] | [Some("workers"), Some(_), Some("env"), Some(_)])
 }
 
 /// A key below a dotted path.
