@@ -223,7 +223,8 @@ impl Session {
     }
 
     fn stdout_style(&self) -> Style {
-        Style { color: self.colour(std::io::stdout().is_terminal()) }
+        let columns = rustix::termios::tcgetwinsize(std::io::stdout()).map_or(0, |size| usize::from(size.ws_col));
+        Style { color: self.colour(std::io::stdout().is_terminal()), width: if columns == 0 { Style::PLAIN.width } else { columns } }
     }
 
     fn colour(&self, terminal: bool) -> bool {
