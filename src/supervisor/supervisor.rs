@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::config::settings::{Restart, Signal, Worker};
 use crate::host::Paths;
 use crate::host::clock::Moment;
-use crate::host::group::Groups;
+use crate::host::group::{self, Groups};
 use crate::host::process::{self, Delivery, Exit, ExitStatus, Launch, Process};
 use crate::host::procfs::Stat;
 use crate::host::scan;
@@ -138,7 +138,7 @@ impl Supervisor {
         let slot = SlotId(self.next_slot);
         let Some(replica) = self.replicas.get_mut(place) else { return };
         let worker = replica.worker.clone();
-        let name = format!("w-{}.{}-{}", file_name(&worker.name), replica.index, slot.0);
+        let name = format!("{}{}.{}-{}", group::REPLICA, file_name(&worker.name), replica.index, slot.0);
         match launch(&self.around, &worker, &name) {
             Ok((process, group)) => {
                 self.next_slot += 1;
