@@ -243,6 +243,32 @@ fn a_problem_is_shown_with_its_line_and_what_was_meant() {
 }
 
 #[test]
+fn of_a_long_line_the_part_that_matters_is_shown() {
+    let file = format!("log = {{ level = \"info\", {}levle = \"x\" }}\n", " ".repeat(500));
+    let problems = Case::new(&file).bad();
+    let shown = problems.to_string();
+    assert!(shown.starts_with("plimsoll.toml:1:525: error: log.levle: unknown key"), "{shown}");
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines[1].find("levle"), lines[2].find('^'), "{shown}");
+    assert!(lines[1].len() < 200 && lines[2].ends_with("^^^^^"), "{shown}");
+}
+
+#[test]
+fn nesting_without_end_is_a_problem_and_no_crash() {
+    let deep = "a.".repeat(50_000);
+    for case in [
+        Case::new(&format!("{deep}a = 1")),
+        Case::new(&format!("[{deep}a]")),
+        Case::new(&format!("a = {}{}", "[".repeat(50_000), "]".repeat(50_000))),
+        Case::new("").set(&format!("{deep}a=1")),
+        Case::new("").set(&format!("a={}", "[".repeat(50_000))),
+        Case::new("").env(&format!("PLIMSOLL_{}A", "A__".repeat(50_000)), "1"),
+    ] {
+        assert_eq!(case.bad().exit_code(), 78);
+    }
+}
+
+#[test]
 fn mistakes_of_syntax_have_a_place_too() {
     for (name, file, place) in [
         ("no value", "[log]\nlevel =\n", 2),
@@ -270,6 +296,11 @@ fn files_that_are_not_there_or_not_text_get_one_line() {
     let case = Case::new("");
     std::fs::write(case.folder.path().join("plimsoll.toml"), b"[log]\nlevel = \"\xff\"\n").expect("a writable folder");
     assert_eq!(case.bad().to_string(), "plimsoll.toml: error: line 2 is not UTF-8 text");
+    let mut case = Case::new("");
+    case.sources.file = Some(PathBuf::from("/dev/zero"));
+    assert_eq!(case.bad().to_string(), "/dev/zero: error: is larger than 1 MiB");
+    case.sources.file = Some(PathBuf::from("/"));
+    assert_eq!(case.bad().to_string(), "/: error: could not be read: Is a directory (os error 21)");
 }
 
 #[test]

@@ -116,11 +116,13 @@ impl Source {
         let source = Arc::new(Source { name: name.to_owned(), text, secret });
         let origin = Origin::File(Arc::clone(&source));
         let mut problems: Vec<Problem> = Vec::new();
+        let mut last: Option<usize> = None;
         for (span, message) in mistakes {
-            let place = origin.place(&span);
             // One slip often trips the parser several times on the same line.
-            if !problems.iter().any(|problem| problem.place.line() == place.line()) {
-                problems.push(Problem { key: String::new(), place, message, allowed: None, suggestion: None });
+            let same_line = last.and_then(|last| source.text.get(last..span.start)).is_some_and(|between| !between.contains('\n'));
+            last = Some(span.start);
+            if !same_line {
+                problems.push(Problem { key: String::new(), place: origin.place(&span), message, allowed: None, suggestion: None });
             }
         }
         (source, root, problems)
