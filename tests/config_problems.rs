@@ -144,6 +144,7 @@ fn each_impossible_setting_is_refused_at_its_place() {
             "4:8 policy.disks[1].path: \"/.\" is there twice",
         ),
         ("no command", "[workers.web]\npriority = 1".into(), "1:10 workers.web.command: is missing"),
+        ("no command beside what asks for nothing", "[workers.web]\nmembers = \"tree\"".into(), "1:10 workers.web.command: is missing"),
         ("empty command", "[workers.web]\ncommand = []".into(), "2:11 workers.web.command: is empty"),
         ("a command line", "[workers.web]\ncommand = \"sh -c x\"".into(), "2:11 workers.web.command: \"sh -c x\" is text"),
         (
@@ -415,7 +416,7 @@ fn a_command_becomes_worker_main_and_the_file_speaks_about_it() {
 fn the_environment_reaches_every_kind_of_key() {
     let case = Case::new("[workers.vector-db]\ncommand = [\"sh\"]\nenv = { KEEP = \"1\" }\n")
         .env("PLIMSOLL_WORKERS__VECTOR_DB__REPLICAS", "cpus+2")
-        .env("PLIMSOLL_WORKERS__VECTOR_DB__ENV__Mixed", "2")
+        .env("PLIMSOLL_WORKERS__VECTOR_DB__ENV__Mixed", "1_0")
         .env("PLIMSOLL_WORKERS__VECTOR_DB__DIRECTORY", "/")
         .env("PLIMSOLL_WORKERS__VECTOR_DB__USER", "0")
         .env("PLIMSOLL_HTTP__LISTEN", "127.0.0.1:1, [::1]:2")
@@ -426,7 +427,7 @@ fn the_environment_reaches_every_kind_of_key() {
     let settings = case.good().settings;
     let worker = &settings.workers[0];
     assert_eq!(worker.replicas, Replicas::Cpus { plus: 2 });
-    assert_eq!(worker.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(), ["KEEP=1", "Mixed=2"]);
+    assert_eq!(worker.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(), ["KEEP=1", "Mixed=1_0"]);
     assert_eq!(worker.user.as_deref(), Some("0"));
     assert_eq!(settings.http.listen.len(), 2);
     assert_eq!(settings.policy.memory.rule.on_high, [Rung::Notify]);
@@ -456,8 +457,7 @@ fn secrets_are_never_shown() {
     let loaded = Case::new(&file).env("PLIMSOLL_HTTP__API_KEY", SECRET).good();
     assert_eq!(loaded.settings.http.api_key.as_ref().map(|key| key.reveal()), Some(SECRET));
     assert_eq!(loaded.settings.workers[0].env.get("a.b").map(String::as_str), Some(SECRET));
-    for shown in
-        [loaded.to_toml(true), loaded.to_json().to_string(), format!("{:?}", loaded.settings.http), format!("{:?}", loaded.effective())]
+    for shown in [loaded.to_toml(true), loaded.to_json().to_string(), format!("{:?}", loaded.settings), format!("{:?}", loaded.effective())]
     {
         assert!(!shown.contains(SECRET), "{shown}");
     }
@@ -466,6 +466,9 @@ fn secrets_are_never_shown() {
         Case::new(&format!("[http]\napi_key = \"{SECRET}\"")),
         Case::new(&format!("[workers.web]\ncommnd = [\"sh\"]\nenv = {{ TOKEN = [\"{SECRET}\"] }}\n")),
         Case::new(&format!("[workers.web]\ncommand = [\"sh\"]\nenv = {{ TOKEN = \"{SECRET}\" }} trailing\n")),
+        Case::new(&format!("[workers.web]\ncommand = [\"sh\"]\nenv = [\"TOKEN={SECRET}\"]\n")),
+        Case::new(WORKER).set(&format!("workers.web.env=TOKEN={SECRET}")),
+        Case::new(WORKER).set(&format!("workers.web.env.TOKEN=[\"{SECRET}\"]")),
         Case::new("").set(&format!("http.api_key={SECRET}")),
         Case::new("").env("PLIMSOLL_HTTP__API_KEY", &format!("{SECRET} with blanks")),
     ];

@@ -6,6 +6,7 @@
 //! of `file`, figment merges them, and `sense` turns the whole into `settings`. `problems` collects everything that is wrong.
 
 mod diff;
+mod file;
 mod layers;
 mod load;
 mod reference;
@@ -14,7 +15,6 @@ mod shape;
 mod show;
 mod tree;
 
-pub mod file;
 pub mod problems;
 pub mod settings;
 pub mod units;

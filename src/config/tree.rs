@@ -130,21 +130,23 @@ impl Source {
 }
 
 fn collect_secrets(node: &Node, path: &str, secret: &mut Vec<Range<usize>>) {
-    if is_secret(path) {
-        secret.push(node.at.clone());
-    }
-    if let Tree::Table(entries) = &node.value {
-        for (name, entry) in entries {
-            collect_secrets(entry, &join(path, name), secret);
+    match &node.value {
+        // The names of variables may be seen.
+        Tree::Table(entries) => {
+            for (name, entry) in entries {
+                collect_secrets(entry, &join(path, name), secret);
+            }
         }
+        _ if is_secret(path) => secret.push(node.at.clone()),
+        _ => {}
     }
 }
 
 /// True for keys whose values are never shown: the API key and the variables of workers.
 pub fn is_secret(path: &str) -> bool {
     let mut keys = path.split('.');
-    let first = [keys.next(), keys.next(), keys.next(), keys.next()];
-    matches!(first, [Some("http"), Some("api_key"), None, None] | [Some("workers"), Some(_), Some("env"), Some(_)])
+    let first = [keys.next(), keys.next(), keys.next()];
+    matches!(first, [Some("http"), Some("api_key"), None] | [Some("workers"), Some(_), Some("env")])
 }
 
 /// A key below a dotted path.
