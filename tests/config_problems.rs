@@ -290,10 +290,10 @@ fn mistakes_of_syntax_have_a_place_too() {
 fn files_that_are_not_there_or_not_text_get_one_line() {
     let mut case = Case::new("");
     case.sources.file = Some(PathBuf::from("other.toml"));
-    assert_eq!(case.bad().to_string(), "other.toml: error: there is no such file (asked for with -c)");
+    assert_eq!(case.bad().to_string(), "other.toml: error: there is no such file");
     case.sources.file = None;
     let case = case.env("PLIMSOLL_CONFIG", "/no/such.toml");
-    assert_eq!(case.bad().to_string(), "/no/such.toml: error: there is no such file (asked for with PLIMSOLL_CONFIG)");
+    assert_eq!(case.bad().to_string(), "/no/such.toml: error: there is no such file (named by PLIMSOLL_CONFIG)");
     let case = Case::new("");
     std::fs::write(case.folder.path().join("plimsoll.toml"), b"[log]\nlevel = \"\xff\"\n").expect("a writable folder");
     assert_eq!(case.bad().to_string(), "plimsoll.toml: error: line 2 is not UTF-8 text");
@@ -489,8 +489,32 @@ fn a_reload_names_what_changed() {
 }
 
 #[test]
+fn a_reload_does_not_take_a_lost_file_for_an_empty_one() {
+    let case = Case::new(WORKER);
+    let running = case.good().settings;
+    let file = case.folder.path().join("plimsoll.toml");
+    std::fs::write(&file, "[workers.web]\ncommand = [\"sh\"]\nweight = 5\n").expect("a writable folder");
+    let loaded = config::reload(&case.sources, &running).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(running.diff(&loaded.settings), ["workers.web.weight"]);
+    std::fs::remove_file(&file).expect("a writable folder");
+    let problems = config::reload(&case.sources, &running).expect_err("the file is gone");
+    assert_eq!(problems.to_string(), format!("{}: error: there is no such file", file.display()));
+    // A first start without a file is fine, and so is a reload once there is one.
+    let running = case.good().settings;
+    std::fs::write(&file, WORKER).expect("a writable folder");
+    assert_eq!(config::reload(&case.sources, &running).map(|loaded| loaded.settings.workers.len()).ok(), Some(1));
+}
+
+#[test]
+fn files_of_other_systems_are_read() {
+    let settings = Case::new("\u{feff}[log]\r\nlevel = \"debug\"\r\n").good().settings;
+    assert_eq!(settings.log.level, config::settings::LogLevel::Debug);
+    assert_eq!(told(&Case::new("[log]\r\nlevle = \"debug\"\r\n").bad()), ["2:1 log.levle: unknown key"]);
+}
+
+#[test]
 fn what_is_shown_loads_to_the_same_settings() {
-    let file = "[policy.memory]\nhigh = \"350MB\"\n[[policy.disks]]\npath = \"/\"\n[workers.web]\ncommand = [\"sh\", \"-c\", \"a \\\"b\\\" \\\\ \\u007f\"]\nreplicas = \"cpus+1\"\nuser = 0\n\
+    let file = "[policy.memory]\nhigh = \"350MB\"\n[[policy.disks]]\npath = \"/\"\n[[policy.disks]]\npath = \"/proc\"\nhigh = \"1TB\"\n[workers.web]\ncommand = [\"sh\", \"-c\", \"a \\\"b\\\" \\\\ \\u007f\"]\nreplicas = \"cpus+1\"\nuser = 0\n\
                 [workers.web.limits]\nmemory = \"1.5GiB\"\ncpu = \"150%\"\n";
     let first = Case::new(file).good();
     let second = Case::new(&first.to_toml(true)).good();

@@ -93,14 +93,14 @@ pub fn gather(sources: &Sources, known: &[String]) -> Result<Layers, Problems> {
 
 fn find_file(sources: &Sources) -> Result<Option<(PathBuf, String)>, Problems> {
     let named = match (&sources.file, sources.variable("PLIMSOLL_CONFIG")) {
-        (Some(file), _) => Some((file.clone(), "-c")),
-        (None, Some(file)) if !file.is_empty() => Some((PathBuf::from(file), "PLIMSOLL_CONFIG")),
+        (Some(file), _) => Some((file.clone(), "")),
+        (None, Some(file)) if !file.is_empty() => Some((PathBuf::from(file), " (named by PLIMSOLL_CONFIG)")),
         _ => None,
     };
-    if let Some((path, asked_by)) = named {
+    if let Some((path, named_by)) = named {
         return match read(sources, &path)? {
             Some(text) => Ok(Some((path, text))),
-            None => Err(whole_file(&path, format!("there is no such file (asked for with {asked_by})"), false)),
+            None => Err(whole_file(&path, format!("there is no such file{named_by}"), false)),
         };
     }
     for path in SEARCHED.map(PathBuf::from) {

@@ -53,6 +53,15 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
     Err(Problems { list: problems, denied: false })
 }
 
+/// Reads the settings again for a daemon that runs with `running`.
+///
+/// # Errors
+/// As [`load`]. The file the running settings came from must still be there, even where it was only found by looking: without it the
+/// daemon would take the built-in file for the new settings and stop every worker.
+pub fn reload(sources: &Sources, running: &Settings) -> Result<Loaded, Problems> {
+    load(&Sources { file: sources.file.clone().or_else(|| running.file.clone()), ..sources.clone() })
+}
+
 /// What each layer's own examination let through but the merge did not; said with the key, if not with the line.
 fn unmerged(error: &figment::Error, mut list: Vec<Problem>) -> Problems {
     list.push(Problem {
