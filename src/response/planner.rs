@@ -371,7 +371,7 @@ impl Planner {
             return;
         }
         // What others use changed and the budget follows: that takes as long as putting it on did.
-        if holds && scene.now.since(*course.slipped.get_or_insert(scene.now)) < THROTTLE_SETTLING {
+        if holds && !scene.dry && scene.now.since(*course.slipped.get_or_insert(scene.now)) < THROTTLE_SETTLING {
             course.answer();
             return;
         }
