@@ -181,7 +181,8 @@ impl Planner {
         self.policy = settings.policy.clone();
     }
 
-    /// Plans one tick. Every verdict of the tick is to be given, the calm ones too: they end what was begun.
+    /// Plans one tick. Every verdict of the tick is to be given, the calm ones too: they end what was begun. The readings are
+    /// those the verdicts were formed from; no rung of today looks further than the candidates.
     pub fn plan(&mut self, verdicts: &[Verdict], _readings: &Readings, candidates: &[Candidate], now: Moment) -> Plan {
         let gap = self.planned.map_or(Duration::ZERO, |before| now.since(before));
         self.planned = Some(now);
@@ -196,7 +197,11 @@ impl Planner {
         let (own, shared): (Vec<&Verdict>, Vec<&Verdict>) =
             verdicts.iter().partition(|verdict| matches!(verdict.resource, Resource::Worker(_)));
         for verdict in own.into_iter().chain(shared) {
-            let mut course = self.courses.remove(&verdict.resource).unwrap_or_default();
+            // A calm resource about which nothing was ever done has nothing to be undone: nearly all of a thousand replicas.
+            let Some(mut course) = self.courses.remove(&verdict.resource).or_else(|| (verdict.level > Level::Normal).then(Course::default))
+            else {
+                continue;
+            };
             self.walk(verdict, &mut course, &scene, &mut plan);
             self.courses.insert(verdict.resource.clone(), course);
         }
