@@ -269,11 +269,19 @@ fn health_follows_the_snapshot() {
     });
     assert_eq!(server.get("/admin/resources/health").json()["status"], "healthy");
 
+    let readiness = |server: &Server| {
+        let ready = server.get("/readyz");
+        (ready.status, ready.json()["status"].as_str().unwrap_or_default().to_owned())
+    };
+    server.publish(|snapshot| snapshot.daemon.ready = false);
+    assert_eq!(readiness(&server), (503, "starting".to_owned()));
     server.publish(|snapshot| snapshot.daemon.shutting_down = true);
-    let ready = server.get("/readyz");
-    assert_eq!((ready.status, ready.json()["status"].as_str()), (503, Some("shutting_down")));
+    assert_eq!(readiness(&server), (503, "shutting_down".to_owned()));
+    server.publish(|snapshot| (snapshot.daemon.ready, snapshot.daemon.shutting_down) = (true, false));
+    assert_eq!(readiness(&server), (200, "ready".to_owned()));
 
     *server.now.lock().unwrap() = sample::taken().after(Duration::from_secs(7));
+    assert_eq!(readiness(&server), (503, "stalled".to_owned()));
     let live = server.get("/healthz");
     assert_eq!((live.status, live.json()), (503, json!({ "status": "stalled", "age_s": 7.0, "deadline_s": 6.0 })));
     let report = server.get("/admin/resources/health");
@@ -582,6 +590,13 @@ fn one_too_many_is_told_and_the_socket_stays_open() {
     assert_eq!((refused.status, refused.error().as_str()), (503, "too_many_connections"));
     assert_eq!(over_socket(&server, "/healthz").status, 200);
     held.clear();
+    until("a place is free again", || {
+        server.ask_if_answered("GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") == 200
+    });
+    // Whoever leaves while waiting gives up the place too.
+    for _ in 0..2 {
+        server.connect().write_all(b"GET /admin/throttle?wait=1h HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    }
     until("a place is free again", || {
         server.ask_if_answered("GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") == 200
     });
