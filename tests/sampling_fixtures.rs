@@ -220,7 +220,7 @@ fn copy(name: &str) -> tempfile::TempDir {
             if entry.file_type().unwrap().is_dir() {
                 into(&entry.path(), &target)
             } else {
-                drop(std::fs::copy(entry.path(), target).unwrap())
+                std::fs::copy(entry.path(), target).unwrap();
             }
         }
     }

@@ -6,6 +6,7 @@ pub mod cgroupfs;
 pub mod clock;
 pub mod cputime;
 pub mod filesystem;
+pub mod inventory;
 pub mod kept;
 pub mod mounts;
 pub mod paths;

@@ -203,7 +203,7 @@ impl Worker {
             if statm.read_once(scratch).is_err() {
                 continue;
             }
-            if scan::process(paths, member.pid, scratch).is_some_and(|stat| stat.started == member.started) {
+            if scan::process(paths, member.pid, scratch).is_some_and(|stat| stat.started == member.started && !stat.has_ended()) {
                 self.processes.push(Process { member: *member, statm, cpu: Duration::ZERO, resident: 0, shared: 0 });
             }
         }
@@ -341,6 +341,14 @@ impl Process {
         };
         let Some(statm) = statm else { return Look::Failed(Errno::BADMSG) };
         (self.resident, self.shared) = (statm.resident, statm.shared);
+        // No memory at all: a zombie, unless other threads of it live on. Its clock has stopped for good.
+        if statm.resident == 0 {
+            let stat = scan::process(paths, self.member.pid, scratch).filter(|stat| stat.started == self.member.started);
+            if stat.is_none_or(|stat| stat.has_ended()) {
+                self.cpu = clock.map_or(self.cpu, |cpu| cpu.max(self.cpu));
+                return Look::Ended;
+            }
+        }
         let cpu = clock.or_else(|| {
             let stat = scan::process(paths, self.member.pid, scratch).filter(|stat| stat.started == self.member.started)?;
             Some(parse::ticks(stat.busy))
