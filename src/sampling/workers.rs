@@ -477,7 +477,7 @@ mod tests {
         let loose = loose.unwrap();
         let inner = parent_of(&loose).unwrap().0;
         kill(*sampler.trees().members(SlotId(7)).iter().find(|member| member.pid == inner).unwrap());
-        let left = look_until(&mut sampler, &target, |seen| seen.processes.known() == Some(2));
+        let left = look_until(&mut sampler, &target, |seen| seen.processes.known() == Some(3));
         sampler.trees_mut().rescan(Moment::now()).unwrap();
         let members = sampler.trees().members(SlotId(7)).to_vec();
         kill(loose);
