@@ -16,7 +16,7 @@ impl Guardian {
     /// Reads the settings again. A bad file leaves the old ones running, and says so in the log, the metrics and the answer.
     pub fn reload(&mut self, now: Moment) -> Answer {
         let file = self.settings.file.as_ref().map(|file| file.display().to_string());
-        match config::load(&self.sources) {
+        match config::reload(&self.sources, &self.settings) {
             Err(problems) => {
                 self.tally.reload_successful = false;
                 let list: Vec<String> = problems.list.iter().map(ToString::to_string).collect();

@@ -6,7 +6,10 @@ pub mod cgroupfs;
 pub mod clock;
 pub mod cputime;
 pub mod filesystem;
+<<<<<<< HEAD
 pub mod group;
+=======
+>>>>>>> host
 pub mod inventory;
 pub mod kept;
 pub mod mounts;
