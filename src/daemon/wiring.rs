@@ -17,7 +17,7 @@ use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
 use crate::host::group::Groups;
-use crate::host::inventory;
+use crate::host::inventory::Platform;
 use crate::host::process;
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
@@ -101,7 +101,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         }
     }
     let environment = Environment {
-        platform: inventory::platform(&|name| sources.variable(name).map(str::to_owned)).to_owned(),
+        platform: Platform::detect(&paths, |name| sources.variable(name).map(str::to_owned)).word().to_owned(),
         cgroup: layout.kind.word().to_owned(),
         enforcement: enforcement(means).to_owned(),
         limitations: groups.limitations().to_vec(),

@@ -1,30 +1,3 @@
-<<<<<<< HEAD
-//! What kind of place this is.
-
-use std::path::Path;
-
-/// The platform, by what it puts into the environment (`lookup`) or the root folder: the label of
-/// `plimsoll_environment_info{platform}`.
-pub fn platform(lookup: &dyn Fn(&str) -> Option<String>) -> &'static str {
-    let set = |name: &str| lookup(name).is_some_and(|value| !value.is_empty());
-    let by_variable = [
-        ("RAILWAY_ENVIRONMENT", "railway"),
-        ("RAILWAY_PROJECT_ID", "railway"),
-        ("RENDER", "render"),
-        ("FLY_APP_NAME", "fly"),
-        ("KUBERNETES_SERVICE_HOST", "kubernetes"),
-    ];
-    if let Some((_, platform)) = by_variable.iter().find(|(name, _)| set(name)) {
-        return platform;
-    }
-    if Path::new("/.dockerenv").exists() {
-        return "docker";
-    }
-    if Path::new("/run/.containerenv").exists() || set("container") {
-        return "container";
-    }
-    if set("INVOCATION_ID") { "systemd" } else { "host" }
-=======
 //! Cold facts about the machine and the platform, asked once at the start and shown to people.
 
 use std::path::{Path, PathBuf};
@@ -147,7 +120,6 @@ impl Platform {
             Platform::Host
         }
     }
->>>>>>> host
 }
 
 #[cfg(test)]
@@ -155,12 +127,6 @@ mod tests {
     use super::*;
 
     #[test]
-<<<<<<< HEAD
-    fn a_platform_is_known_by_its_variables() {
-        for (name, expected) in [("RENDER", "render"), ("KUBERNETES_SERVICE_HOST", "kubernetes"), ("RAILWAY_PROJECT_ID", "railway")] {
-            assert_eq!(platform(&|asked| (asked == name).then(|| "1".to_owned())), expected);
-        }
-=======
     fn this_machine_is_described() {
         let inventory = Inventory::take();
         assert!(inventory.kernel.is_some() && inventory.cpus.is_some() && inventory.booted_at.is_some(), "{inventory:?}");
@@ -189,6 +155,5 @@ mod tests {
         }
         std::fs::write(folder.path().join(".dockerenv"), "").unwrap();
         assert_eq!(Platform::detect(&paths, |_| None), Platform::Docker);
->>>>>>> host
     }
 }

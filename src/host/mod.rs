@@ -6,10 +6,7 @@ pub mod cgroupfs;
 pub mod clock;
 pub mod cputime;
 pub mod filesystem;
-<<<<<<< HEAD
 pub mod group;
-=======
->>>>>>> host
 pub mod inventory;
 pub mod kept;
 pub mod mounts;
