@@ -36,6 +36,10 @@ impl Guardian {
                     let keys: Vec<&str> = fixed.iter().map(|key| key.as_str()).collect();
                     said.push_str(&format!("; only after a restart: {}", keys.join(", ")));
                 }
+                if loaded.settings.policy.dry_run && !self.settings.policy.dry_run {
+                    // From now on nothing is done, so nothing may stay done either.
+                    self.release(now);
+                }
                 self.settings = loaded.settings;
                 self.access.replace(&self.settings.http);
                 self.sampler.set_disks(self.settings.policy.disks.iter().map(|disk| Arc::from(disk.path.as_path())));

@@ -229,10 +229,7 @@ pub struct Group {
 impl Group {
     /// The files a process writes "0" to in order to be in the group.
     pub fn entrances(&self) -> io::Result<Vec<OwnedFd>> {
-        self.folders
-            .iter()
-            .map(|folder| Ok(OwnedFd::from(File::options().write(true).open(folder.join("cgroup.procs"))?)))
-            .collect()
+        self.folders.iter().map(|folder| Ok(OwnedFd::from(File::options().write(true).open(folder.join("cgroup.procs"))?))).collect()
     }
 
     /// Everybody in it, descendants that left the session or were reparented included; `None` if no folder can be read.
@@ -321,7 +318,8 @@ fn try_quota(version: Version, base: &Path) -> io::Result<()> {
     let folder = base.join(PROBE);
     make(&folder)?;
     let group = Group { cpu: Some((version, folder.clone())), ..Group::default() };
-    let result = [Some(0.5), None].into_iter().flat_map(|cores| group.cpu_writes(cores)).try_for_each(|(file, value)| write_value(&file, &value));
+    let result =
+        [Some(0.5), None].into_iter().flat_map(|cores| group.cpu_writes(cores)).try_for_each(|(file, value)| write_value(&file, &value));
     fs::remove_dir(&folder)?;
     result
 }
