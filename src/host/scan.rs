@@ -14,24 +14,30 @@ use super::procfs::{self, Stat};
 /// that may not be looked at, are left out. Gives how long it took: it is the most expensive look there is.
 ///
 /// # Errors
-/// When `/proc` itself cannot be listed.
+/// When `/proc` cannot be listed, or a process could not be looked at for a reason of ours (no descriptor left): a list
+/// with holes would make living processes look ended.
 pub fn processes(paths: &Paths, found: &mut Vec<Stat>, scratch: &mut Vec<u8>) -> Result<Duration, Errno> {
     let begun = Moment::now();
     found.clear();
     let root = rustix::fs::open(&paths.proc, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     for entry in Dir::read_from(&root)? {
         let Some(pid) = pid_of(entry?.file_name()) else { continue };
-        if let Some(stat) = read_stat(&root, pid, scratch) {
-            found.push(stat);
+        match read_stat(&root, pid, scratch) {
+            Ok(stat) => found.push(stat),
+            Err(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM | Errno::BADMSG) => {}
+            Err(errno) => return Err(errno),
         }
     }
     found.sort_unstable_by_key(|stat| stat.pid);
     Ok(Moment::now().since(begun))
 }
 
-/// `/proc/PID/stat` of one process; `None` when it has ended or may not be looked at.
-pub fn process(paths: &Paths, pid: i32, scratch: &mut Vec<u8>) -> Option<Stat> {
-    let root = rustix::fs::open(&paths.proc, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+/// `/proc/PID/stat` of one process.
+///
+/// # Errors
+/// `ENOENT` or `ESRCH` when it has ended, `EBADMSG` when its text was not understood, else what the kernel said.
+pub fn process(paths: &Paths, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, Errno> {
+    let root = rustix::fs::open(&paths.proc, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     read_stat(&root, pid, scratch)
 }
 
@@ -58,18 +64,18 @@ fn pid_of(name: &CStr) -> Option<i32> {
     procfs::number(name.to_bytes()).filter(|pid| *pid > 0)
 }
 
-fn read_stat(root: &impl std::os::fd::AsFd, pid: i32, scratch: &mut Vec<u8>) -> Option<Stat> {
+fn read_stat(root: &impl std::os::fd::AsFd, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, Errno> {
     use std::io::Write;
     // "2147483647/stat": no allocation for each of hundreds of processes.
     let mut name = [0u8; 24];
-    write!(&mut name[..], "{pid}/stat").ok()?;
-    let name = CStr::from_bytes_until_nul(&name).ok()?;
-    let file = rustix::fs::openat(root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    write!(&mut name[..], "{pid}/stat").map_err(|_| Errno::NAMETOOLONG)?;
+    let name = CStr::from_bytes_until_nul(&name).map_err(|_| Errno::NAMETOOLONG)?;
+    let file = rustix::fs::openat(root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     scratch.clear();
     scratch.reserve(1024);
-    rustix::io::read(&file, rustix::buffer::spare_capacity(scratch)).ok()?;
+    rustix::io::read(&file, rustix::buffer::spare_capacity(scratch))?;
     // The pid within a machine that is a folder is the folder's name.
-    procfs::parse_stat(scratch).map(|stat| Stat { pid, ..stat })
+    procfs::parse_stat(scratch).map(|stat| Stat { pid, ..stat }).ok_or(Errno::BADMSG)
 }
 
 #[cfg(test)]
