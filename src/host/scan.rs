@@ -1,9 +1,10 @@
 //! One pass over all processes.
 
 use std::ffi::CStr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::fs::{Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::clock::Moment;
@@ -37,7 +38,7 @@ pub fn processes(paths: &Paths, found: &mut Vec<Stat>, scratch: &mut Vec<u8>) ->
 /// # Errors
 /// `ENOENT` or `ESRCH` when it has ended, `EBADMSG` when its text was not understood, else what the kernel said.
 pub fn process(paths: &Paths, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, Errno> {
-    let root = rustix::fs::open(&paths.proc, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = open_root(paths)?;
     read_stat(&root, pid, scratch)
 }
 
@@ -46,13 +47,15 @@ pub fn process(paths: &Paths, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, E
 /// # Errors
 /// `ENOENT` or `ESRCH` when it has ended, `EACCES` when it may not be looked at.
 pub fn descriptors(paths: &Paths, pid: i32) -> Result<u64, Errno> {
-    let folder = paths.proc.join(format!("{pid}/fd"));
+    let root = open_root(paths)?;
+    let mut name = [0u8; NAME];
+    let folder = below(pid, "fd", &mut name)?;
     // Since Linux 6.2 the size of the folder is their number.
-    let size = rustix::fs::stat(&folder)?.st_size;
+    let size = rustix::fs::statat(&root, folder, AtFlags::empty())?.st_size;
     if let Some(count) = u64::try_from(size).ok().filter(|count| *count > 0 && paths.is_live()) {
         return Ok(count);
     }
-    let open = rustix::fs::open(&folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let open = rustix::fs::openat(&root, folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut count = 0;
     for entry in Dir::read_from(&open)? {
         count += u64::from(!entry?.file_name().to_bytes().starts_with(b"."));
@@ -64,12 +67,22 @@ fn pid_of(name: &CStr) -> Option<i32> {
     procfs::number(name.to_bytes()).filter(|pid| *pid > 0)
 }
 
-fn read_stat(root: &impl std::os::fd::AsFd, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, Errno> {
+/// Room for `2147483647/stat` and its end: no allocation for each of hundreds of processes.
+const NAME: usize = 24;
+
+fn below<'n>(pid: i32, file: &str, name: &'n mut [u8; NAME]) -> Result<&'n CStr, Errno> {
     use std::io::Write;
-    // "2147483647/stat": no allocation for each of hundreds of processes.
-    let mut name = [0u8; 24];
-    write!(&mut name[..], "{pid}/stat").map_err(|_| Errno::NAMETOOLONG)?;
-    let name = CStr::from_bytes_until_nul(&name).map_err(|_| Errno::NAMETOOLONG)?;
+    write!(&mut name[..], "{pid}/{file}").map_err(|_| Errno::NAMETOOLONG)?;
+    CStr::from_bytes_until_nul(name).map_err(|_| Errno::NAMETOOLONG)
+}
+
+fn open_root(paths: &Paths) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(&paths.proc, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn read_stat(root: &impl std::os::fd::AsFd, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, Errno> {
+    let mut name = [0u8; NAME];
+    let name = below(pid, "stat", &mut name)?;
     let file = rustix::fs::openat(root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     scratch.clear();
     scratch.reserve(1024);

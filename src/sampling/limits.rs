@@ -237,7 +237,7 @@ fn take<T: PartialOrd>(limit: Reading<Option<T>>, group: &Group, least: &mut Opt
 
 /// How many processors a list names; an empty list is no answer.
 fn count(list: Result<&[u8], Errno>) -> Option<f64> {
-    let cpus = procfs::parse_cpu_list(list.ok()?)?.len();
+    let cpus = procfs::count_cpu_list(list.ok()?)?;
     (cpus > 0).then_some(cpus as f64)
 }
 

@@ -99,9 +99,10 @@ impl Trees {
         self.index.get(&slot).and_then(|at| self.trees.get(*at)).map_or(&[], |tree| &tree.members)
     }
 
-    /// Why nothing is known of a replica's processes; not that they have ended.
-    pub(super) fn unseen(&self, slot: SlotId) -> Option<Errno> {
-        self.index.get(&slot).and_then(|at| self.trees.get(*at)).and_then(|tree| tree.unseen)
+    /// The members of each tree, in the order of the targets, and why nothing is known of them where that is so (which is
+    /// not that they have ended).
+    pub(super) fn each(&self) -> impl Iterator<Item = (&[Member], Option<Errno>)> {
+        self.trees.iter().map(|tree| (tree.members.as_slice(), tree.unseen))
     }
 
     /// Looks through all processes now, whatever it costs: before a tree is stopped or killed.

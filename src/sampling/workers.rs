@@ -114,9 +114,10 @@ impl Workers {
             tally.failed::<()>(Source::Procfs, Some(errno));
         }
         self.follow(targets);
-        for worker in &mut self.workers {
-            worker.unseen = trees.unseen(worker.slot);
-            worker.meet(trees.members(worker.slot), &self.paths, scratch);
+        // Both follow the same targets in the same order.
+        for (worker, (members, unseen)) in self.workers.iter_mut().zip(trees.each()) {
+            worker.unseen = unseen;
+            worker.meet(members, &self.paths, scratch);
         }
         self.look_at_details(now, scratch, tally);
         into.clear();
