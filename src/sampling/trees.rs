@@ -38,6 +38,8 @@ pub struct Trees {
     scanned: Option<Moment>,
     cost: Duration,
     trees: Vec<Tree>,
+    /// Counts changes of members.
+    changes: u64,
     index: HashMap<SlotId, usize>,
     all: Vec<Stat>,
     owners: Vec<Option<usize>>,
@@ -86,6 +88,7 @@ impl Trees {
             scanned: None,
             cost: Duration::ZERO,
             trees: Vec::new(),
+            changes: 0,
             index: HashMap::new(),
             all: Vec::new(),
             owners: Vec::new(),
@@ -97,6 +100,11 @@ impl Trees {
     /// among them, and some may have ended since. Empty for a slot that is not followed or whose processes have all ended.
     pub fn members(&self, slot: SlotId) -> &[Member] {
         self.index.get(&slot).and_then(|at| self.trees.get(*at)).map_or(&[], |tree| &tree.members)
+    }
+
+    /// A number that changes whenever members may have.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// The members of each tree, in the order of the targets, and why nothing is known of them where that is so (which is
@@ -133,8 +141,10 @@ impl Trees {
             }
             // Whatever a new one started before we followed it has not been looked for.
             self.last_pid = None;
+            self.changes += 1;
         }
         for tree in self.trees.iter_mut().filter(|tree| tree.unseen.is_some()) {
+            self.changes += 1;
             tree.look(&self.paths, &mut self.scratch);
         }
     }
@@ -161,6 +171,7 @@ impl Trees {
 
     /// Gives every process seen to the tree it belongs to.
     fn assign(&mut self) {
+        self.changes += 1;
         let find = |all: &[Stat], pid: i32| all.binary_search_by_key(&pid, |stat| stat.pid).ok();
         self.owners.clear();
         self.owners.resize(self.all.len(), None);

@@ -32,6 +32,8 @@ pub(super) struct Workers {
     page: u64,
     workers: Vec<Worker>,
     index: HashMap<SlotId, usize>,
+    /// The state of the trees whose members were taken in.
+    met: Option<u64>,
     /// Where the next look at details begins, and when the round began.
     cursor: usize,
     round: Option<Moment>,
@@ -88,6 +90,7 @@ impl Workers {
             page: rustix::param::page_size() as u64,
             workers: Vec::new(),
             index: HashMap::new(),
+            met: None,
             cursor: 0,
             round: None,
         }
@@ -114,10 +117,15 @@ impl Workers {
             tally.failed::<()>(Source::Procfs, Some(errno));
         }
         self.follow(targets);
-        // Both follow the same targets in the same order.
-        for (worker, (members, unseen)) in self.workers.iter_mut().zip(trees.each()) {
-            worker.unseen = unseen;
-            worker.meet(members, &self.paths, scratch);
+        if self.met != Some(trees.changes()) {
+            self.met = Some(trees.changes());
+            // Both follow the same targets in the same order.
+            for (worker, (members, unseen)) in self.workers.iter_mut().zip(trees.each()) {
+                worker.unseen = unseen;
+                worker.meet(members, &self.paths, scratch);
+                // Whoever could not be looked at is tried again in the next tick.
+                self.met = self.met.filter(|_| worker.unseen.is_none());
+            }
         }
         self.look_at_details(now, scratch, tally);
         into.clear();
