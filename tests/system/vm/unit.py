@@ -41,13 +41,13 @@ class Unit:
         subprocess.run(["systemctl", "stop", UNIT], check=False)
         DROP_IN.unlink()
 
-    def property(self, name: str) -> str:
+    def show(self, name: str) -> str:
         return systemctl("show", "--value", f"--property={name}", UNIT)
 
     @property
     def group(self) -> Path:
         """The unit's control group: the daemon and all workers."""
-        return CGROUPS / self.property("ControlGroup").lstrip("/")
+        return CGROUPS / self.show("ControlGroup").lstrip("/")
 
     def metrics(self) -> Metrics:
         with urllib.request.urlopen(PAGE, timeout=5) as answer:

@@ -19,7 +19,7 @@ def case() -> str:
         wait_until_throttled(unit, "cpu")
         old = set(unit.pids())
         systemctl("kill", "--signal=SIGKILL", "--kill-whom=main", UNIT)
-        wait_for("systemd has started it again", 30, lambda: unit.property("NRestarts") == "1")
+        wait_for("systemd has started it again", 30, lambda: unit.show("NRestarts") == "1")
         wait_for("every worker runs", 60, unit.workers_run)
         states = processes("hog")
         expect(len(states) == 3, f"three hogs expected: {states}")

@@ -25,7 +25,7 @@ def case() -> str:
         # Kill it in the moment a worker is held stopped.
         wait_for("a worker is held stopped", 30, lambda: "T" in processes("hog").values(), every=0.005)
         systemctl("kill", "--signal=SIGKILL", "--kill-whom=main", UNIT)
-        wait_for("the daemon is gone", 10, lambda: unit.property("ActiveState") == "failed", every=0.1)
+        wait_for("the daemon is gone", 10, lambda: unit.show("ActiveState") == "failed", every=0.1)
         states = wait_for(
             "no worker is stopped", 5, lambda: (s := processes("hog")) and "T" not in s.values() and s, every=0.02
         )

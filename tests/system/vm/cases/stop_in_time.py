@@ -30,7 +30,7 @@ def case() -> str:
         took = time.monotonic() - begun
         # The stubborn one costs its three seconds; the emulated machine gets some for itself.
         expect(took < 12, f"the stop took {took:.1f} s")
-        expect(unit.property("Result") == "success", f"the unit's result is {unit.property('Result')}")
+        expect(unit.show("Result") == "success", f"the unit's result is {unit.show('Result')}")
         expect_no_process("hog")
         expect_no_process("stubborn")
         expect(not group.exists(), f"{group} is still there")
