@@ -99,17 +99,17 @@ def remove_groups() -> None:
 
 def make_images(binary: Path, programs: Path, environment: dict[str, str]) -> None:
     """`plimsoll:test` is what ships; `workers:test` adds the programs of the cases."""
-    everything = {**os.environ, **environment}
-    build = HERE.parents[2] / "packaging/container/build"
-    subprocess.run([build, binary, "plimsoll:test"], env=everything, check=True, stdout=subprocess.DEVNULL)
-    dockerfile = "FROM plimsoll:test\nCOPY . /\n"
+    everything = {**os.environ, **environment, "DOCKER_BUILDKIT": "0"}
+    build([HERE.parents[2] / "packaging/container/build", binary, "plimsoll:test"], everything)
     with tempfile.TemporaryDirectory() as context:
         shutil.copytree(programs, context, dirs_exist_ok=True)
-        (Path(context) / "Dockerfile").write_text(dockerfile)
+        (Path(context) / "Dockerfile").write_text("FROM plimsoll:test\nCOPY . /\n")
         (Path(context) / ".dockerignore").write_text("Dockerfile\n.dockerignore\n")
-        subprocess.run(
-            ["docker", "build", "--quiet", "--tag", "workers:test", context],
-            env={**everything, "DOCKER_BUILDKIT": "0"},
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        build(["docker", "build", "--tag", "workers:test", context], everything)
+
+
+def build(command: list[str | Path], environment: dict[str, str]) -> None:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        # Not `Unavailable`: the image is part of what is under test.
+        raise RuntimeError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
