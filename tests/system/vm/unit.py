@@ -34,7 +34,11 @@ class Unit:
 
     def __enter__(self) -> Unit:
         systemctl("start", UNIT)
-        wait_for("every worker runs", 60, self.workers_run)
+        try:
+            wait_for("every worker runs", 60, self.workers_run)
+        except Failed:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,6 +68,9 @@ class Unit:
         return next(r for r in self.status()["policy"]["resources"] if r["resource"] == name)
 
     def workers_run(self) -> bool:
+        state = self.show("ActiveState")
+        if state not in ("active", "activating", "reloading"):
+            raise Failed(f"the unit is {state}, result {self.show('Result')}, exit code {self.show('ExecMainStatus')}")
         page = self.metrics()
         wanted = sum(page.values("plimsoll_worker_replicas_desired"))
         return wanted > 0 and sum(page.values("plimsoll_worker_replicas", state="running")) == wanted
