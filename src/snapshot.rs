@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::clock::Moment;
+
 /// Where the loop leaves its last snapshot. A reader holds the lock only for the time of one pointer copy.
 #[derive(Debug, Default)]
 pub struct Published(Mutex<Arc<Snapshot>>);
@@ -50,6 +52,26 @@ pub struct Snapshot {
     pub policy: PolicyState,
     pub workers: Vec<WorkerState>,
     pub counters: Counters,
+}
+
+impl Snapshot {
+    /// How many promised gaps may pass without a new snapshot before the loop counts as stalled.
+    const PATIENCE: f64 = 3.0;
+
+    /// Seconds since it was taken; `None` before the first tick.
+    pub fn age(&self, now: Moment) -> Option<f64> {
+        (self.tick > 0).then(|| (now.steady.as_secs_f64() - self.taken_at_steady).max(0.0))
+    }
+
+    /// The age in seconds above which the loop has missed its deadline.
+    pub fn deadline(&self) -> f64 {
+        Self::PATIENCE * self.next_within
+    }
+
+    /// True while the loop keeps its promise of a new snapshot; false before the first.
+    pub fn loop_alive(&self, now: Moment) -> bool {
+        self.age(now).is_some_and(|age| age <= self.deadline())
+    }
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -2,6 +2,10 @@
 //! May touch the writing half of `host`, the value it is about to replace, and the supervisor's handles.
 //! Must not hold a threshold, nor choose a victim.
 
+pub mod duty;
 pub mod effect;
+pub mod hands;
+pub mod throttle;
+pub mod undo;
 
 pub use effect::Effect;

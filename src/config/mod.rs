@@ -1,7 +1,27 @@
 //! Owns the shape of the TOML file, its meaning and its errors.
 //! May touch its own file, and the environment through a lookup that is passed in.
 //! Must not act on what it says, nor change after start except by reload.
+//!
+//! `layers` gathers what was said (built-in file, file, environment, `--set`), `shape` checks each layer key by key against the schema
+//! of `file`, figment merges them, and `sense` turns the whole into `settings`. `problems` collects everything that is wrong.
 
+mod diff;
+mod layers;
+mod load;
+mod reference;
+mod sense;
+mod shape;
+mod show;
+mod tree;
+
+pub mod file;
+pub mod problems;
 pub mod settings;
+pub mod units;
 
+pub use layers::{BUILT_IN, Sources};
+pub use load::{Loaded, load};
+pub use problems::{Place, Problem, Problems};
+pub use reference::{example, keys, reference, schema};
 pub use settings::Settings;
+pub use show::Effective;

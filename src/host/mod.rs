@@ -2,4 +2,18 @@
 //! May touch `/proc`, `/sys`, cgroupfs, pidfds and clocks, all under given roots.
 //! Must not know thresholds, rules or why it was asked.
 
+pub mod cgroupfs;
 pub mod clock;
+pub mod cputime;
+pub mod filesystem;
+pub mod group;
+pub mod kept;
+pub mod mounts;
+pub mod paths;
+pub mod process;
+pub mod procfs;
+pub mod psi;
+pub mod scan;
+pub mod stops;
+
+pub use paths::Paths;

@@ -2,4 +2,19 @@
 //! May touch the published snapshot and a queue of commands.
 //! Must not act directly, nor block on a worker or a disk.
 
+pub mod access;
+mod accept;
 pub mod control;
+mod dashboard;
+pub mod events;
+mod health;
+pub mod listen;
+mod patient;
+mod problem;
+mod routes;
+pub mod server;
+mod throttle;
+
+pub use access::{Access, CurrentAccess};
+pub use events::EventSource;
+pub use server::{Handle, Limits, Parts, spawn};

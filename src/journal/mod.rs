@@ -2,6 +2,11 @@
 //! May touch memory, the log and its own database.
 //! Must not influence any of it.
 
+#[expect(clippy::module_inception, reason = "the module is named for its one actor")]
+pub mod journal;
+pub mod history;
+pub mod log;
 pub mod record;
 
+pub use journal::{Journal, Ring};
 pub use record::Event;

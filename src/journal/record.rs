@@ -2,11 +2,43 @@
 
 use serde::Serialize;
 
-/// One thing that happened. Serialised with `event` as its tag; field names are the ones in the log.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
-    DaemonStarted {
+/// Defines the enum, its names, and how each event is written to the log, from one list.
+macro_rules! events {
+    ($( $(#[doc = $doc:literal])? $level:ident $variant:ident $name:literal { $( $field:ident: $type:ty ),* $(,)? } )*) => {
+        /// One thing that happened. Serialised with `event` as its tag; field names are the ones in the log.
+        #[derive(Clone, Debug, PartialEq, Serialize)]
+        #[serde(tag = "event", rename_all = "snake_case")]
+        pub enum Event {
+            $( $(#[doc = $doc])? $variant { $( $field: $type ),* }, )*
+        }
+
+        impl Event {
+            /// Every name, in the order of the definition.
+            pub const NAMES: &'static [&'static str] = &[$( $name ),*];
+
+            /// The stable name.
+            pub fn name(&self) -> &'static str {
+                match self {
+                    $( Event::$variant { .. } => $name, )*
+                }
+            }
+
+            /// Writes one line to the log: every field by its name, the sentence of [`Event::message`] beside them.
+            pub fn log(&self) {
+                let message = self.message();
+                match self {
+                    $( Event::$variant { $( $field ),* } => {
+                        tracing::event!(target: "plimsoll", tracing::Level::$level, event = $name, $( $field = $field.shown(), )* "{message}");
+                    } )*
+                }
+            }
+        }
+    };
+}
+
+events! {
+    #[doc = "What was found and what is guarded."]
+    INFO DaemonStarted "daemon_started" {
         version: String,
         pid: u32,
         platform: String,
@@ -17,18 +49,19 @@ pub enum Event {
         memory_limit_bytes: Option<u64>,
         config_file: Option<String>,
         workers: u32,
-    },
-    DaemonStopping {
+    }
+    INFO DaemonStopping "daemon_stopping" {
         reason: String,
-    },
-    ShutdownStep {
+    }
+    #[doc = "One step of the ordered shutdown; a failing one does not stop the next."]
+    INFO ShutdownStep "shutdown_step" {
         step: &'static str,
         ok: bool,
         took_seconds: f64,
         detail: String,
-    },
-    /// Seeds row B1: CPU, memory used and total, disk used and total.
-    ResourceMetrics {
+    }
+    #[doc = "Seeds row B1: CPU, memory used and total, disk used and total."]
+    INFO ResourceMetrics "resource_metrics" {
         cpu_percent: Option<f64>,
         cpu_limit_cores: Option<f64>,
         memory_used_bytes: Option<u64>,
@@ -40,8 +73,9 @@ pub enum Event {
         disk_percent: Option<f64>,
         workers_running: u32,
         throttled: bool,
-    },
-    VerdictChanged {
+    }
+    #[doc = "A resource crossed a line for as long as the rule asks."]
+    INFO VerdictChanged "verdict_changed" {
         resource: String,
         state: &'static str,
         was: &'static str,
@@ -50,24 +84,26 @@ pub enum Event {
         utilization: Option<f64>,
         high: f64,
         low: f64,
-    },
-    ThrottleEngaged {
+    }
+    #[doc = "Seeds row B2, with the figures."]
+    WARN ThrottleEngaged "throttle_engaged" {
         resource: String,
         used: Option<f64>,
         limit: Option<f64>,
         utilization: Option<f64>,
         high: f64,
-        budget: Option<f64>,
+        workers: Vec<String>,
         reason: String,
-    },
-    ThrottleReleased {
+    }
+    #[doc = "Seeds row B2: and again when it is over."]
+    INFO ThrottleReleased "throttle_released" {
         resource: String,
         utilization: Option<f64>,
         low: f64,
         held_seconds: f64,
         reason: String,
-    },
-    ActionPerformed {
+    }
+    WARN ActionPerformed "action_performed" {
         action_id: u64,
         resource: String,
         action: &'static str,
@@ -76,45 +112,46 @@ pub enum Event {
         detail: String,
         reason: String,
         took_seconds: f64,
-    },
-    /// Measured before, after one second, after ten.
-    ActionEffective {
+    }
+    #[doc = "Measured before, after one second, after ten, as shares of the limit."]
+    INFO ActionEffective "action_effective" {
         action_id: u64,
         resource: String,
         action: &'static str,
-        before: f64,
+        before: Option<f64>,
         after_1s: Option<f64>,
         after_10s: Option<f64>,
-    },
-    ActionIneffective {
+    }
+    #[doc = "As above; the next rung follows."]
+    WARN ActionIneffective "action_ineffective" {
         action_id: u64,
         resource: String,
         action: &'static str,
-        before: f64,
+        before: Option<f64>,
         after_1s: Option<f64>,
         after_10s: Option<f64>,
-        next: String,
-    },
-    /// Over the line with nothing (more) to be done, and why.
-    ActionSuppressed {
+    }
+    #[doc = "Over the line with nothing (more) to be done, and why."]
+    WARN ActionSuppressed "action_suppressed" {
         resource: String,
         reason: &'static str,
         detail: String,
         unanswered_seconds: f64,
-    },
-    WorkerStarted {
+    }
+    INFO WorkerStarted "worker_started" {
         worker: String,
         replica: u32,
         pid: i32,
         command: String,
-    },
-    WorkerReady {
+    }
+    INFO WorkerReady "worker_ready" {
         worker: String,
         replica: u32,
         pid: i32,
         after_seconds: f64,
-    },
-    WorkerExited {
+    }
+    #[doc = "Seeds row D4: the peak memory of each worker when it exits."]
+    INFO WorkerExited "worker_exited" {
         worker: String,
         replica: u32,
         pid: i32,
@@ -125,51 +162,203 @@ pub enum Event {
         cpu_seconds: f64,
         lifetime_seconds: f64,
         survivors_killed: u32,
-    },
-    WorkerRecycled {
+    }
+    INFO WorkerRecycled "worker_recycled" {
         worker: String,
         replica: u32,
         old_pid: i32,
         cause: &'static str,
         memory_bytes: Option<u64>,
         detail: String,
-    },
-    WorkerGaveUp {
+    }
+    #[doc = "A crash loop."]
+    ERROR WorkerGaveUp "worker_gave_up" {
         worker: String,
         replica: u32,
         exits: u32,
         within_seconds: f64,
-    },
-    WorkerStartFailed {
+    }
+    ERROR WorkerStartFailed "worker_start_failed" {
         worker: String,
         replica: u32,
         error: String,
         next_try_seconds: Option<f64>,
-    },
-    ConfigReloaded {
+    }
+    INFO ConfigReloaded "config_reloaded" {
         file: Option<String>,
         changed: Vec<String>,
-    },
-    ConfigRejected {
+    }
+    #[doc = "The old settings go on."]
+    ERROR ConfigRejected "config_rejected" {
         file: Option<String>,
         problems: Vec<String>,
-    },
-    LimitChanged {
+    }
+    #[doc = "Cores or bytes."]
+    INFO LimitChanged "limit_changed" {
         resource: &'static str,
         was: Option<f64>,
         now: Option<f64>,
         source: &'static str,
-    },
-    /// Something of an earlier run was put back at the start.
-    UndoSwept {
+    }
+    #[doc = "Something of an earlier run was put back at the start."]
+    WARN UndoSwept "undo_swept" {
         restored: u32,
         gone: u32,
         failed: u32,
         detail: String,
-    },
-    /// A part of the daemon does not work; the rest goes on.
-    Degraded {
+    }
+    #[doc = "A part of the daemon does not work; the rest goes on."]
+    WARN Degraded "degraded" {
         part: &'static str,
         detail: String,
-    },
+    }
+}
+
+/// How a field is handed to the log.
+trait Shown {
+    type As<'a>: tracing::Value
+    where
+        Self: 'a;
+    fn shown(&self) -> Self::As<'_>;
+}
+
+macro_rules! shown_as_itself {
+    ($($type:ty),*) => { $(
+        impl Shown for $type {
+            type As<'a> = $type;
+            fn shown(&self) -> $type {
+                *self
+            }
+        }
+    )* };
+}
+
+shown_as_itself!(u32, i32, u64, f64, bool, &'static str, Option<u64>, Option<i32>, Option<f64>, Option<&'static str>);
+
+impl Shown for String {
+    type As<'a> = &'a str;
+    fn shown(&self) -> &str {
+        self
+    }
+}
+
+impl Shown for Option<String> {
+    type As<'a> = Option<&'a str>;
+    fn shown(&self) -> Option<&str> {
+        self.as_deref()
+    }
+}
+
+impl Shown for Vec<String> {
+    type As<'a> = tracing::field::DisplayValue<String>;
+    fn shown(&self) -> Self::As<'_> {
+        tracing::field::display(self.join(", "))
+    }
+}
+
+impl Event {
+    /// One sentence for people; the figures are those of the fields.
+    pub fn message(&self) -> String {
+        let percent = |share: &Option<f64>| share.map_or("unknown".to_owned(), |share| format!("{:.1} %", share * 100.0));
+        match self {
+            Event::DaemonStarted { scope, cpu_limit_cores, memory_limit_bytes, enforcement, .. } => format!(
+                "guarding {scope}: {} of CPU, {} of memory, throttling by {enforcement}",
+                cpu_limit_cores.map_or("an unknown amount".to_owned(), |cores| format!("{cores:.2} cores")),
+                memory_limit_bytes.map_or("an unknown amount".to_owned(), mib),
+            ),
+            Event::DaemonStopping { reason } => format!("stopping: {reason}"),
+            Event::ShutdownStep { step, ok, took_seconds, detail } => {
+                format!("{step} {} in {took_seconds:.3} s{}", if *ok { "done" } else { "failed" }, tail(detail))
+            }
+            Event::ResourceMetrics { cpu_percent, memory_used_bytes, memory_total_bytes, disk_used_bytes, disk_total_bytes, .. } => {
+                let amount = |used: &Option<u64>, total: &Option<u64>| match (used, total) {
+                    (Some(used), Some(total)) => format!("{} of {}", mib(*used), mib(*total)),
+                    _ => "unknown".to_owned(),
+                };
+                format!(
+                    "CPU {}, memory {}, disk {}",
+                    cpu_percent.map_or("unknown".to_owned(), |percent| format!("{percent:.1} %")),
+                    amount(memory_used_bytes, memory_total_bytes),
+                    amount(disk_used_bytes, disk_total_bytes)
+                )
+            }
+            Event::VerdictChanged { resource, state, was, utilization, high, .. } => {
+                format!("{resource} is {state} (was {was}): at {}, line {}", percent(utilization), percent(&Some(*high)))
+            }
+            Event::ThrottleEngaged { resource, utilization, high, workers, .. } => {
+                format!("{resource} at {}, over the line of {}: slowing {}", percent(utilization), percent(&Some(*high)), workers.join(", "))
+            }
+            Event::ThrottleReleased { resource, utilization, held_seconds, .. } => {
+                format!("{resource} at {}: released after {held_seconds:.1} s", percent(utilization))
+            }
+            Event::ActionPerformed { resource, action, workers, outcome, detail, .. } => {
+                let whom = if workers.is_empty() { String::new() } else { format!(" {}", workers.join(", ")) };
+                format!("{resource}: {action}{whom}: {outcome}{}", tail(detail))
+            }
+            Event::ActionEffective { resource, action, before, after_1s, .. } => {
+                format!("{resource}: {action} helped: {} before, {} after a second", percent(before), percent(after_1s))
+            }
+            Event::ActionIneffective { resource, action, before, after_1s, .. } => {
+                format!("{resource}: {action} did not help: {} before, {} after a second", percent(before), percent(after_1s))
+            }
+            Event::ActionSuppressed { resource, detail, unanswered_seconds, .. } => {
+                format!("{resource} over its line for {unanswered_seconds:.1} s with nothing more to be done: {detail}")
+            }
+            Event::WorkerStarted { worker, replica, pid, .. } => format!("{worker}.{replica} started as pid {pid}"),
+            Event::WorkerReady { worker, replica, .. } => format!("{worker}.{replica} is ready"),
+            Event::WorkerExited { worker, replica, exit_code, signal, peak_memory_bytes, cpu_seconds, lifetime_seconds, .. } => {
+                let how = match (exit_code, signal) {
+                    (Some(code), _) => format!("with code {code}"),
+                    (None, Some(signal)) => format!("by {signal}"),
+                    (None, None) => "in an unknown way".to_owned(),
+                };
+                let peak = peak_memory_bytes.map_or("unknown".to_owned(), mib);
+                format!("{worker}.{replica} ended {how} after {lifetime_seconds:.1} s: peak memory {peak}, {cpu_seconds:.2} s of CPU")
+            }
+            Event::WorkerRecycled { worker, replica, cause, detail, .. } => format!("{worker}.{replica} replaced for {cause}: {detail}"),
+            Event::WorkerGaveUp { worker, replica, exits, within_seconds } => {
+                format!("{worker}.{replica} ended {exits} times within {within_seconds:.0} s: not started again")
+            }
+            Event::WorkerStartFailed { worker, replica, error, next_try_seconds } => match next_try_seconds {
+                Some(wait) => format!("{worker}.{replica} could not be started: {error}; next try in {wait:.1} s"),
+                None => format!("{worker}.{replica} could not be started: {error}"),
+            },
+            Event::ConfigReloaded { changed, .. } if changed.is_empty() => "settings read again, nothing changed".to_owned(),
+            Event::ConfigReloaded { changed, .. } => format!("settings applied, changed: {}", changed.join(", ")),
+            Event::ConfigRejected { problems, .. } => format!("settings refused, the old ones go on: {}", problems.join("; ")),
+            Event::LimitChanged { resource, was, now, source } => {
+                let shown = |amount: &Option<f64>| match amount {
+                    None => "unknown".to_owned(),
+                    Some(amount) if *resource == "memory" => mib(*amount as u64),
+                    Some(amount) => format!("{amount:.2} cores"),
+                };
+                format!("the {resource} limit changed from {} to {} ({source})", shown(was), shown(now))
+            }
+            Event::UndoSwept { restored, gone, failed, detail } => {
+                format!("an earlier run left limits behind: {restored} put back, {gone} gone, {failed} failed{}", tail(detail))
+            }
+            Event::Degraded { part, detail } => format!("{part} does not work, everything else goes on: {detail}"),
+        }
+    }
+}
+
+fn mib(bytes: impl std::borrow::Borrow<u64>) -> String {
+    format!("{:.1} MiB", *bytes.borrow() as f64 / 1_048_576.0)
+}
+
+fn tail(detail: &str) -> String {
+    if detail.is_empty() { String::new() } else { format!(": {detail}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_in_the_log_is_the_tag_on_the_wire() {
+        let event = Event::WorkerReady { worker: "web".into(), replica: 1, pid: 7, after_seconds: 0.5 };
+        let wire = serde_json::to_value(&event).unwrap();
+        assert_eq!(wire, serde_json::json!({"event": "worker_ready", "worker": "web", "replica": 1, "pid": 7, "after_seconds": 0.5}));
+        assert_eq!(event.name(), "worker_ready");
+    }
 }

@@ -4,4 +4,13 @@
 
 pub mod verdict;
 
+pub mod engine;
+pub mod hysteresis;
+pub mod rule;
+pub mod window;
+
+pub use engine::Engine;
 pub use verdict::{Level, Resource, Verdict};
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -9,7 +9,8 @@ use crate::sampling::readings::SlotId;
 /// One action: a rung of a resource's ladder, or the undoing of one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Action {
-    /// Rises by one with each action of this daemon's life.
+    /// Rises by one with each action of this daemon's life. Shares that are sent anew while a throttle stays on keep the id of
+    /// the action that put it on: it is the same action going on.
     pub id: u64,
     pub resource: Resource,
     pub deed: Deed,
@@ -25,7 +26,7 @@ pub enum Deed {
     /// Hold each replica to its share. Sent anew whenever a share changes; a replica that is not listed is left as it is.
     Throttle(Vec<Share>),
     /// Replace it gracefully.
-    Recycle(SlotId),
+    Recycle(SlotId, Cause),
     /// Kill its whole tree at once.
     Kill(SlotId),
     /// Run this job now.
@@ -41,10 +42,31 @@ impl Deed {
             Deed::Notify => Some(Rung::Notify),
             Deed::Shed(_) => Some(Rung::Shed),
             Deed::Throttle(_) => Some(Rung::Throttle),
-            Deed::Recycle(_) => Some(Rung::Recycle),
+            Deed::Recycle(..) => Some(Rung::Recycle),
             Deed::Kill(_) => Some(Rung::Kill),
             Deed::Job(name) => Some(Rung::Job(name.clone())),
             Deed::Release => None,
+        }
+    }
+}
+
+/// Why a replica is replaced: the label values of `plimsoll_worker_recycles_total{cause}`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    Memory,
+    Lifetime,
+    /// Somebody asked for it.
+    Manual,
+}
+
+impl Cause {
+    pub const ALL: [Cause; 3] = [Cause::Memory, Cause::Lifetime, Cause::Manual];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            Cause::Memory => "memory",
+            Cause::Lifetime => "lifetime",
+            Cause::Manual => "manual",
         }
     }
 }

@@ -4,4 +4,20 @@
 
 pub mod action;
 
-pub use action::{Action, Deed};
+pub mod budget;
+pub mod candidate;
+pub mod cooldown;
+pub mod hold;
+pub mod ladder;
+pub mod planner;
+pub mod refusal;
+pub mod victim;
+pub mod words;
+
+pub use action::{Action, Cause, Deed};
+pub use candidate::Candidate;
+pub use planner::{Measured, Plan, Planner, Status};
+pub use refusal::{Reason, Refusal};
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -4,4 +4,20 @@
 
 pub mod readings;
 
+pub mod sampler;
+
+mod cpu;
+mod disk;
+mod limits;
+mod memory;
+mod pressure;
+pub mod scope;
+mod tally;
+pub mod trees;
+mod workers;
+
+pub use limits::{Candidates, Carried};
 pub use readings::Readings;
+pub use sampler::Sampler;
+pub use scope::Scope;
+pub use trees::{Member, Trees};

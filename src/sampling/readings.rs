@@ -57,6 +57,15 @@ impl<T: Copy> Reading<T> {
 }
 
 impl<T> Reading<T> {
+    pub fn and_then<U>(self, with: impl FnOnce(T) -> Reading<U>) -> Reading<U> {
+        match self {
+            Reading::Known(value) => with(value),
+            Reading::Unsupported => Reading::Unsupported,
+            Reading::Gone => Reading::Gone,
+            Reading::Failed(failure) => Reading::Failed(failure),
+        }
+    }
+
     pub fn map<U>(self, with: impl FnOnce(T) -> U) -> Reading<U> {
         match self {
             Reading::Known(value) => Reading::Known(with(value)),
@@ -92,7 +101,7 @@ pub struct CpuReadings {
     pub usage_total: Reading<Duration>,
     /// Mean over the time since the look before.
     pub used_cores: Reading<f64>,
-    /// Time the platform held the scope back (cfs quota), since the scope began. Ours is not in it.
+    /// Time the platform held the scope back, since the scope began: a container's cfs quota, a host's steal. Ours is not in it.
     pub throttled_total: Reading<Duration>,
 }
 

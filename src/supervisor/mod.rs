@@ -1,1 +1,12 @@
-//! Owns workers.
+//! Owns starting, stopping, restarting and reaping workers.
+//! May touch the processes of `host`.
+//! Must not decide by resource use: it is told.
+
+pub mod environment;
+pub mod replica;
+pub mod state;
+#[expect(clippy::module_inception, reason = "the module is named for its one actor")]
+pub mod supervisor;
+
+pub use replica::Replica;
+pub use supervisor::Supervisor;

@@ -1,0 +1,517 @@
+//! Holds replicas to a share of the processor, by the best method that works for each, and lets them go again.
+//!
+//! Best first: a quota on the replica's own group (exact, costs nothing), a duty cycle of SIGSTOP and SIGCONT (closed
+//! loop on measured CPU time), a worse priority (where it can be taken back: that needs `CAP_SYS_NICE`).
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::settings::{Signal, ThrottleMethod, Worker};
+use crate::host::process::{self, Delivery, Process};
+use crate::host::stops::{StopTable, Ticket};
+use crate::host::{Paths, cputime, group, procfs, scan};
+use crate::policy::Resource;
+use crate::sampling::readings::SlotId;
+use crate::supervisor::Supervisor;
+
+use super::duty::{Duty, Hold};
+use super::undo::{Saved, UndoLog};
+
+/// How a replica is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    Cgroup,
+    Duty,
+    Nice,
+}
+
+impl Method {
+    pub fn word(self) -> &'static str {
+        match self {
+            Method::Cgroup => "cgroup",
+            Method::Duty => "duty",
+            Method::Nice => "nice",
+        }
+    }
+}
+
+/// What can be used on this machine, found out at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Means {
+    /// A quota can be set on groups of our own.
+    pub quota: bool,
+    /// Processes can be stopped, noted in a table that the sentinel watches.
+    pub duty: bool,
+    /// A nice value can be taken back.
+    pub nice: bool,
+}
+
+impl Means {
+    /// The method for a worker, or why there is none.
+    pub fn method(self, worker: &Worker) -> Result<Method, &'static str> {
+        let all = [(self.quota, Method::Cgroup), (self.duty, Method::Duty), (self.nice, Method::Nice)];
+        let only = |works: bool, method: Method, why: &'static str| if works { Ok(method) } else { Err(why) };
+        match worker.throttle {
+            ThrottleMethod::Never => Err("the settings say throttle = \"never\""),
+            ThrottleMethod::Cgroup => only(self.quota, Method::Cgroup, "no CPU quota can be set here (see doctor)"),
+            ThrottleMethod::Duty => only(self.duty, Method::Duty, "processes cannot be stopped safely here"),
+            ThrottleMethod::Nice => only(self.nice, Method::Nice, "a nice value could not be taken back here (needs CAP_SYS_NICE)"),
+            ThrottleMethod::Auto => {
+                all.into_iter().find_map(|(works, method)| works.then_some(method)).ok_or("no method of throttling works here")
+            }
+        }
+    }
+}
+
+/// What a replica has to bear, as it is published.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Burden {
+    pub method: Method,
+    /// Cores it may use.
+    pub cores: f64,
+    /// 0 free, 1 held stopped, over the last second or so.
+    pub ratio: f64,
+}
+
+#[derive(Debug)]
+pub struct Throttle {
+    paths: Paths,
+    means: Means,
+    keeper: i32,
+    stops: Arc<StopTable>,
+    undo: UndoLog,
+    /// What each resource wants of each replica; the smallest counts.
+    wishes: BTreeMap<SlotId, BTreeMap<Resource, f64>>,
+    held: BTreeMap<SlotId, Held>,
+    /// Time taken away, by worker; survives the worker's death.
+    taken: BTreeMap<Arc<str>, Duration>,
+}
+
+#[derive(Debug)]
+struct Held {
+    worker: Arc<str>,
+    cores: f64,
+    grip: Grip,
+    ratio: f64,
+    /// For the ratio: (steady time, time taken away) at the last look.
+    looked: (Duration, Duration),
+}
+
+#[derive(Debug)]
+enum Grip {
+    Quota { folder_files: Vec<PathBuf>, stat: Option<PathBuf> },
+    Duty(Box<Cycle>),
+    Nice { members: Vec<(i32, u64)> },
+}
+
+/// A duty cycle over a whole tree.
+#[derive(Debug)]
+struct Cycle {
+    duty: Duty,
+    next: Duration,
+    /// Opened once and kept: one descriptor each, none of them can reach a stranger.
+    members: Vec<Process>,
+    tickets: Vec<Ticket>,
+    accounting: Option<PathBuf>,
+    /// CPU time of members that are gone, so that the sum never goes down.
+    lost: Duration,
+    sum: Duration,
+    scanned: Duration,
+    newest_pid: Option<i32>,
+}
+
+/// A tree under a duty cycle is looked through for new members this often at most, and only when a process was made.
+const SCAN_GAP: Duration = Duration::from_millis(100);
+
+impl Throttle {
+    pub fn new(paths: Paths, means: Means, keeper: i32, stops: Arc<StopTable>, undo: UndoLog) -> Throttle {
+        Throttle { paths, means, keeper, stops, undo, wishes: BTreeMap::new(), held: BTreeMap::new(), taken: BTreeMap::new() }
+    }
+
+    pub fn means(&self) -> Means {
+        self.means
+    }
+
+    /// Notes a folder of ours before it is used, so that it is removed even after a crash.
+    pub fn note_folder(&mut self, folder: &Path) -> io::Result<()> {
+        self.undo.save(Saved::folder(folder)?)
+    }
+
+    /// Forgets folders that are gone.
+    pub fn forget_missing_folders(&mut self) {
+        self.undo.forget_missing_folders();
+    }
+
+    /// Holds a replica to `cores` for the sake of `resource` (`None`: no longer). The error says why it cannot be done.
+    pub fn set(
+        &mut self,
+        slot: SlotId,
+        resource: &Resource,
+        cores: Option<f64>,
+        supervisor: &Supervisor,
+        now: Duration,
+    ) -> Result<(), String> {
+        let wishes = self.wishes.entry(slot).or_default();
+        match cores {
+            Some(cores) => wishes.insert(resource.clone(), cores.max(0.001)),
+            None => wishes.remove(resource),
+        };
+        self.settle(slot, supervisor, now)
+    }
+
+    /// Takes off everything that was put on for the sake of `resource`.
+    pub fn release(&mut self, resource: &Resource, supervisor: &Supervisor, now: Duration) -> Result<(), String> {
+        let slots: Vec<SlotId> = self.wishes.iter().filter(|(_, wishes)| wishes.contains_key(resource)).map(|(slot, _)| *slot).collect();
+        let failures: Vec<String> = slots.into_iter().filter_map(|slot| self.set(slot, resource, None, supervisor, now).err()).collect();
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+    }
+
+    /// Lets one replica go, whoever wanted it held: it is about to end, or has ended.
+    pub fn let_go(&mut self, slot: SlotId, now: Duration) -> Result<(), String> {
+        self.wishes.remove(&slot);
+        match self.held.remove(&slot) {
+            Some(held) => self.drop_grip(held, now),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets everybody go.
+    pub fn let_all_go(&mut self, now: Duration) -> Result<u32, String> {
+        let slots: Vec<SlotId> = self.held.keys().copied().collect();
+        let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
+        let failures: Vec<String> = slots.into_iter().filter_map(|slot| self.let_go(slot, now).err()).collect();
+        self.wishes.clear();
+        // Whatever is still written down, from a release that failed earlier.
+        let late = self.undo.restore(&self.paths, |saved| !matches!(saved, Saved::Folder { .. }));
+        if failures.is_empty() && late.is_empty() { Ok(count) } else { Err([failures, late].concat().join("; ")) }
+    }
+
+    fn settle(&mut self, slot: SlotId, supervisor: &Supervisor, now: Duration) -> Result<(), String> {
+        let wish = self.wishes.get(&slot).and_then(|wishes| wishes.values().copied().min_by(f64::total_cmp));
+        let Some(cores) = wish else {
+            self.wishes.remove(&slot);
+            return match self.held.remove(&slot) {
+                Some(held) => self.drop_grip(held, now),
+                None => Ok(()),
+            };
+        };
+        let Some(replica) = supervisor.replica(slot).filter(|replica| replica.is_running()) else {
+            self.wishes.remove(&slot);
+            return Err("it is not running any more".to_owned());
+        };
+        let longest_stop = replica.worker.longest_stop;
+        if let Some(held) = self.held.get_mut(&slot) {
+            if (held.cores - cores).abs() < 1e-6 {
+                return Ok(());
+            }
+            match &mut held.grip {
+                Grip::Quota { .. } => {
+                    let group = replica.life.as_ref().and_then(|life| life.group.as_ref());
+                    let writes = group.map(|group| group.cpu_writes(Some(cores))).unwrap_or_default();
+                    write_all(&writes)?;
+                }
+                Grip::Duty(cycle) => cycle.duty.set_rate(cores, longest_stop),
+                Grip::Nice { .. } => {}
+            }
+            held.cores = cores;
+            return Ok(());
+        }
+        let method = self.means.method(&replica.worker).map_err(str::to_owned)?;
+        let grip = match self.take(method, slot, cores, supervisor, now) {
+            Ok(grip) => grip,
+            // The quota of this very group may be refused (an ancestor's is smaller, the group is gone): fall back.
+            Err(_) if method == Method::Cgroup && replica.worker.throttle == ThrottleMethod::Auto && self.means.duty => {
+                self.take(Method::Duty, slot, cores, supervisor, now)?
+            }
+            Err(why) => return Err(why),
+        };
+        let worker = replica.worker.name.clone();
+        self.held.insert(slot, Held { worker, cores, grip, ratio: 0.0, looked: (now, Duration::ZERO) });
+        Ok(())
+    }
+
+    fn take(&mut self, method: Method, slot: SlotId, cores: f64, supervisor: &Supervisor, now: Duration) -> Result<Grip, String> {
+        let replica = supervisor.replica(slot).ok_or("it is not running any more")?;
+        let life = replica.life.as_ref().ok_or("it is not running any more")?;
+        match method {
+            Method::Cgroup => {
+                let group = life.group.as_ref().ok_or("it has no group of its own")?;
+                let writes = group.cpu_writes(Some(cores));
+                if writes.is_empty() {
+                    return Err("its group takes no CPU quota".to_owned());
+                }
+                let folder_files: Vec<PathBuf> = writes.iter().map(|(file, _)| file.clone()).collect();
+                for file in &folder_files {
+                    Saved::file(file)
+                        .and_then(|saved| self.undo.save(saved))
+                        .map_err(|error| format!("the old value of {} could not be saved: {error}", file.display()))?;
+                }
+                if let Err(why) = write_all(&writes) {
+                    self.undo_files(&folder_files);
+                    return Err(why);
+                }
+                let stat = folder_files.first().and_then(|file| file.parent()).map(|folder| folder.join("cpu.stat"));
+                Ok(Grip::Quota { folder_files, stat })
+            }
+            Method::Duty => {
+                let mut cycle = Cycle {
+                    duty: Duty::new(cores, replica.worker.longest_stop, now, Duration::ZERO),
+                    next: now,
+                    members: Vec::new(),
+                    tickets: Vec::new(),
+                    accounting: life.group.as_ref().and_then(|group| group.cpu_accounting()),
+                    lost: Duration::ZERO,
+                    sum: Duration::ZERO,
+                    scanned: Duration::ZERO,
+                    newest_pid: None,
+                };
+                cycle.look_for_members(&self.paths, slot, supervisor, now);
+                let cpu = cycle.cpu(&self.paths);
+                cycle.duty = Duty::new(cores, replica.worker.longest_stop, now, cpu);
+                Ok(Grip::Duty(Box::new(cycle)))
+            }
+            Method::Nice => {
+                let mut processes = Vec::new();
+                scan::processes(&self.paths, &mut processes, &mut Vec::new()).map_err(|error| format!("/proc could not be read: {error}"))?;
+                let members = supervisor.members(slot, &processes);
+                for member in &members {
+                    let old = process::nice(member.pid()).map_err(|error| error.to_string())?;
+                    let saved = Saved::Nice { pid: member.pid(), started: member.started(), old };
+                    self.undo.save(saved).map_err(|error| format!("the old priority could not be saved: {error}"))?;
+                    process::set_nice(member.pid(), 19)
+                        .and_then(|()| process::set_idle_class(member.pid(), true))
+                        .map_err(|error| format!("pid {}: {error}", member.pid()))?;
+                }
+                Ok(Grip::Nice { members: members.iter().map(|member| (member.pid(), member.started())).collect() })
+            }
+        }
+    }
+
+    fn undo_files(&mut self, files: &[PathBuf]) -> Vec<String> {
+        self.undo.restore(&self.paths, |saved| matches!(saved, Saved::File { path, .. } if files.contains(path)))
+    }
+
+    fn drop_grip(&mut self, held: Held, now: Duration) -> Result<(), String> {
+        let (_, before) = held.looked;
+        let failed = match held.grip {
+            Grip::Quota { folder_files, stat } => {
+                let taken = stat.as_deref().and_then(throttled_time).unwrap_or(before);
+                self.add_taken(&held.worker, taken.saturating_sub(before));
+                self.undo_files(&folder_files)
+            }
+            Grip::Duty(mut cycle) => {
+                // Counts the hold that ends now.
+                let cpu = cycle.sum;
+                let _ = cycle.duty.step(now, cpu);
+                self.add_taken(&held.worker, cycle.duty.held_total().saturating_sub(before));
+                cycle.go_on(&self.stops)
+            }
+            Grip::Nice { members } => self.undo.restore(
+                &self.paths,
+                |saved| matches!(saved, Saved::Nice { pid, started, .. } if members.contains(&(*pid, *started))),
+            ),
+        };
+        if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+    }
+
+    fn add_taken(&mut self, worker: &Arc<str>, more: Duration) {
+        *self.taken.entry(worker.clone()).or_default() += more;
+    }
+
+    /// Moves every duty cycle on that is due, and lets go whoever is ending: a stopped process gets no signal.
+    pub fn step(&mut self, supervisor: &Supervisor, now: Duration) {
+        let ending: Vec<SlotId> = self
+            .held
+            .keys()
+            .copied()
+            .filter(|slot| !supervisor.replica(*slot).is_some_and(|replica| replica.is_running()))
+            .collect();
+        for slot in ending {
+            // What cannot be put back now stays written down; `let_all_go`, the sentinel and the next start try again.
+            let _ = self.let_go(slot, now);
+        }
+        for (slot, held) in &mut self.held {
+            let Grip::Duty(cycle) = &mut held.grip else { continue };
+            if cycle.next > now {
+                continue;
+            }
+            if cycle.duty.hold() == Hold::Run {
+                cycle.look_for_members(&self.paths, *slot, supervisor, now);
+            }
+            let cpu = cycle.cpu(&self.paths);
+            let was = cycle.duty.hold();
+            let (hold, next) = cycle.duty.step(now, cpu);
+            cycle.next = next;
+            match (was, hold) {
+                (Hold::Run, Hold::Stop) => cycle.stop(&self.stops),
+                (Hold::Stop, Hold::Run) => {
+                    // A member that does not go on has ended.
+                    let _ = cycle.go_on(&self.stops);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// When the next duty cycle is due.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        let cycles = self.held.values().filter_map(|held| match &held.grip {
+            Grip::Duty(cycle) => Some(cycle.next),
+            _ => None,
+        });
+        cycles.min()
+    }
+
+    /// Reads how much was taken away since the last look; called once a tick.
+    pub fn measure(&mut self, now: Duration) {
+        let mut more: Vec<(Arc<str>, Duration)> = Vec::new();
+        for held in self.held.values_mut() {
+            let total = match &held.grip {
+                Grip::Quota { stat, .. } => stat.as_deref().and_then(throttled_time).unwrap_or(held.looked.1),
+                Grip::Duty(cycle) => cycle.duty.held_total(),
+                Grip::Nice { .. } => Duration::ZERO,
+            };
+            let (at, before) = held.looked;
+            if at == now {
+                continue;
+            }
+            let first = before.is_zero() && matches!(held.grip, Grip::Quota { .. }) && held.ratio == 0.0;
+            let taken = if first { Duration::ZERO } else { total.saturating_sub(before) };
+            held.ratio = (taken.as_secs_f64() / now.saturating_sub(at).as_secs_f64().max(1e-3)).clamp(0.0, 1.0);
+            held.looked = (now, total);
+            more.push((held.worker.clone(), taken));
+        }
+        for (worker, taken) in more {
+            self.add_taken(&worker, taken);
+        }
+    }
+
+    pub fn burden(&self, slot: SlotId) -> Option<Burden> {
+        let held = self.held.get(&slot)?;
+        let method = match held.grip {
+            Grip::Quota { .. } => Method::Cgroup,
+            Grip::Duty(_) => Method::Duty,
+            Grip::Nice { .. } => Method::Nice,
+        };
+        Some(Burden { method, cores: held.cores, ratio: held.ratio })
+    }
+
+    /// Time taken away from each worker in all.
+    pub fn taken(&self) -> &BTreeMap<Arc<str>, Duration> {
+        &self.taken
+    }
+
+    /// True while anybody is held for the sake of `resource`.
+    pub fn holds_for(&self, resource: &Resource) -> bool {
+        self.wishes.values().any(|wishes| wishes.contains_key(resource))
+    }
+
+    pub fn keeper(&self) -> i32 {
+        self.keeper
+    }
+}
+
+impl Cycle {
+    fn look_for_members(&mut self, paths: &Paths, slot: SlotId, supervisor: &Supervisor, now: Duration) {
+        if now.saturating_sub(self.scanned) < SCAN_GAP && !self.members.is_empty() {
+            return;
+        }
+        let newest = newest_pid(&paths.proc);
+        if newest.is_some() && newest == self.newest_pid && !self.members.is_empty() {
+            return;
+        }
+        let mut processes = Vec::new();
+        if scan::processes(paths, &mut processes, &mut Vec::new()).is_err() {
+            return;
+        }
+        (self.scanned, self.newest_pid) = (now, newest);
+        self.members = supervisor.members(slot, &processes);
+    }
+
+    /// CPU time of the tree; never goes down.
+    fn cpu(&mut self, paths: &Paths) -> Duration {
+        if let Some(total) = self.accounting.as_deref().and_then(group_cpu) {
+            self.sum = self.sum.max(total);
+            return self.sum;
+        }
+        let now: Duration = self
+            .members
+            .iter()
+            .map(|member| cputime::of_process(member.pid()).unwrap_or_default() + process::children_cpu(paths, member.pid()))
+            .sum();
+        if now + self.lost < self.sum {
+            // Members that have gone took their clocks with them.
+            self.lost = self.sum - now;
+        }
+        self.sum = now + self.lost;
+        self.sum
+    }
+
+    fn stop(&mut self, stops: &StopTable) {
+        for member in &self.members {
+            // Written down first: what the sentinel does not know of must not be stopped.
+            let Some(ticket) = stops.note(member.pid(), member.started()) else { break };
+            match member.signal(Signal(libc::SIGSTOP)) {
+                Ok(Delivery::Delivered) => self.tickets.push(ticket),
+                Ok(Delivery::Gone) | Err(_) => stops.clear(ticket),
+            }
+        }
+    }
+
+    /// Lets everybody go on; returns what went wrong.
+    fn go_on(&mut self, stops: &StopTable) -> Vec<String> {
+        let failed = self
+            .members
+            .iter()
+            .filter_map(|member| member.signal(Signal(libc::SIGCONT)).err().map(|error| format!("pid {}: {error}", member.pid())))
+            .collect();
+        for ticket in self.tickets.drain(..) {
+            stops.clear(ticket);
+        }
+        failed
+    }
+}
+
+/// Writes each value and makes sure that the kernel took it.
+fn write_all(writes: &[(PathBuf, String)]) -> Result<(), String> {
+    for (file, value) in writes {
+        group::write_value(file, value).map_err(|error| format!("{} = {value}: {error}", file.display()))?;
+        match group::read_value(file) {
+            Ok(found) if found == *value => {}
+            Ok(found) => return Err(format!("{}: wrote {value}, found {found}", file.display())),
+            Err(error) => return Err(format!("{}: {error}", file.display())),
+        }
+    }
+    Ok(())
+}
+
+/// `throttled_usec` (v2) or `throttled_time` in nanoseconds (v1) of a group.
+fn throttled_time(stat: &Path) -> Option<Duration> {
+    let text = group::read_value(stat).ok()?;
+    text.lines().find_map(|line| {
+        let (name, value) = line.split_once(' ')?;
+        let value = value.trim().parse().ok()?;
+        match name {
+            "throttled_usec" => Some(Duration::from_micros(value)),
+            "throttled_time" => Some(Duration::from_nanos(value)),
+            _ => None,
+        }
+    })
+}
+
+/// CPU time of a group: `cpu.stat` (v2) or `cpuacct.usage` (v1).
+fn group_cpu(folder: &Path) -> Option<Duration> {
+    if let Ok(text) = group::read_value(&folder.join("cpuacct.usage")) {
+        return text.parse().ok().map(Duration::from_nanos);
+    }
+    let text = group::read_value(&folder.join("cpu.stat")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse().ok()).map(Duration::from_micros)
+}
+
+/// The last pid that was given away; while it stays the same no process was made.
+fn newest_pid(proc_root: &Path) -> Option<i32> {
+    std::fs::read(proc_root.join("loadavg")).ok().and_then(|text| procfs::parse_last_pid(&text))
+}

@@ -1,0 +1,224 @@
+//! What was there before we changed it, on disk before the change is made: put back on release, on exit, by the sentinel
+//! when the daemon dies, and at the next start.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use serde::{Deserialize, Serialize};
+
+use crate::host::{Paths, group, process};
+
+/// One thing to put back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Saved {
+    /// A kernel file in a folder that is this very one.
+    File { path: PathBuf, dev: u64, ino: u64, old: String },
+    /// A process's nice value and scheduling class.
+    Nice { pid: i32, started: u64, old: i32 },
+    /// A group of ours, to be removed once nobody is in it.
+    Folder { path: PathBuf, dev: u64, ino: u64 },
+}
+
+/// What became of putting something back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Restored {
+    Done,
+    /// The process or folder is not there any more, or is another one.
+    Gone,
+    Failed(String),
+}
+
+impl Saved {
+    /// Reads the present value of a kernel file, to be put back later.
+    pub fn file(path: &Path) -> io::Result<Saved> {
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let (dev, ino) = group::identity(folder)?;
+        Ok(Saved::File { path: path.to_path_buf(), dev, ino, old: group::read_value(path)? })
+    }
+
+    pub fn folder(path: &Path) -> io::Result<Saved> {
+        let (dev, ino) = group::identity(path)?;
+        Ok(Saved::Folder { path: path.to_path_buf(), dev, ino })
+    }
+
+    /// Puts it back, if it is still about the same thing.
+    pub fn restore(&self, paths: &Paths) -> Restored {
+        let result = match self {
+            Saved::File { path, dev, ino, old } => {
+                let folder = path.parent().unwrap_or(Path::new("/"));
+                match group::identity(folder) {
+                    Ok(found) if found == (*dev, *ino) => group::write_value(path, old),
+                    _ => return Restored::Gone,
+                }
+            }
+            Saved::Nice { pid, started, old } => match process::Process::open(paths, *pid, Some(*started)) {
+                Ok(Some(_)) => process::set_idle_class(*pid, false).and_then(|()| process::set_nice(*pid, *old)),
+                _ => return Restored::Gone,
+            },
+            Saved::Folder { path, dev, ino } => match group::identity(path) {
+                Ok(found) if found == (*dev, *ino) => std::fs::remove_dir(path),
+                _ => return Restored::Gone,
+            },
+        };
+        match result {
+            Ok(()) => Restored::Done,
+            Err(error) => Restored::Failed(format!("{self:?}: {error}")),
+        }
+    }
+}
+
+/// The file, and what is in it.
+#[derive(Debug)]
+pub struct UndoLog {
+    path: PathBuf,
+    entries: Vec<Saved>,
+}
+
+/// What a sweep did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    pub restored: u32,
+    pub gone: u32,
+    pub failed: Vec<String>,
+}
+
+impl UndoLog {
+    /// The log of this run. What an earlier run left must have been swept before.
+    pub fn new(path: PathBuf) -> UndoLog {
+        UndoLog { path, entries: Vec::new() }
+    }
+
+    /// Writes `saved` down, before the change is made. An error means that the change must not be made.
+    pub fn save(&mut self, saved: Saved) -> io::Result<()> {
+        let file = File::options().create(true).append(true).open(&self.path)?;
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        append(&file, &saved)?;
+        self.entries.push(saved);
+        Ok(())
+    }
+
+    /// Puts back and forgets everything for which `which` says so, the latest first. Returns what could not be put back.
+    pub fn restore(&mut self, paths: &Paths, which: impl Fn(&Saved) -> bool) -> Vec<String> {
+        let mut failed = Vec::new();
+        let (mut undo, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries).into_iter().partition(&which);
+        self.entries = keep;
+        if undo.is_empty() {
+            return failed;
+        }
+        undo.reverse();
+        for saved in undo {
+            if let Restored::Failed(why) = saved.restore(paths) {
+                // Kept: the next attempt may succeed, and the next start certainly tries.
+                self.entries.push(saved);
+                failed.push(why);
+            }
+        }
+        if let Err(error) = rewrite(&self.path, &self.entries) {
+            // Harmless: what was put back is put back once more by whoever reads the old file.
+            failed.push(format!("{}: {error}", self.path.display()));
+        }
+        failed
+    }
+
+    /// Forgets folders that were removed in the ordinary way.
+    pub fn forget_missing_folders(&mut self) {
+        let before = self.entries.len();
+        self.entries.retain(|saved| !matches!(saved, Saved::Folder { path, .. } if !path.exists()));
+        if self.entries.len() != before {
+            // A line too many is harmless, as above.
+            let _ = rewrite(&self.path, &self.entries);
+        }
+    }
+}
+
+/// Puts back everything an earlier run wrote down at `path`. Lines that cannot be read are skipped: the file may have been
+/// cut off by the crash that makes this necessary.
+pub fn sweep(path: &Path, paths: &Paths) -> io::Result<Swept> {
+    let mut file = match File::options().read(true).write(true).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Swept::default()),
+        Err(error) => return Err(error),
+    };
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+    let lines = BufReader::new(&file).lines().map_while(Result::ok);
+    let entries: Vec<Saved> = lines.filter_map(|line| serde_json::from_str(&line).ok()).collect();
+    let mut swept = Swept::default();
+    let mut left = Vec::new();
+    for saved in entries.iter().rev() {
+        match saved.restore(paths) {
+            Restored::Done => swept.restored += 1,
+            Restored::Gone => swept.gone += 1,
+            Restored::Failed(why) => {
+                // A group in which somebody still runs is no failure: it is free of limits and goes with its last process.
+                if !matches!(saved, Saved::Folder { .. }) {
+                    swept.failed.push(why);
+                }
+                left.push(saved.clone());
+            }
+        }
+    }
+    left.reverse();
+    file.set_len(0)?;
+    file.rewind()?;
+    for saved in &left {
+        append(&file, saved)?;
+    }
+    Ok(swept)
+}
+
+fn append(mut file: &File, saved: &Saved) -> io::Result<()> {
+    let mut line = serde_json::to_string(saved)?;
+    line.push('\n');
+    file.write_all(line.as_bytes())
+}
+
+fn rewrite(path: &Path, entries: &[Saved]) -> io::Result<()> {
+    let mut file = File::options().create(true).write(true).truncate(false).open(path)?;
+    rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+    file.set_len(0)?;
+    file.rewind()?;
+    entries.iter().try_for_each(|saved| append(&file, saved))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_values_are_put_back_and_another_folder_of_the_same_name_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let (one, two) = (root.path().join("one"), root.path().join("two"));
+        for folder in [&one, &two] {
+            std::fs::create_dir(folder).unwrap();
+            std::fs::write(folder.join("cpu.max"), "max 100000\n").unwrap();
+        }
+        let log_path = root.path().join("undo.jsonl");
+        let mut log = UndoLog::new(log_path.clone());
+        for folder in [&one, &two] {
+            log.save(Saved::file(&folder.join("cpu.max")).unwrap()).unwrap();
+            std::fs::write(folder.join("cpu.max"), "5000 10000\n").unwrap();
+        }
+        // The second folder is removed and made anew by somebody else.
+        std::fs::rename(&two, root.path().join("old")).unwrap();
+        std::fs::create_dir(&two).unwrap();
+        std::fs::write(two.join("cpu.max"), "theirs\n").unwrap();
+        // A crash in the middle of a line.
+        File::options().append(true).open(&log_path).unwrap().write_all(b"{\"kind\":\"fi").unwrap();
+
+        let swept = sweep(&log_path, &Paths::default()).unwrap();
+        assert_eq!((swept.restored, swept.gone, swept.failed.len()), (1, 1, 0));
+        assert_eq!(std::fs::read_to_string(one.join("cpu.max")).unwrap().trim(), "max 100000");
+        assert_eq!(std::fs::read_to_string(two.join("cpu.max")).unwrap().trim(), "theirs");
+        assert_eq!(sweep(&log_path, &Paths::default()).unwrap(), Swept::default(), "a second sweep finds nothing");
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_written_down_is_an_error() {
+        let mut log = UndoLog::new(PathBuf::from("/nonexistent/undo.jsonl"));
+        assert!(log.save(Saved::Nice { pid: 1, started: 1, old: 0 }).is_err());
+        assert_eq!(log.entries, []);
+    }
+}

@@ -1,0 +1,208 @@
+//! Asks the running daemon over its control socket.
+
+use std::fmt::Write;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::body::Bytes;
+use http_body_util::{BodyExt, Empty, LengthLimitError, Limited};
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tokio::time::timeout;
+
+/// Connecting to a local socket either works at once or the daemon is not well.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// For an ordinary answer; a command waits in the daemon for 10 s at most.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// A daemon answers with a few hundred kilobytes at most; whatever sends more is none.
+const LARGEST: usize = 64 * 1024 * 1024;
+
+/// Why there is no answer, each with its exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody answers on any of the sockets.
+    #[error("no daemon is running: {}; start one with `plimsoll run`, or name its folder in daemon.runtime_dir", list(.tried))]
+    Unreachable { tried: Vec<(PathBuf, String)> },
+    #[error("not permitted to use {}; ask as its owner or as a member of its group", .socket.display())]
+    NotPermitted { socket: PathBuf },
+    /// The daemon understood and said no.
+    #[error("{message}")]
+    Refused { status: u16, error: String, message: String },
+    /// The daemon took the question and did not answer as it should.
+    #[error("the daemon on {} {problem}", .socket.display())]
+    Broken { socket: PathBuf, problem: String },
+    /// This process could not even ask.
+    #[error("could not ask the daemon: {0}")]
+    Local(io::Error),
+}
+
+impl ClientError {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            ClientError::Unreachable { .. } => 69,
+            ClientError::NotPermitted { .. } => 77,
+            ClientError::Refused { .. } | ClientError::Broken { .. } | ClientError::Local(_) => 1,
+        }
+    }
+}
+
+fn list(tried: &[(PathBuf, String)]) -> String {
+    let mut text = String::new();
+    for (socket, why) in tried {
+        let comma = if text.is_empty() { "" } else { ", " };
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{comma}{} ({why})", socket.display());
+    }
+    if text.is_empty() { "no socket to try".to_owned() } else { text }
+}
+
+/// A daemon that was found.
+pub struct Client {
+    socket: PathBuf,
+    runtime: Runtime,
+}
+
+impl Client {
+    /// The first of `sockets` that somebody answers on.
+    ///
+    /// # Errors
+    /// `NotPermitted` when one is there but closed to us and no other answers, else `Unreachable` with all that were tried.
+    pub fn find(sockets: &[PathBuf]) -> Result<Client, ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build().map_err(ClientError::Local)?;
+        let mut tried = Vec::new();
+        let mut closed = None;
+        for socket in sockets {
+            match runtime.block_on(connect(socket)) {
+                Ok(_) => return Ok(Client { socket: socket.clone(), runtime }),
+                Err(error) => {
+                    if error.kind() == io::ErrorKind::PermissionDenied {
+                        closed.get_or_insert_with(|| socket.clone());
+                    }
+                    tried.push((socket.clone(), cause(&error)));
+                }
+            }
+        }
+        match closed {
+            Some(socket) => Err(ClientError::NotPermitted { socket }),
+            None => Err(ClientError::Unreachable { tried }),
+        }
+    }
+
+    /// The socket that answered.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// `GET path`, its JSON read as `T`.
+    pub fn get_json<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.get_json_within(path, ANSWER)
+    }
+
+    /// As [`Client::get_json`] for a route that waits, such as `/admin/throttle?wait=5m`.
+    pub fn get_json_within<T: DeserializeOwned>(&self, path: &str, patience: Duration) -> Result<T, ClientError> {
+        let bytes = self.ask(Method::GET, path, patience)?;
+        serde_json::from_slice(&bytes).map_err(|error| self.broken(format!("sent something else than was asked for: {error}")))
+    }
+
+    /// `GET path` as it was sent, for what is only passed on.
+    pub fn get_text(&self, path: &str) -> Result<String, ClientError> {
+        let bytes = self.ask(Method::GET, path, ANSWER)?;
+        String::from_utf8(bytes.to_vec()).map_err(|_| self.broken("sent something that is not text".to_owned()))
+    }
+
+    /// `POST path` without a body; its JSON.
+    pub fn post(&self, path: &str) -> Result<Value, ClientError> {
+        let bytes = self.ask(Method::POST, path, ANSWER)?;
+        serde_json::from_slice(&bytes).map_err(|error| self.broken(format!("sent something that is not JSON: {error}")))
+    }
+
+    /// One request on a connection of its own; the body of a 2xx answer, or what the daemon objected.
+    fn ask(&self, method: Method, path: &str, patience: Duration) -> Result<Bytes, ClientError> {
+        let answered = self.runtime.block_on(async { timeout(patience, exchange(&self.socket, method, path)).await });
+        let (status, body) = match answered {
+            Err(_) => return Err(self.broken(format!("did not answer within {} s", patience.as_secs_f64()))),
+            Ok(Err(Trouble::Socket(error))) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(ClientError::NotPermitted { socket: self.socket.clone() });
+            }
+            Ok(Err(Trouble::Socket(error))) => {
+                return Err(ClientError::Unreachable { tried: vec![(self.socket.clone(), cause(&error))] });
+            }
+            Ok(Err(Trouble::Talk(problem))) => return Err(self.broken(problem)),
+            Ok(Ok(answer)) => answer,
+        };
+        if status.is_success() {
+            return Ok(body);
+        }
+        let told: Value = serde_json::from_slice(&body).unwrap_or_default();
+        let field = |name: &str| told.get(name).and_then(Value::as_str).map(str::to_owned);
+        Err(ClientError::Refused {
+            status: status.as_u16(),
+            error: field("error").unwrap_or_default(),
+            message: field("message").or_else(|| field("status")).unwrap_or_else(|| format!("the daemon answered {status}")),
+        })
+    }
+
+    fn broken(&self, problem: String) -> ClientError {
+        ClientError::Broken { socket: self.socket.clone(), problem }
+    }
+}
+
+/// Where an exchange went wrong.
+enum Trouble {
+    Socket(io::Error),
+    Talk(String),
+}
+
+async fn connect(socket: &Path) -> io::Result<UnixStream> {
+    timeout(CONNECT, UnixStream::connect(socket)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn exchange(socket: &Path, method: Method, path: &str) -> Result<(StatusCode, Bytes), Trouble> {
+    let stream = connect(socket).await.map_err(Trouble::Socket)?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "localhost")
+        .header(header::ACCEPT, "application/json, */*;q=0.5")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| Trouble::Talk(format!("cannot be asked for {path}: {error}")))?;
+    let broke = |error: hyper::Error| Trouble::Talk(format!("broke off: {error}"));
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
+    let talk = async {
+        let response = sender.send_request(request).await.map_err(broke)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), LARGEST).collect().await.map_err(|error| {
+            let large = error.is::<LengthLimitError>();
+            Trouble::Talk(if large { "sent more than any daemon would".to_owned() } else { format!("broke off: {error}") })
+        })?;
+        Ok((status, body.to_bytes()))
+    };
+    // The connection only moves while it is polled. Should it end first, the talk fails by itself and says why.
+    let driven = async {
+        let _ = connection.await;
+        std::future::pending().await
+    };
+    tokio::select! {
+        outcome = talk => outcome,
+        never = driven => never,
+    }
+}
+
+/// The causes a user meets, in plain words.
+fn cause(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => "not there".to_owned(),
+        io::ErrorKind::ConnectionRefused => "left behind by a daemon that has ended".to_owned(),
+        io::ErrorKind::PermissionDenied => "not permitted".to_owned(),
+        io::ErrorKind::TimedOut => "does not accept".to_owned(),
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,5 @@
+//! Commands.
+
+pub mod client;
+pub mod render;
+pub mod status;

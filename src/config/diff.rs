@@ -1,0 +1,74 @@
+//! What changed between two settings, for `config_reloaded`.
+
+use super::settings::{DiskPolicy, Rule, Settings, Worker};
+use super::tree::join;
+
+/// Names the fields that differ, each under its key.
+macro_rules! compare {
+    ($list:ident, $path:expr, $old:expr, $new:expr, $($field:ident),+ $(,)?) => {
+        $(if $old.$field != $new.$field {
+            $list.push(join($path, stringify!($field)));
+        })+
+    };
+}
+
+impl Settings {
+    /// The dotted keys whose values differ, as they are called in the file; a worker or disk that came or went is named as a whole.
+    pub fn diff(&self, other: &Settings) -> Vec<String> {
+        let mut list = Vec::new();
+        compare!(list, "daemon", self.daemon, other.daemon, state_dir, runtime_dir, shutdown_timeout);
+        compare!(list, "log", self.log, other.log, level, format);
+        compare!(list, "http", self.http, other.http, listen, api_key, dashboard);
+        compare!(list, "host", self.host, other.host, proc, sys, cgroup);
+        compare!(list, "sampling", self.sampling, other.sampling, interval, scope, report_every);
+        let (old, new) = (&self.policy, &other.policy);
+        compare!(list, "policy", old, new, dry_run);
+        compare!(list, "policy.cpu", old.cpu, new.cpu, limit);
+        rule(&mut list, "policy.cpu", &old.cpu.rule, &new.cpu.rule);
+        compare!(list, "policy.memory", old.memory, new.memory, limit);
+        rule(&mut list, "policy.memory", &old.memory.rule, &new.memory.rule);
+        disks(&mut list, &old.disks, &new.disks);
+        self.workers_diff(other, &mut list);
+        list
+    }
+
+    fn workers_diff(&self, other: &Settings, list: &mut Vec<String>) {
+        let mut names: Vec<&str> = self.workers.iter().chain(&other.workers).map(|worker| &*worker.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        for name in names {
+            let key = join("workers", name);
+            let of = |settings: &Settings| settings.workers.iter().find(|worker| &*worker.name == name).cloned();
+            match (of(self), of(other)) {
+                (Some(old), Some(new)) => worker(list, &key, &old, &new),
+                _ => list.push(key),
+            }
+        }
+    }
+}
+
+fn rule(list: &mut Vec<String>, path: &str, old: &Rule, new: &Rule) {
+    compare!(list, path, old, new, high, low, critical, sustain, on_high, on_critical);
+}
+
+fn disks(list: &mut Vec<String>, old: &[DiskPolicy], new: &[DiskPolicy]) {
+    for index in 0..old.len().max(new.len()) {
+        let key = format!("policy.disks[{index}]");
+        match (old.get(index), new.get(index)) {
+            (Some(old), Some(new)) => {
+                compare!(list, &key, old, new, path);
+                rule(list, &key, &old.rule, &new.rule);
+            }
+            _ => list.push(key),
+        }
+    }
+}
+
+fn worker(list: &mut Vec<String>, key: &str, old: &Worker, new: &Worker) {
+    compare!(list, key, old, new, command, directory, user, group, env, replicas, after, restart);
+    compare!(list, &join(key, "backoff"), old.backoff, new.backoff, first, longest, give_up, within);
+    compare!(list, &join(key, "stop"), old.stop, new.stop, signal, within);
+    compare!(list, key, old, new, priority, weight, protected, throttle, longest_stop, shed_signal);
+    compare!(list, &join(key, "limits"), old.limits, new.limits, memory, cpu);
+    compare!(list, &join(key, "recycle"), old.recycle, new.recycle, lifetime, memory, jitter);
+}

@@ -1,0 +1,358 @@
+//! What was written: the TOML file as it is, key by key.
+//!
+//! These structures are the definition of every setting. Its description is the text on the field; the JSON Schema, the
+//! check that finds unknown keys and bad values, and `docs/configuration.md` are all made from here. Defaults of the
+//! sections are in `config/plimsoll.toml`; defaults of a worker and of a disk, of which there may be any number or none,
+//! are in the `Default`s below.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::settings::{LogFormat, LogLevel, Restart, Scope, ThrottleMethod};
+use super::units::{
+    Account, Address, BytesLine, Cores, CoresLine, Count, CpuLimit, Every, MemoryLimit, Percent, RungName, SignalName, Size, Span, Variable,
+};
+
+/// Settings of Plimsoll.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    pub daemon: Daemon,
+    pub log: Log,
+    pub http: Http,
+    pub host: Host,
+    pub sampling: Sampling,
+    pub policy: Policy,
+    /// The programs looked after, each under its name: letters, digits, `-` and `_`.
+    #[serde(default)]
+    pub workers: BTreeMap<String, Worker>,
+}
+
+/// The daemon itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Daemon {
+    /// Folder of the record of runs, events and samples; an absolute path. The default falls back to a folder of the
+    /// user when it cannot be used; a folder named here must be usable.
+    #[schemars(length(min = 1))]
+    pub state_dir: String,
+    /// Folder of the control socket `plimsoll.sock` and of the lock that keeps a second daemon away; an absolute path,
+    /// with the same fallback.
+    #[schemars(length(min = 1))]
+    pub runtime_dir: String,
+    /// The whole ordered shutdown is over after this long.
+    #[schemars(extend("x-range" = ["100ms", "1d"]))]
+    pub shutdown_timeout: Span,
+}
+
+/// What the daemon says on stderr or to the journal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// The least important line that is written.
+    pub level: LogLevel,
+    /// `auto` is text on a terminal, the journal's own protocol when stderr is the journal, else JSON.
+    pub format: LogFormat,
+}
+
+/// Metrics, health and control over HTTP.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// Addresses to listen on; an empty list leaves the control socket only.
+    pub listen: Vec<Address>,
+    /// File that holds the key clients send as `X-API-Key`; its first line counts. Unset: no key, and control is served
+    /// on loopback and the control socket only.
+    #[schemars(length(min = 1))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key_file: Option<String>,
+    /// The key itself, in place of a file. Only ever in the environment as `PLIMSOLL_HTTP__API_KEY`: a settings file is
+    /// read by too many and a command line by everybody.
+    #[schemars(length(min = 1))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api_key: Option<String>,
+    /// Serve the dashboard at `/`.
+    pub dashboard: bool,
+}
+
+/// Where the kernel is reached; other paths than these make a folder look like a machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Host {
+    /// The process file system; an absolute path.
+    #[schemars(length(min = 1))]
+    pub proc: String,
+    /// The system file system; an absolute path.
+    #[schemars(length(min = 1))]
+    pub sys: String,
+    /// The control group file system; an absolute path.
+    #[schemars(length(min = 1))]
+    pub cgroup: String,
+}
+
+/// How often and how widely the machine is looked at.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Sampling {
+    /// The longest gap between two looks; it gets shorter by itself as a line comes near.
+    #[schemars(extend("x-range" = ["100ms", "1h"]))]
+    pub interval: Span,
+    /// What is held under the line: the container the daemon lives in when that has limits, else the whole machine.
+    pub scope: Scope,
+    /// One `resource_metrics` line in the log this often.
+    #[schemars(extend("x-range" = ["1s", "365d"]))]
+    pub report_every: Every,
+}
+
+/// When a resource is over its line and what is tried then, mildest first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Policy {
+    /// Judge and say what would be done, but do nothing.
+    pub dry_run: bool,
+    pub cpu: Cpu,
+    pub memory: Memory,
+    /// One rule for each file system that must not fill up.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
+}
+
+/// The processors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Cpu {
+    /// What 100 % is. `auto` finds the limit that will really hurt; a lower one of your own holds the workers to it.
+    pub limit: CpuLimit,
+    /// From here on `on_high` is tried.
+    pub high: CoresLine,
+    /// Under this it is over; always below `high`. Not set: 70 %, or 10 points under a `high` of 70 % or less, or seven
+    /// eighths of a `high` in processors.
+    pub low: CoresLine,
+    /// From here on `on_critical` is tried; always above `high`. Not set: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub critical: Option<CoresLine>,
+    /// How long usage must stay over a line before anything is done; `0s` for at once.
+    #[schemars(extend("x-range" = ["0s", "1h"]))]
+    pub sustain: Span,
+    /// Rungs at `high`, in order: `notify`, `throttle`, `recycle`, `kill`.
+    pub on_high: Vec<RungName>,
+    /// Rungs at `critical`, in order.
+    pub on_critical: Vec<RungName>,
+}
+
+/// The memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Memory {
+    /// What 100 % is. `auto` finds the limit that will really hurt; a lower one of your own holds the workers to it.
+    pub limit: MemoryLimit,
+    /// From here on `on_high` is tried.
+    pub high: BytesLine,
+    /// Under this it is over; always below `high`. Not set: 70 %, or 10 points under a `high` of 70 % or less, or seven
+    /// eighths of a `high` that is a size.
+    pub low: BytesLine,
+    /// From here on `on_critical` is tried, at once; always above `high`. Not set: 92 %, or half-way from `high` to the
+    /// limit when `high` is 92 % or more.
+    pub critical: BytesLine,
+    /// How long usage must stay over `high` before anything is done; `0s` for at once.
+    #[schemars(extend("x-range" = ["0s", "1h"]))]
+    pub sustain: Span,
+    /// Rungs at `high`, in order: `notify`, `shed`, `reclaim`, `throttle`, `recycle`, `kill`.
+    pub on_high: Vec<RungName>,
+    /// Rungs at `critical`, in order.
+    pub on_critical: Vec<RungName>,
+}
+
+/// One file system.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Disk {
+    /// A folder on the file system that is watched; it must be there.
+    #[schemars(length(min = 1), extend("default" = null))]
+    pub path: String,
+    /// From here on `on_high` is tried.
+    pub high: BytesLine,
+    /// Under this it is over; always below `high`. Not set: 75 %, or 5 points under a `high` of 75 % or less, or fifteen
+    /// sixteenths of a `high` that is a size.
+    #[schemars(extend("default" = "75%"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub low: Option<BytesLine>,
+    /// From here on `on_critical` is tried, at once; always above `high`. Not set: 90 %, or half-way from `high` to full
+    /// when `high` is 90 % or more.
+    #[schemars(extend("default" = "90%"))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub critical: Option<BytesLine>,
+    /// How long usage must stay over `high` before anything is done; `0s` for at once.
+    #[schemars(extend("x-range" = ["0s", "1h"]))]
+    pub sustain: Span,
+    /// Rungs at `high`, in order: `notify`, `throttle`, `job:NAME`.
+    pub on_high: Vec<RungName>,
+    /// Rungs at `critical`, in order.
+    pub on_critical: Vec<RungName>,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Disk {
+            path: String::new(),
+            high: BytesLine::Percent(Percent(80.0)),
+            low: None,
+            critical: None,
+            sustain: Span::from_secs(10),
+            on_high: vec![RungName("notify".to_owned())],
+            on_critical: vec![RungName("notify".to_owned())],
+        }
+    }
+}
+
+/// One program, in one or more replicas.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Worker {
+    /// The program and its arguments. It is looked for in the `PATH` of the worker; a relative path starts in `directory`.
+    #[schemars(extend("default" = null))]
+    pub command: Vec<String>,
+    /// Where it is started; the daemon's own folder unless set.
+    #[schemars(length(min = 1))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
+    /// Who it runs as, by name or number; the daemon's own user unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<Account>,
+    /// The group it runs as, by name or number; the user's own unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<Account>,
+    /// Variables on top of the daemon's environment. Never shown.
+    pub env: BTreeMap<String, Variable>,
+    /// How many: a number, or `cpus` for the effective CPU limit rounded up, or `cpus+1`.
+    pub replicas: Count,
+    /// Workers that are started before this one; they are stopped after it.
+    pub after: Vec<String>,
+    /// When it is started again after it ended.
+    pub restart: Restart,
+    /// The pause before it is started again.
+    pub backoff: Backoff,
+    /// How it is asked to end.
+    pub stop: Stop,
+    /// Which worker pays first: higher is spared longer.
+    #[schemars(range(min = -1000, max = 1000))]
+    pub priority: i32,
+    /// Its share of the CPU beside the other workers when there is not enough for all.
+    #[schemars(range(min = 1, max = 10000))]
+    pub weight: u32,
+    /// Never recycled or killed for a resource's sake.
+    pub protected: bool,
+    /// How it is slowed: `auto` takes the best that works here.
+    pub throttle: ThrottleMethod,
+    /// The longest a duty cycle holds it stopped in one go.
+    #[schemars(extend("x-range" = ["10ms", "10s"]))]
+    pub longest_stop: Span,
+    /// Sent to ask it to drop its caches. None unless set: SIGUSR1 ends a program that does not expect it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shed_signal: Option<SignalName>,
+    /// Hard limits for each replica.
+    pub limits: Limits,
+    /// When a replica is replaced before it does harm.
+    pub recycle: Recycle,
+}
+
+impl Default for Worker {
+    fn default() -> Self {
+        Worker {
+            command: Vec::new(),
+            directory: None,
+            user: None,
+            group: None,
+            env: BTreeMap::new(),
+            replicas: Count::Number(1),
+            after: Vec::new(),
+            restart: Restart::Always,
+            backoff: Backoff::default(),
+            stop: Stop::default(),
+            priority: 0,
+            weight: 100,
+            protected: false,
+            throttle: ThrottleMethod::Auto,
+            longest_stop: Span::from_millis(250),
+            shed_signal: None,
+            limits: Limits::default(),
+            recycle: Recycle::default(),
+        }
+    }
+}
+
+/// The pause before a restart: `first`, doubled each time up to `longest`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backoff {
+    /// The pause after the first end.
+    #[schemars(extend("x-range" = ["10ms", "1h"]))]
+    pub first: Span,
+    /// The longest pause; never less than `first`.
+    #[schemars(extend("x-range" = ["10ms", "1d"]))]
+    pub longest: Span,
+    /// Given up after this many starts within `within`.
+    #[schemars(range(min = 1, max = 1000000))]
+    pub give_up: u32,
+    /// See `give_up`.
+    #[schemars(extend("x-range" = ["1s", "7d"]))]
+    pub within: Span,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff { first: Span::from_secs(1), longest: Span::from_secs(60), give_up: 10, within: Span::from_secs(600) }
+    }
+}
+
+/// How a worker is asked to end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Stop {
+    /// Sent first.
+    pub signal: SignalName,
+    /// Whatever is left of it after this long is killed.
+    #[schemars(extend("x-range" = ["0s", "1d"]))]
+    pub within: Span,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Stop { signal: SignalName(libc::SIGTERM), within: Span::from_secs(30) }
+    }
+}
+
+/// Hard limits for each replica.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// The most memory; none unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Size>,
+    /// The most CPU, in processors; none unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Cores>,
+}
+
+/// When a replica is replaced before it does harm.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Recycle {
+    /// Replaced at this age; never unless set.
+    #[schemars(extend("x-range" = ["1s", "365d"]))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifetime: Option<Span>,
+    /// Replaced when it holds more than this for as long as `policy.memory.sustain`; never unless set. Below `limits.memory`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Size>,
+    /// Up to this much is taken off `lifetime`, drawn once for each replica, so that not all go at once.
+    pub jitter: Percent,
+}
+
+impl Default for Recycle {
+    fn default() -> Self {
+        Recycle { lifetime: None, memory: None, jitter: Percent(10.0) }
+    }
+}

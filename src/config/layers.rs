@@ -1,0 +1,290 @@
+//! Where settings come from: the built-in file, a file, plain names in the environment, `PLIMSOLL_…`, `--set`, the command.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::problems::{Place, Problem, Problems};
+use super::tree::{Layer, Node, Origin, Source, Tree, join};
+use super::units::{Count, Scalar, Span, Unit as _};
+
+/// Everything that can say something about the settings. Nothing else is asked: not the process's own environment, not its folder.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// `-c FILE`.
+    pub file: Option<PathBuf>,
+    /// The environment.
+    pub env: Vec<(String, String)>,
+    /// `--set key=value`, in their order.
+    pub set: Vec<String>,
+    /// `run -- COMMAND…`: becomes worker `main`.
+    pub command: Vec<String>,
+    /// Relative paths start here.
+    pub working_dir: PathBuf,
+}
+
+impl Sources {
+    /// The value of a variable; the last one given, if it is there twice.
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        self.env.iter().rev().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+/// The built-in file: every key at its default.
+pub const BUILT_IN: &str = include_str!("../../config/plimsoll.toml");
+
+/// Looked for when neither `-c` nor `PLIMSOLL_CONFIG` names a file.
+const SEARCHED: [&str; 2] = ["plimsoll.toml", "/etc/plimsoll/plimsoll.toml"];
+
+const PREFIX: &str = "PLIMSOLL_";
+
+/// The layers, lowest first, and the file if there is one.
+#[derive(Debug)]
+pub struct Layers {
+    pub list: Vec<Layer>,
+    pub file: Option<PathBuf>,
+    /// What could not be taken into any layer.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads all layers.
+///
+/// # Errors
+/// A file that is missing, unreadable or not TOML: nothing else could be judged without it.
+pub fn gather(sources: &Sources, known: &[String]) -> Result<Layers, Problems> {
+    let mut problems = Vec::new();
+    // The built-in file has no mistakes; a test loads it.
+    let (_, built_in, _) = Source::parse("built-in", BUILT_IN.to_owned());
+    let mut list = vec![Layer { origin: Origin::BuiltIn, root: built_in }];
+    let file = find_file(sources)?;
+    if let Some((path, text)) = &file {
+        let (source, root, mistakes) = Source::parse(&path.display().to_string(), text.clone());
+        if !mistakes.is_empty() {
+            return Err(Problems { list: mistakes, denied: false });
+        }
+        list.push(Layer { origin: Origin::File(source), root });
+    }
+    let mut above = variables(sources, &worker_names(&list), known, &mut problems);
+    above.extend(arguments(sources, &mut problems));
+    if !sources.command.is_empty() {
+        let words = sources.command.iter().map(|word| Node::new(Tree::Scalar(Scalar::Text(word.clone())))).collect();
+        let keys = ["workers", "main", "command"].map(str::to_owned);
+        above.push(Layer { origin: Origin::Command, root: Node::new(Tree::Array(words)).under(&keys) });
+    }
+    let aliases = aliases(sources, &list, &above, &mut problems);
+    list.extend(aliases);
+    list.extend(above);
+    Ok(Layers { list, file: file.map(|(path, _)| path), problems })
+}
+
+fn find_file(sources: &Sources) -> Result<Option<(PathBuf, String)>, Problems> {
+    let named = match (&sources.file, sources.variable("PLIMSOLL_CONFIG")) {
+        (Some(file), _) => Some((file.clone(), "-c")),
+        (None, Some(file)) if !file.is_empty() => Some((PathBuf::from(file), "PLIMSOLL_CONFIG")),
+        _ => None,
+    };
+    if let Some((path, asked_by)) = named {
+        return match read(sources, &path)? {
+            Some(text) => Ok(Some((path, text))),
+            None => Err(whole_file(&path, format!("there is no such file (asked for with {asked_by})"), false)),
+        };
+    }
+    for path in SEARCHED.map(PathBuf::from) {
+        if let Some(text) = read(sources, &path)? {
+            return Ok(Some((path, text)));
+        }
+    }
+    Ok(None)
+}
+
+fn read(sources: &Sources, path: &Path) -> Result<Option<String>, Problems> {
+    match std::fs::read(sources.working_dir.join(path)) {
+        Ok(bytes) => match String::from_utf8(bytes) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) => {
+                let line = error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count() + 1;
+                Err(whole_file(path, format!("line {line} is not UTF-8 text"), false))
+            }
+        },
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+        Err(error) => Err(whole_file(path, format!("could not be read: {error}"), error.kind() == ErrorKind::PermissionDenied)),
+    }
+}
+
+fn whole_file(path: &Path, message: String, denied: bool) -> Problems {
+    let place = Place::File(path.display().to_string());
+    Problems { list: vec![Problem { key: String::new(), place, message, allowed: None, suggestion: None }], denied }
+}
+
+fn worker_names(layers: &[Layer]) -> Vec<String> {
+    let mut names: Vec<String> = layers
+        .iter()
+        .filter_map(|layer| match &layer.root.value {
+            Tree::Table(entries) => match &entries.get("workers")?.value {
+                Tree::Table(workers) => Some(workers.keys().cloned().collect::<Vec<_>>()),
+                _ => None,
+            },
+            _ => None,
+        })
+        .flatten()
+        .collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// `PLIMSOLL_SECTION__KEY=value`: two underscores stand for the dot.
+///
+/// Names without `__` are not settings (`PLIMSOLL_CONFIG`; Kubernetes makes `PLIMSOLL_SERVICE_HOST` for a service called
+/// plimsoll), but one that spells a setting with single underscores is a slip worth a word.
+fn variables(sources: &Sources, workers: &[String], known: &[String], problems: &mut Vec<Problem>) -> Vec<Layer> {
+    let mut layers = Vec::new();
+    for (name, value) in &sources.env {
+        let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+        if !rest.contains("__") {
+            let flat = rest.to_ascii_lowercase();
+            if let Some(key) = known.iter().find(|key| key.replace('.', "_") == flat) {
+                problems.push(Problem {
+                    key: key.clone(),
+                    place: Place::Variable(name.clone()),
+                    message: "one underscore does not part a section from its key".to_owned(),
+                    allowed: None,
+                    suggestion: Some(format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())),
+                });
+            }
+            continue;
+        }
+        let keys = variable_keys(rest, workers);
+        // A key may look like a number or a date; it is never anything but text.
+        let node = if keys == ["http", "api_key"] { text_node(value) } else { Node::from_text(value) };
+        layers.push(Layer { origin: Origin::Variable(name.clone()), root: node.under(&keys) });
+    }
+    layers
+}
+
+fn text_node(value: &str) -> Node {
+    Node::new(Tree::Scalar(Scalar::Text(value.to_owned())))
+}
+
+fn variable_keys(rest: &str, workers: &[String]) -> Vec<String> {
+    let mut keys: Vec<String> = Vec::new();
+    for part in rest.split("__") {
+        let key = match keys.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+            // `VECTOR_DB` is the worker `vector-db`, if there is one.
+            ["workers"] => {
+                let plain = |name: &str| name.to_ascii_lowercase().replace('-', "_");
+                workers.iter().find(|name| plain(name) == plain(part)).cloned().unwrap_or_else(|| part.to_ascii_lowercase())
+            }
+            // Names of variables are as they are.
+            ["workers", _, "env", ..] => part.to_owned(),
+            _ => part.to_ascii_lowercase(),
+        };
+        keys.push(key);
+    }
+    keys
+}
+
+fn arguments(sources: &Sources, problems: &mut Vec<Problem>) -> Vec<Layer> {
+    let mut layers = Vec::new();
+    for argument in &sources.set {
+        let (key, value) = match argument.split_once('=') {
+            Some((key, value)) if !key.trim().is_empty() => (key.trim(), value),
+            // Shown in full: without a "=" there is no value in it that could be secret.
+            _ => {
+                problems.push(Problem {
+                    key: String::new(),
+                    place: Place::Argument(argument.clone()),
+                    message: "is not key=value".to_owned(),
+                    allowed: Some("a dotted key and its value, such as policy.memory.high=75%".to_owned()),
+                    suggestion: None,
+                });
+                continue;
+            }
+        };
+        let keys: Vec<String> = key.split('.').map(|part| part.trim().to_owned()).collect();
+        layers.push(Layer { origin: Origin::Argument(key.to_owned()), root: Node::from_text(value.trim()).under(&keys) });
+    }
+    layers
+}
+
+/// The plain names applications of the kind looked after here already use, below the `PLIMSOLL_…` names.
+pub const ALIASES: [(&str, &str); 5] = [
+    ("RESOURCE_CPU_THRESHOLD", "`policy.cpu.high`, a number of percent"),
+    ("RESOURCE_MEMORY_THRESHOLD", "`policy.memory.high`, a number of percent"),
+    ("RESOURCE_MONITORING_INTERVAL", "`sampling.report_every`, a number of seconds"),
+    (
+        "RESOURCE_MONITORING_ENABLED",
+        "`false` means `policy.dry_run = true` and `sampling.report_every = \"never\"`: nothing is acted on or reported, metrics and workers stay",
+    ),
+    ("GUNICORN_WORKERS", "`replicas` of the only worker, else of the one called `web` or `main`, unless the file sets it: a number"),
+];
+
+fn aliases(sources: &Sources, below: &[Layer], above: &[Layer], problems: &mut Vec<Problem>) -> Vec<Layer> {
+    let mut layers = Vec::new();
+    for (name, _) in ALIASES {
+        let Some(value) = sources.variable(name).map(str::trim).filter(|value| !value.is_empty()) else { continue };
+        let (keys, text, allowed): (&[&str], Option<String>, &str) = match name {
+            "RESOURCE_CPU_THRESHOLD" => (&["policy.cpu.high"], percent(value), "a number of percent over 0 and up to 100, such as 80.0"),
+            "RESOURCE_MEMORY_THRESHOLD" => {
+                (&["policy.memory.high"], percent(value), "a number of percent over 0 and up to 100, such as 80.0")
+            }
+            "RESOURCE_MONITORING_INTERVAL" => (&["sampling.report_every"], seconds(value), "a number of seconds, 1 or more, such as 600"),
+            "RESOURCE_MONITORING_ENABLED" => match value.to_ascii_lowercase().as_str() {
+                "true" | "1" | "yes" | "on" => continue,
+                "false" | "0" | "no" | "off" => (&["policy.dry_run", "sampling.report_every"], Some(String::new()), ""),
+                _ => (&["policy.dry_run"], None, "\"true\" or \"false\""),
+            },
+            _ => {
+                let Some(worker) = replicas_target(below, above) else { continue };
+                match Count::read(&Scalar::Text(value.to_owned())) {
+                    Ok(_) => {
+                        let keys = ["workers".to_owned(), worker, "replicas".to_owned()];
+                        layers.push(Layer { origin: Origin::Variable(name.to_owned()), root: Node::from_text(value).under(&keys) });
+                        continue;
+                    }
+                    Err(_) => (&["workers.*.replicas"], None, Count::ALLOWED),
+                }
+            }
+        };
+        let Some(text) = text else {
+            problems.push(Problem {
+                key: keys.first().map_or(String::new(), |key| key.replace('*', "web")),
+                place: Place::Variable(name.to_owned()),
+                message: format!("\"{value}\" does not fit"),
+                allowed: Some(allowed.to_owned()),
+                suggestion: None,
+            });
+            continue;
+        };
+        for key in keys {
+            let value = match *key {
+                "policy.dry_run" => Tree::Scalar(Scalar::Boolean(true)),
+                "sampling.report_every" if text.is_empty() => Tree::Scalar(Scalar::Text("never".to_owned())),
+                _ => Tree::Scalar(Scalar::Text(text.clone())),
+            };
+            let keys: Vec<String> = key.split('.').map(str::to_owned).collect();
+            layers.push(Layer { origin: Origin::Variable(name.to_owned()), root: Node::new(value).under(&keys) });
+        }
+    }
+    layers
+}
+
+fn percent(value: &str) -> Option<String> {
+    value.parse().ok().filter(|percent: &f64| *percent > 0.0 && *percent <= 100.0).map(|percent| format!("{percent}%"))
+}
+
+fn seconds(value: &str) -> Option<String> {
+    let text = format!("{value}s");
+    Span::read(&Scalar::Text(text.clone())).ok().filter(|span| *span >= Span::from_secs(1)).map(|_| text)
+}
+
+/// The worker `GUNICORN_WORKERS` speaks of, if the file has not said how many itself.
+fn replicas_target(below: &[Layer], above: &[Layer]) -> Option<String> {
+    let all: Vec<Layer> = below.iter().chain(above).cloned().collect();
+    let names = worker_names(&all);
+    let name = match names.as_slice() {
+        [only] => only,
+        _ => names.iter().find(|name| *name == "web").or_else(|| names.iter().find(|name| *name == "main"))?,
+    };
+    let key = join(&join("workers", name), "replicas");
+    super::tree::locate(below, &key).is_none().then(|| name.clone())
+}

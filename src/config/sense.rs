@@ -1,0 +1,583 @@
+//! What the merged file means: defaults that follow other keys, checks of one key against another and against the machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::file::{self, File};
+use super::layers::Sources;
+use super::problems::{Place, Problem};
+use super::settings::{
+    Backoff, CpuPolicy, Daemon, DiskPolicy, Folder, HostPaths, Http, Limits, Line, Log, MemoryPolicy, Policy, Recycle, Replicas, Rule,
+    Rung, Sampling, Secret, Settings, Signal, Stop, Worker,
+};
+use super::tree::{Layer, Origin, locate};
+use super::units::{BytesLine, Cores, CoresLine, Count, CpuLimit, Every, MemoryLimit, Percent, RUNGS, RungName, Size, nearest};
+
+/// Works on the merged file; remembers what it finds.
+pub struct Sense<'a> {
+    pub sources: &'a Sources,
+    pub layers: &'a [Layer],
+    /// Keys whose values were refused already: nothing more is said about them.
+    pub spoiled: &'a BTreeSet<String>,
+    pub problems: &'a mut Vec<Problem>,
+    /// Keys nobody set whose default depends on another key, and that key.
+    pub follows: BTreeMap<String, String>,
+}
+
+/// Where programs are looked for when nothing says so.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl Sense<'_> {
+    /// The settings, as far as they make sense; they count only when no problem was found.
+    pub fn settings(&mut self, file: &mut File, path: Option<PathBuf>) -> Option<Settings> {
+        let daemon = self.daemon(&file.daemon);
+        let http = self.http(&file.http);
+        let host = self.host(&file.host);
+        let policy = self.policy(&mut file.policy);
+        let workers = self.workers(file);
+        Some(Settings {
+            daemon,
+            log: Log { level: file.log.level, format: file.log.format },
+            http,
+            host,
+            sampling: Sampling {
+                interval: file.sampling.interval.duration(),
+                scope: file.sampling.scope,
+                report_every: match file.sampling.report_every {
+                    Every::Never => None,
+                    Every::Span(span) => Some(span.duration()),
+                },
+            },
+            policy,
+            workers,
+            file: path.map(|path| self.sources.working_dir.join(path)),
+        })
+    }
+
+    /// True when somebody set the key, rather than the built-in file.
+    fn is_set(&self, key: &str) -> bool {
+        locate(self.layers, key).is_some_and(|(layer, _)| !matches!(layer.origin, Origin::BuiltIn))
+    }
+
+    fn place(&self, key: &str) -> Place {
+        locate(self.layers, key).map_or(Place::Nowhere, |(layer, node)| layer.origin.place(&node.at))
+    }
+
+    /// The place of the key itself, for what is missing below it.
+    fn place_of_key(&self, key: &str) -> Place {
+        locate(self.layers, key).map_or(Place::Nowhere, |(layer, node)| layer.origin.place(&node.key_at))
+    }
+
+    /// True when the key, or anything in it, was refused before.
+    fn is_spoiled(&self, key: &str) -> bool {
+        self.spoiled.iter().any(|spoiled| spoiled == key || spoiled.strip_prefix(key).is_some_and(|rest| rest.starts_with(['.', '['])))
+    }
+
+    fn refuse(&mut self, key: &str, message: String, allowed: &str) {
+        let place = self.place(key);
+        self.push(key, place, message, allowed, None);
+    }
+
+    fn push(&mut self, key: &str, place: Place, message: String, allowed: &str, suggestion: Option<String>) {
+        let allowed = (!allowed.is_empty()).then(|| allowed.to_owned());
+        self.problems.push(Problem { key: key.to_owned(), place, message, allowed, suggestion });
+    }
+
+    fn daemon(&mut self, daemon: &file::Daemon) -> Daemon {
+        let state_dir = self.folder("daemon.state_dir", &daemon.state_dir);
+        let runtime_dir = self.folder("daemon.runtime_dir", &daemon.runtime_dir);
+        Daemon { state_dir, runtime_dir, shutdown_timeout: daemon.shutdown_timeout.duration() }
+    }
+
+    fn folder(&mut self, key: &str, path: &str) -> Folder {
+        Folder { path: self.absolute(key, path), explicit: self.is_set(key) }
+    }
+
+    fn absolute(&mut self, key: &str, path: &str) -> PathBuf {
+        if !path.starts_with('/') {
+            self.refuse(key, format!("{path:?} is a relative path"), "an absolute path");
+        }
+        PathBuf::from(path)
+    }
+
+    fn http(&mut self, http: &file::Http) -> Http {
+        let mut listen: Vec<SocketAddr> = Vec::new();
+        for (index, address) in http.listen.iter().enumerate() {
+            if address.0.port() != 0 && listen.contains(&address.0) {
+                self.refuse(&format!("http.listen[{index}]"), format!("\"{}\" is there twice", address.0), "");
+            }
+            listen.push(address.0);
+        }
+        Http { listen, api_key: self.api_key(http), dashboard: http.dashboard }
+    }
+
+    fn api_key(&mut self, http: &file::Http) -> Option<Secret> {
+        if let Some(key) = &http.api_key {
+            return Some(Secret::new(key.trim().to_owned())).filter(|key| self.is_key("http.api_key", key));
+        }
+        let path = http.api_key_file.as_ref()?;
+        match std::fs::read_to_string(self.sources.working_dir.join(path)) {
+            Ok(text) => {
+                let key = Secret::new(text.lines().next().unwrap_or("").trim().to_owned());
+                Some(key).filter(|key| self.is_key("http.api_key_file", key))
+            }
+            Err(error) => {
+                self.refuse("http.api_key_file", format!("{path:?} could not be read: {error}"), "a file with the key in its first line");
+                None
+            }
+        }
+    }
+
+    /// A key goes into an HTTP header, so it must be what a header can carry.
+    fn is_key(&mut self, key: &str, secret: &Secret) -> bool {
+        let good = !secret.reveal().is_empty() && secret.reveal().bytes().all(|byte| byte.is_ascii_graphic());
+        if !good {
+            self.refuse(key, "does not give a usable key".to_owned(), "at least one visible ASCII character and nothing else");
+        }
+        good
+    }
+
+    fn host(&mut self, host: &file::Host) -> HostPaths {
+        HostPaths {
+            proc: self.absolute("host.proc", &host.proc),
+            sys: self.absolute("host.sys", &host.sys),
+            cgroup: self.absolute("host.cgroup", &host.cgroup),
+        }
+    }
+
+    fn policy(&mut self, policy: &mut file::Policy) -> Policy {
+        Policy {
+            dry_run: policy.dry_run,
+            cpu: self.cpu(&mut policy.cpu),
+            memory: self.memory(&mut policy.memory),
+            disks: policy
+                .disks
+                .iter_mut()
+                .enumerate()
+                .collect::<Vec<_>>()
+                .into_iter()
+                .map(|(index, disk)| self.disk(index, disk))
+                .collect(),
+        }
+    }
+
+    fn cpu(&mut self, cpu: &mut file::Cpu) -> CpuPolicy {
+        let limit = match cpu.limit {
+            CpuLimit::Auto => None,
+            CpuLimit::Cores(Cores(cores)) => Some(cores),
+        };
+        if !self.is_set("policy.cpu.low") && below(cpu.low, cpu.high, limit) != Some(true) {
+            cpu.low = match cpu.high {
+                CoresLine::Percent(high) => CoresLine::Percent(under(high, 10.0)),
+                CoresLine::Cores(Cores(high)) => CoresLine::Cores(Cores(high * 7.0 / 8.0)),
+            };
+            self.follows.insert("policy.cpu.low".to_owned(), "policy.cpu.high".to_owned());
+        }
+        self.in_order("policy.cpu", cpu.low, cpu.high, cpu.critical, limit);
+        let rule = Rule {
+            high: cpu.high.line(),
+            low: cpu.low.line(),
+            critical: cpu.critical.map(CoresLine::line),
+            sustain: cpu.sustain.duration(),
+            on_high: self.ladder("policy.cpu.on_high", &cpu.on_high, &CPU_RUNGS),
+            on_critical: self.ladder("policy.cpu.on_critical", &cpu.on_critical, &CPU_RUNGS),
+        };
+        CpuPolicy { limit, rule }
+    }
+
+    fn memory(&mut self, memory: &mut file::Memory) -> MemoryPolicy {
+        let limit = match memory.limit {
+            MemoryLimit::Auto => None,
+            MemoryLimit::Size(Size(bytes)) => Some(bytes),
+        };
+        #[expect(clippy::cast_precision_loss, reason = "compared with other sizes, not counted")]
+        let against = limit.map(|bytes| bytes as f64);
+        if !self.is_set("policy.memory.low") && below(memory.low, memory.high, against) != Some(true) {
+            memory.low = low_under(memory.high, 10.0, 7);
+            self.follows.insert("policy.memory.low".to_owned(), "policy.memory.high".to_owned());
+        }
+        let mut critical = Some(memory.critical);
+        if !self.is_set("policy.memory.critical") && below(memory.high, memory.critical, against) == Some(false) {
+            critical = half_way(memory.high);
+            memory.critical = critical.unwrap_or(BytesLine::Percent(Percent(100.0)));
+            self.follows.insert("policy.memory.critical".to_owned(), "policy.memory.high".to_owned());
+        }
+        self.in_order("policy.memory", memory.low, memory.high, critical, against);
+        let rule = Rule {
+            high: memory.high.line(),
+            low: memory.low.line(),
+            critical: critical.map(BytesLine::line),
+            sustain: memory.sustain.duration(),
+            on_high: self.ladder("policy.memory.on_high", &memory.on_high, &MEMORY_RUNGS),
+            on_critical: self.ladder("policy.memory.on_critical", &memory.on_critical, &MEMORY_RUNGS),
+        };
+        MemoryPolicy { limit, rule }
+    }
+
+    fn disk(&mut self, index: usize, disk: &mut file::Disk) -> DiskPolicy {
+        let key = format!("policy.disks[{index}]");
+        let low = *disk.low.get_or_insert_with(|| {
+            let usual = BytesLine::Percent(Percent(75.0));
+            if below(usual, disk.high, None) == Some(true) {
+                return usual;
+            }
+            self.follows.insert(format!("{key}.low"), format!("{key}.high"));
+            low_under(disk.high, 5.0, 15)
+        });
+        if disk.critical.is_none() {
+            let usual = BytesLine::Percent(Percent(90.0));
+            disk.critical = if below(disk.high, usual, None) == Some(false) {
+                self.follows.insert(format!("{key}.critical"), format!("{key}.high"));
+                half_way(disk.high)
+            } else {
+                Some(usual)
+            };
+        }
+        self.in_order(&key, low, disk.high, disk.critical, None);
+        let path = self.disk_path(&key, &disk.path);
+        let rule = Rule {
+            high: disk.high.line(),
+            low: low.line(),
+            critical: disk.critical.map(BytesLine::line),
+            sustain: disk.sustain.duration(),
+            on_high: self.ladder(&format!("{key}.on_high"), &disk.on_high, &DISK_RUNGS),
+            on_critical: self.ladder(&format!("{key}.on_critical"), &disk.on_critical, &DISK_RUNGS),
+        };
+        DiskPolicy { path, rule }
+    }
+
+    fn disk_path(&mut self, key: &str, path: &str) -> PathBuf {
+        let full = self.sources.working_dir.join(path);
+        let path_key = format!("{key}.path");
+        if path.is_empty() {
+            if !self.is_spoiled(&path_key) {
+                let place = self.place_of_key(key);
+                self.push(&path_key, place, "is missing".to_owned(), "a folder on the file system that is watched", None);
+            }
+        } else if let Err(error) = std::fs::metadata(&full) {
+            self.refuse(&path_key, format!("{path:?} {}", not_there(&error)), "a folder on the file system that is watched");
+        }
+        full
+    }
+
+    /// low < high < critical, as far as that can be known before the limit is.
+    fn in_order<L: LineText>(&mut self, table: &str, low: L, high: L, critical: Option<L>, limit: Option<f64>) {
+        let (low_key, high_key, critical_key) = (format!("{table}.low"), format!("{table}.high"), format!("{table}.critical"));
+        if self.is_spoiled(&high_key) {
+            return;
+        }
+        if below(low, high, limit) == Some(false) && !self.is_spoiled(&low_key) {
+            let (key, message, allowed) = if self.is_set(&low_key) || !self.is_set(&high_key) {
+                (&low_key, format!("\"{low}\" is not below high, \"{high}\""), "a line under high")
+            } else {
+                (&high_key, format!("\"{high}\" is not above low, \"{low}\""), "a line over low")
+            };
+            self.refuse(key, message, allowed);
+        }
+        let Some(critical) = critical.filter(|_| !self.is_spoiled(&critical_key)) else { return };
+        if below(high, critical, limit) == Some(false) {
+            let (key, message, allowed) = if self.is_set(&critical_key) || !self.is_set(&high_key) {
+                (&critical_key, format!("\"{critical}\" is not above high, \"{high}\""), "a line over high")
+            } else {
+                (&high_key, format!("\"{high}\" is not below critical, \"{critical}\""), "a line under critical")
+            };
+            self.refuse(key, message, allowed);
+        }
+    }
+
+    fn ladder(&mut self, key: &str, names: &[RungName], here: &[&str]) -> Vec<Rung> {
+        let mut rungs: Vec<Rung> = Vec::new();
+        for (index, RungName(name)) in names.iter().enumerate() {
+            let item = format!("{key}[{index}]");
+            let allowed = here.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+            if let Some(job) = name.strip_prefix("job:") {
+                self.refuse(&item, format!("there is no job \"{job}\""), &allowed);
+                continue;
+            }
+            if RUNGS.contains(&name.as_str()) && !here.contains(&name.as_str()) {
+                self.refuse(&item, format!("\"{name}\" does nothing for this resource"), &allowed);
+            }
+            let rung = match name.as_str() {
+                "shed" => Rung::Shed,
+                "reclaim" => Rung::Reclaim,
+                "throttle" => Rung::Throttle,
+                "recycle" => Rung::Recycle,
+                "kill" => Rung::Kill,
+                _ => Rung::Notify,
+            };
+            if rungs.contains(&rung) {
+                self.refuse(&item, format!("\"{name}\" is there twice"), "each rung once");
+            }
+            rungs.push(rung);
+        }
+        rungs
+    }
+
+    fn workers(&mut self, file: &File) -> Vec<Arc<Worker>> {
+        let names: Vec<&str> = file.workers.keys().map(String::as_str).collect();
+        let mut workers = Vec::new();
+        for (name, worker) in &file.workers {
+            let key = format!("workers.{name}");
+            for (index, other) in worker.after.iter().enumerate() {
+                let item = format!("{key}.after[{index}]");
+                if other == name {
+                    self.refuse(&item, "a worker cannot start after itself".to_owned(), "names of other workers");
+                } else if !names.contains(&other.as_str()) {
+                    let place = self.place(&item);
+                    let suggestion = nearest(other, names.iter().copied().filter(|known| known != name)).map(str::to_owned);
+                    self.push(&item, place, format!("there is no worker \"{other}\""), "names of other workers", suggestion);
+                }
+            }
+            workers.push(Arc::new(self.worker(&key, name, worker)));
+        }
+        self.no_circle(&file.workers);
+        workers
+    }
+
+    fn worker(&mut self, key: &str, name: &str, worker: &file::Worker) -> Worker {
+        let directory = worker.directory.as_ref().map(|directory| self.sources.working_dir.join(directory));
+        if let (Some(given), Some(full)) = (&worker.directory, &directory) {
+            let place = format!("{key}.directory");
+            match std::fs::metadata(full) {
+                Ok(found) if found.is_dir() => {}
+                Ok(_) => self.refuse(&place, format!("{given:?} is not a folder"), "a folder that is there"),
+                Err(error) => self.refuse(&place, format!("{given:?} {}", not_there(&error)), "a folder that is there"),
+            }
+        }
+        self.program(key, worker, directory.as_deref());
+        self.account(&format!("{key}.user"), worker.user.as_ref().map(|user| user.0.as_str()), "/etc/passwd", "user");
+        self.account(&format!("{key}.group"), worker.group.as_ref().map(|group| group.0.as_str()), "/etc/group", "group");
+        if worker.backoff.longest < worker.backoff.first {
+            self.refuse(&format!("{key}.backoff.longest"), "is shorter than first".to_owned(), "a duration not under backoff.first");
+        }
+        if matches!(worker.stop.signal.0, libc::SIGSTOP | libc::SIGCONT) {
+            self.refuse(
+                &format!("{key}.stop.signal"),
+                format!("{} ends nothing", worker.stop.signal),
+                "a signal that asks to end, such as \"SIGTERM\"",
+            );
+        }
+        if let Some(signal) = worker.shed_signal.filter(|signal| matches!(signal.0, libc::SIGKILL | libc::SIGSTOP | libc::SIGCONT)) {
+            self.refuse(
+                &format!("{key}.shed_signal"),
+                format!("{signal} cannot be caught, or means something else"),
+                "a signal the program handles, such as \"SIGUSR1\"",
+            );
+        }
+        for (name, size) in [("limits.memory", worker.limits.memory), ("recycle.memory", worker.recycle.memory)] {
+            if size == Some(Size(0)) {
+                self.refuse(&format!("{key}.{name}"), "leaves nothing to use".to_owned(), "a size over 0");
+            }
+        }
+        if let (Some(recycle), Some(limit)) = (worker.recycle.memory, worker.limits.memory)
+            && recycle.0 >= limit.0
+        {
+            let message = format!("\"{recycle}\" is not below limits.memory, \"{limit}\": the limit would strike first");
+            self.refuse(&format!("{key}.recycle.memory"), message, "a size under limits.memory");
+        }
+        Worker {
+            name: Arc::from(name),
+            command: worker.command.clone(),
+            directory,
+            user: worker.user.as_ref().map(|user| user.0.clone()),
+            group: worker.group.as_ref().map(|group| group.0.clone()),
+            env: worker.env.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect(),
+            replicas: match worker.replicas {
+                Count::Number(number) => Replicas::Count(number),
+                Count::Cpus { plus } => Replicas::Cpus { plus },
+            },
+            after: worker.after.iter().map(|name| Arc::from(name.as_str())).collect(),
+            restart: worker.restart,
+            backoff: Backoff {
+                first: worker.backoff.first.duration(),
+                longest: worker.backoff.longest.duration(),
+                give_up: worker.backoff.give_up,
+                within: worker.backoff.within.duration(),
+            },
+            stop: Stop { signal: Signal(worker.stop.signal.0), within: worker.stop.within.duration() },
+            priority: worker.priority,
+            weight: worker.weight,
+            protected: worker.protected,
+            throttle: worker.throttle,
+            longest_stop: worker.longest_stop.duration(),
+            shed_signal: worker.shed_signal.map(|signal| Signal(signal.0)),
+            limits: Limits { memory: worker.limits.memory.map(|size| size.0), cpu: worker.limits.cpu.map(|cores| cores.0) },
+            recycle: Recycle {
+                lifetime: worker.recycle.lifetime.map(|span| span.duration()),
+                memory: worker.recycle.memory.map(|size| size.0),
+                jitter: worker.recycle.jitter.share(),
+            },
+        }
+    }
+
+    /// The program is looked for as `execvp` will look for it: in the worker's own `PATH`, from the worker's folder.
+    fn program(&mut self, key: &str, worker: &file::Worker, directory: Option<&Path>) {
+        let command = format!("{key}.command");
+        let allowed = "a list of the program and its arguments, such as [\"uvicorn\", \"app.main:app\"]";
+        let Some(program) = worker.command.first() else {
+            if !self.is_spoiled(key) {
+                let (place, message) = match self.is_set(&command) {
+                    true => (self.place(&command), "is empty"),
+                    false => (self.place_of_key(key), "is missing"),
+                };
+                self.push(&command, place, message.to_owned(), allowed, None);
+            }
+            return;
+        };
+        if self.is_spoiled(&command) {
+            return;
+        }
+        let item = format!("{command}[0]");
+        if program.is_empty() {
+            self.refuse(&item, "is empty".to_owned(), allowed);
+            return;
+        }
+        let start = directory.unwrap_or(&self.sources.working_dir);
+        if !start.is_dir() {
+            return;
+        }
+        if program.contains('/') {
+            if let Some(fault) = fault(&start.join(program)) {
+                self.refuse(&item, format!("{program:?} {fault}"), "a program that can be run");
+            }
+            return;
+        }
+        let own = worker.env.get("PATH").map(|path| path.0.as_str());
+        let path = own.or_else(|| self.sources.variable("PATH")).unwrap_or(DEFAULT_PATH);
+        let mut best: Option<String> = None;
+        for folder in path.split(':') {
+            let candidate = start.join(if folder.is_empty() { "." } else { folder }).join(program);
+            match fault(&candidate) {
+                None => return,
+                Some(fault) if candidate.exists() => best = best.or_else(|| Some(format!("{fault} ({})", candidate.display()))),
+                Some(_) => {}
+            }
+        }
+        let fault = best.unwrap_or_else(|| "is in no folder of PATH".to_owned());
+        let has_blanks = worker.command.len() == 1 && program.contains(' ');
+        let allowed = if has_blanks { allowed } else { "a program that can be run" };
+        self.refuse(&item, format!("{program:?} {fault}"), allowed);
+    }
+
+    /// Names are looked up in the files only: a directory service may not be reachable when it matters, and numbers always work.
+    fn account(&mut self, key: &str, name: Option<&str>, accounts: &str, kind: &str) {
+        let Some(name) = name.filter(|name| name.parse::<u32>().is_err()) else { return };
+        let text = std::fs::read_to_string(accounts).unwrap_or_default();
+        let names: Vec<&str> = text.lines().filter_map(|line| line.split(':').next()).collect();
+        if !names.contains(&name) {
+            let place = self.place(key);
+            let suggestion = nearest(name, names.iter().copied()).map(str::to_owned);
+            self.push(key, place, format!("there is no {kind} \"{name}\" in {accounts}"), "a name from there, or a number", suggestion);
+        }
+    }
+
+    /// Nobody can wait for a worker that waits for him.
+    fn no_circle(&mut self, workers: &BTreeMap<String, file::Worker>) {
+        let mut reported: BTreeSet<&str> = BTreeSet::new();
+        for start in workers.keys() {
+            if reported.contains(start.as_str()) {
+                continue;
+            }
+            if let Some(circle) = circle(workers, start) {
+                let shown = circle.iter().chain(circle.first()).copied().collect::<Vec<_>>().join(" → ");
+                reported.extend(&circle);
+                self.refuse(&format!("workers.{start}.after"), format!("the order is a circle: {shown}"), "an order with a first worker");
+            }
+        }
+    }
+}
+
+/// The way from `start` along `after` back to itself, without `start` at its end.
+fn circle<'a>(workers: &'a BTreeMap<String, file::Worker>, start: &'a str) -> Option<Vec<&'a str>> {
+    let mut seen = BTreeSet::new();
+    let mut ways = vec![vec![start]];
+    while let Some(way) = ways.pop() {
+        let last = way.last().copied().unwrap_or(start);
+        for next in workers.get(last).map(|worker| worker.after.as_slice()).unwrap_or_default() {
+            if next == start && way.len() > 1 {
+                return Some(way);
+            }
+            if seen.insert(next.as_str()) {
+                ways.push(way.iter().copied().chain([next.as_str()]).collect());
+            }
+        }
+    }
+    None
+}
+
+const CPU_RUNGS: [&str; 4] = ["notify", "throttle", "recycle", "kill"];
+const MEMORY_RUNGS: [&str; 6] = RUNGS;
+const DISK_RUNGS: [&str; 2] = ["notify", "throttle"];
+
+fn not_there(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "is not there".to_owned(),
+        _ => format!("cannot be reached: {error}"),
+    }
+}
+
+/// Why a file cannot be run.
+fn fault(path: &Path) -> Option<String> {
+    use std::os::unix::fs::PermissionsExt as _;
+    match std::fs::metadata(path) {
+        Ok(found) if found.is_dir() => Some("is a folder".to_owned()),
+        Ok(found) if found.permissions().mode() & 0o111 == 0 => Some("is not executable".to_owned()),
+        Ok(_) => None,
+        Err(error) => Some(not_there(&error)),
+    }
+}
+
+/// `points` under a percentage, or half of it when it is too small for that.
+fn under(high: Percent, points: f64) -> Percent {
+    Percent(if high.0 > 2.0 * points { high.0 - points } else { high.0 / 2.0 })
+}
+
+fn low_under(high: BytesLine, points: f64, parts: u64) -> BytesLine {
+    match high {
+        BytesLine::Percent(high) => BytesLine::Percent(under(high, points)),
+        BytesLine::Size(Size(high)) => BytesLine::Size(Size(high / (parts + 1) * parts)),
+    }
+}
+
+/// Between a percentage and the limit; nothing lies between 100 % and the limit.
+fn half_way(high: BytesLine) -> Option<BytesLine> {
+    match high {
+        BytesLine::Percent(Percent(high)) if high < 100.0 => Some(BytesLine::Percent(Percent((high + 100.0) / 2.0))),
+        _ => None,
+    }
+}
+
+/// A line as it can be compared and shown.
+trait LineText: Copy + std::fmt::Display {
+    fn line(self) -> Line;
+}
+
+impl LineText for BytesLine {
+    fn line(self) -> Line {
+        match self {
+            BytesLine::Percent(percent) => Line::Share(percent.share()),
+            #[expect(clippy::cast_precision_loss, reason = "a line, not a count: off by less than a page in any real machine")]
+            BytesLine::Size(Size(bytes)) => Line::Amount(bytes as f64),
+        }
+    }
+}
+
+impl LineText for CoresLine {
+    fn line(self) -> Line {
+        match self {
+            CoresLine::Percent(percent) => Line::Share(percent.share()),
+            CoresLine::Cores(Cores(cores)) => Line::Amount(cores),
+        }
+    }
+}
+
+/// Whether `a` is under `b`; unknown for a share and an amount without a limit.
+fn below<L: LineText>(a: L, b: L, limit: Option<f64>) -> Option<bool> {
+    match (a.line(), b.line(), limit) {
+        (Line::Share(a), Line::Share(b), _) | (Line::Amount(a), Line::Amount(b), _) => Some(a < b),
+        (a, b, Some(limit)) => Some(a.amount_of(limit) < b.amount_of(limit)),
+        _ => None,
+    }
+}

@@ -1,0 +1,774 @@
+//! Sizes, durations, percentages, signals and their like: one type each, read from one TOML value and written back as text.
+//!
+//! Every unit is read by [`Unit::read`] and nowhere else: `file.rs` reads through it, so do the checks that name the place
+//! of a bad value, the JSON Schema takes its pattern and `docs/configuration.md` its description from it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// What one value in the file, the environment or `--set` can be.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum Scalar {
+    Boolean(bool),
+    Integer(i64),
+    Float(f64),
+    Text(String),
+}
+
+impl Scalar {
+    /// Numbers may be written with or without quotes: `"2"` and `2` are the same count.
+    fn as_text(&self) -> Option<String> {
+        match self {
+            Scalar::Text(text) => Some(text.trim().to_owned()),
+            Scalar::Integer(number) => Some(number.to_string()),
+            Scalar::Float(number) => Some(number.to_string()),
+            Scalar::Boolean(_) => None,
+        }
+    }
+}
+
+/// A kind of value with its own notation.
+pub trait Unit: Sized {
+    /// The name it goes by in the schema (`x-unit`).
+    const NAME: &'static str;
+    /// What may be written, for errors and the reference.
+    const ALLOWED: &'static str;
+    /// The TOML types that can hold it, in JSON Schema's words.
+    const TYPES: &'static [&'static str];
+    /// A regular expression for the text form.
+    const PATTERN: &'static str;
+
+    /// Reads one value.
+    ///
+    /// # Errors
+    /// Says in a fragment ("has no unit") why the value is none of [`Unit::ALLOWED`]; empty when there is nothing to add.
+    fn read(value: &Scalar) -> Result<Self, String>;
+
+    /// The value as it would be written in the file.
+    fn write(&self) -> Scalar;
+}
+
+/// Serde and schema through [`Unit`], so that there is one way in and one way out.
+macro_rules! unit {
+    ($($unit:ident),+ $(,)?) => {
+        $(
+            impl<'de> Deserialize<'de> for $unit {
+                fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                    let value = Scalar::deserialize(deserializer)?;
+                    <$unit as Unit>::read(&value).map_err(|why| D::Error::custom(refusal(&why, <$unit as Unit>::ALLOWED)))
+                }
+            }
+
+            impl Serialize for $unit {
+                fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                    match self.write() {
+                        Scalar::Boolean(value) => serializer.serialize_bool(value),
+                        Scalar::Integer(value) => serializer.serialize_i64(value),
+                        Scalar::Float(value) => serializer.serialize_f64(value),
+                        Scalar::Text(value) => serializer.serialize_str(&value),
+                    }
+                }
+            }
+
+            impl schemars::JsonSchema for $unit {
+                fn schema_name() -> std::borrow::Cow<'static, str> {
+                    <$unit as Unit>::NAME.into()
+                }
+
+                fn inline_schema() -> bool {
+                    true
+                }
+
+                fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                    schemars::json_schema!({
+                        "type": <$unit as Unit>::TYPES,
+                        "pattern": <$unit as Unit>::PATTERN,
+                        "x-unit": <$unit as Unit>::NAME,
+                        "x-allowed": <$unit as Unit>::ALLOWED,
+                    })
+                }
+            }
+        )+
+
+        /// Reads `value` as the unit called `name` and says what is wrong with it; for a name that is no unit, nothing is.
+        pub fn judge(name: &str, value: &Scalar) -> Result<(), String> {
+            match name {
+                $(<$unit as Unit>::NAME => <$unit as Unit>::read(value).map(|_| ()),)+
+                _ => Ok(()),
+            }
+        }
+    };
+}
+
+unit!(
+    Size,
+    Span,
+    Every,
+    Percent,
+    Cores,
+    MemoryLimit,
+    CpuLimit,
+    BytesLine,
+    CoresLine,
+    SignalName,
+    Count,
+    RungName,
+    Account,
+    Address,
+    Variable
+);
+
+fn refusal(why: &str, allowed: &str) -> String {
+    if why.is_empty() { format!("allowed: {allowed}") } else { format!("{why}; allowed: {allowed}") }
+}
+
+/// Why a value of the wrong TOML type is refused.
+fn not_text() -> String {
+    "is not text".to_owned()
+}
+
+/// Digits with at most one point, as thousandths of `unit`; exact, and `None` for anything else or too much.
+fn scaled(number: &str, unit: u128) -> Option<u128> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(fraction) || whole.len() > 20 || fraction.len() > 9 || number.ends_with('.') {
+        return None;
+    }
+    let places = 10_u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
+    let all: u128 = format!("{whole}{fraction}").parse().ok()?;
+    Some(all.checked_mul(unit)? / places)
+}
+
+/// A plain decimal number: no sign, no exponent, no `inf`.
+fn decimal(text: &str) -> Option<f64> {
+    scaled(text, 1)?;
+    text.parse().ok().filter(|number: &f64| number.is_finite())
+}
+
+/// Splits `"30s"` into `"30"` and `"s"`.
+fn number_and_rest(text: &str) -> (&str, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    text.split_at(end)
+}
+
+/// An amount of memory or disk in bytes: `350MB`, `1GiB`, `512M`, `4096`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+/// Largest first, so that the first unit that divides a size is the one to write it in.
+const SIZE_UNITS: [(&str, u64); 9] = [
+    ("TiB", 1 << 40),
+    ("TB", 1_000_000_000_000),
+    ("GiB", 1 << 30),
+    ("GB", 1_000_000_000),
+    ("MiB", 1 << 20),
+    ("MB", 1_000_000),
+    ("KiB", 1 << 10),
+    ("kB", 1_000),
+    ("B", 1),
+];
+
+impl Unit for Size {
+    const NAME: &'static str = "size";
+    const ALLOWED: &'static str =
+        "a size such as \"350MB\" or \"512M\" (millions of bytes), \"1GiB\" or \"512Mi\" (powers of 1024), or a number of bytes";
+    const TYPES: &'static [&'static str] = &["string", "integer"];
+    const PATTERN: &'static str = r"^\s*\d+(\.\d+)?\s*([kKmMgGtT]([iI]?[bB]?)|[bB])?\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        let text = value.as_text().ok_or_else(not_text)?;
+        let (number, unit) = number_and_rest(&text);
+        let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "k" | "kb" => 1_000,
+            "m" | "mb" => 1_000_000,
+            "g" | "gb" => 1_000_000_000,
+            "t" | "tb" => 1_000_000_000_000,
+            "ki" | "kib" => 1 << 10,
+            "mi" | "mib" => 1 << 20,
+            "gi" | "gib" => 1 << 30,
+            "ti" | "tib" => 1 << 40,
+            _ => return Err(String::new()),
+        };
+        let bytes = scaled(number, u128::from(factor)).ok_or_else(String::new)?;
+        u64::try_from(bytes)
+            .ok()
+            .filter(|bytes| i64::try_from(*bytes).is_ok())
+            .map(Size)
+            .ok_or_else(|| "is more than any machine has".to_owned())
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(self.to_string())
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (unit, factor) = SIZE_UNITS.iter().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor)).unwrap_or(&("B", 1));
+        write!(f, "{}{unit}", self.0 / factor)
+    }
+}
+
+/// A length of time in whole milliseconds, at most a hundred years: `250ms`, `30s`, `1h30m`, `7d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(u64);
+
+const SPAN_UNITS: [(&str, u64); 6] = [("w", 604_800_000), ("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const LONGEST_SPAN: u64 = 100 * 365 * 86_400_000;
+
+impl Span {
+    pub const fn from_millis(millis: u64) -> Self {
+        Span(millis)
+    }
+
+    pub const fn from_secs(seconds: u64) -> Self {
+        Span(seconds.saturating_mul(1_000))
+    }
+
+    pub fn duration(self) -> Duration {
+        Duration::from_millis(self.0)
+    }
+}
+
+impl Unit for Span {
+    const NAME: &'static str = "duration";
+    const ALLOWED: &'static str = "a duration such as \"250ms\", \"30s\", \"5m\", \"1h30m\" or \"7d\"";
+    const TYPES: &'static [&'static str] = &["string", "integer"];
+    const PATTERN: &'static str = r"^\s*(0|(\d+(\.\d+)?\s*(ms|s|m|h|d|w)\s*)+)\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        let text = value.as_text().ok_or_else(not_text)?;
+        if text == "0" {
+            return Ok(Span(0));
+        }
+        let mut rest = text.as_str();
+        let mut total: u128 = 0;
+        while !rest.is_empty() {
+            let (number, after) = number_and_rest(rest);
+            let after = after.trim_start();
+            let end = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+            let (unit, next) = after.split_at(end);
+            if unit.is_empty() && decimal(number).is_some() {
+                return Err("has no unit".to_owned());
+            }
+            let (_, factor) = SPAN_UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(String::new)?;
+            let part = scaled(number, u128::from(*factor)).ok_or_else(String::new)?;
+            total = total.checked_add(part).ok_or_else(|| "is longer than a hundred years".to_owned())?;
+            rest = next.trim_start();
+        }
+        match u64::try_from(total) {
+            _ if text.is_empty() => Err("is empty".to_owned()),
+            Ok(millis) if millis <= LONGEST_SPAN => Ok(Span(millis)),
+            _ => Err("is longer than a hundred years".to_owned()),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(self.to_string())
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 {
+            return f.write_str("0s");
+        }
+        let mut rest = self.0;
+        for (unit, factor) in SPAN_UNITS.into_iter().filter(|(unit, _)| *unit != "w") {
+            if rest >= factor {
+                write!(f, "{}{unit}", rest / factor)?;
+                rest %= factor;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How often, or never at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Every {
+    Span(Span),
+    Never,
+}
+
+impl Unit for Every {
+    const NAME: &'static str = "every";
+    const ALLOWED: &'static str = "a duration such as \"30s\" or \"10m\", or \"never\"";
+    const TYPES: &'static [&'static str] = &["string", "integer"];
+    const PATTERN: &'static str = r"^\s*(never|0|(\d+(\.\d+)?\s*(ms|s|m|h|d|w)\s*)+)\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        match value {
+            Scalar::Text(text) if text.trim() == "never" => Ok(Every::Never),
+            _ => Span::read(value).map(Every::Span),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        match self {
+            Every::Never => Scalar::Text("never".to_owned()),
+            Every::Span(span) => span.write(),
+        }
+    }
+}
+
+/// A percentage from 0 to 100, kept as it was written: 80 for `"80%"`.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Percent(pub f64);
+
+impl Percent {
+    /// 0.8 for `"80%"`.
+    pub fn share(self) -> f64 {
+        self.0 / 100.0
+    }
+
+    fn from_text(text: &str) -> Option<f64> {
+        decimal(text.strip_suffix('%')?.trim_end())
+    }
+}
+
+impl Unit for Percent {
+    const NAME: &'static str = "percentage";
+    const ALLOWED: &'static str = "a percentage from \"0%\" to \"100%\"";
+    const TYPES: &'static [&'static str] = &["string"];
+    const PATTERN: &'static str = r"^\s*\d+(\.\d+)?\s*%\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        let Scalar::Text(text) = value else { return Err("has no percent sign".to_owned()) };
+        match Percent::from_text(text.trim()) {
+            Some(percent) if percent <= 100.0 => Ok(Percent(percent)),
+            Some(_) => Err("is over 100 %".to_owned()),
+            None => Err(String::new()),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(self.to_string())
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
+    }
+}
+
+/// A number of processors, more than 0 and at most 4096: `1.5`, `"1.5"` or `"150%"`.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Cores(pub f64);
+
+const MOST_CORES: f64 = 4096.0;
+
+impl Unit for Cores {
+    const NAME: &'static str = "cores";
+    const ALLOWED: &'static str = "a number of processors such as 1.5 or \"150%\", more than 0 and at most 4096";
+    const TYPES: &'static [&'static str] = &["string", "number"];
+    const PATTERN: &'static str = r"^\s*\d+(\.\d+)?\s*%?\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        let text = value.as_text().ok_or_else(not_text)?;
+        let cores = if text.ends_with('%') { Percent::from_text(&text).map(|percent| percent / 100.0) } else { decimal(&text) };
+        match cores {
+            Some(cores) if cores > 0.0 && cores <= MOST_CORES => Ok(Cores(cores)),
+            _ => Err(String::new()),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(self.to_string())
+    }
+}
+
+impl fmt::Display for Cores {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// The memory everything is measured against: found out, or given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryLimit {
+    Auto,
+    Size(Size),
+}
+
+impl Unit for MemoryLimit {
+    const NAME: &'static str = "memory limit";
+    const ALLOWED: &'static str = "\"auto\", or a size such as \"512MB\" or \"1GiB\"";
+    const TYPES: &'static [&'static str] = &["string", "integer"];
+    const PATTERN: &'static str = r"^\s*(auto|\d+(\.\d+)?\s*([kKmMgGtT]([iI]?[bB]?)|[bB])?)\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        match value {
+            Scalar::Text(text) if text.trim() == "auto" => Ok(MemoryLimit::Auto),
+            _ => match Size::read(value)? {
+                Size(0) => Err("leaves nothing to use".to_owned()),
+                size => Ok(MemoryLimit::Size(size)),
+            },
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        match self {
+            MemoryLimit::Auto => Scalar::Text("auto".to_owned()),
+            MemoryLimit::Size(size) => size.write(),
+        }
+    }
+}
+
+/// The processors everything is measured against: found out, or given.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum CpuLimit {
+    Auto,
+    Cores(Cores),
+}
+
+impl Unit for CpuLimit {
+    const NAME: &'static str = "cpu limit";
+    const ALLOWED: &'static str = "\"auto\", or a number of processors such as 1.5 or \"150%\", more than 0 and at most 4096";
+    const TYPES: &'static [&'static str] = &["string", "number"];
+    const PATTERN: &'static str = r"^\s*(auto|\d+(\.\d+)?\s*%?)\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        match value {
+            Scalar::Text(text) if text.trim() == "auto" => Ok(CpuLimit::Auto),
+            _ => Cores::read(value).map(CpuLimit::Cores),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        match self {
+            CpuLimit::Auto => Scalar::Text("auto".to_owned()),
+            CpuLimit::Cores(cores) => cores.write(),
+        }
+    }
+}
+
+/// A percentage over 0 and up to 100.
+fn line_percent(text: &str) -> Option<Result<Percent, String>> {
+    if !text.ends_with('%') {
+        return None;
+    }
+    Some(match Percent::from_text(text) {
+        Some(percent) if percent > 0.0 && percent <= 100.0 => Ok(Percent(percent)),
+        Some(_) => Err("is outside 0 % to 100 %".to_owned()),
+        None => Err(String::new()),
+    })
+}
+
+/// A line for memory or a disk: a share of the limit, or bytes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BytesLine {
+    Percent(Percent),
+    Size(Size),
+}
+
+impl Unit for BytesLine {
+    const NAME: &'static str = "line";
+    const ALLOWED: &'static str = "a percentage of the limit over \"0%\" and up to \"100%\", or a size such as \"350MB\" or \"1GiB\"";
+    const TYPES: &'static [&'static str] = &["string", "integer"];
+    const PATTERN: &'static str = r"^\s*\d+(\.\d+)?\s*(%|[kKmMgGtT]([iI]?[bB]?)|[bB])?\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        let text = value.as_text().ok_or_else(not_text)?;
+        match line_percent(&text) {
+            Some(percent) => percent.map(BytesLine::Percent),
+            // A bare 80 is far more often a forgotten percent sign than eighty bytes.
+            None if decimal(&text).is_some_and(|number| number <= 100.0) => Err("has no unit".to_owned()),
+            None => Size::read(value).map(BytesLine::Size),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(self.to_string())
+    }
+}
+
+impl fmt::Display for BytesLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BytesLine::Percent(percent) => percent.fmt(f),
+            BytesLine::Size(size) => size.fmt(f),
+        }
+    }
+}
+
+/// A line for the CPU: a share of the limit, or processors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum CoresLine {
+    Percent(Percent),
+    Cores(Cores),
+}
+
+impl Unit for CoresLine {
+    const NAME: &'static str = "cpu line";
+    const ALLOWED: &'static str = "a percentage of the limit over \"0%\" and up to \"100%\", or a number of processors such as 1.5";
+    const TYPES: &'static [&'static str] = &["string", "number"];
+    const PATTERN: &'static str = r"^\s*\d+(\.\d+)?\s*%?\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        let text = value.as_text().ok_or_else(not_text)?;
+        match line_percent(&text) {
+            Some(percent) => percent.map(CoresLine::Percent),
+            None => Cores::read(value).map(CoresLine::Cores),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(self.to_string())
+    }
+}
+
+impl fmt::Display for CoresLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CoresLine::Percent(percent) => percent.fmt(f),
+            CoresLine::Cores(cores) => cores.fmt(f),
+        }
+    }
+}
+
+/// A signal by name or number: `SIGUSR1`, `USR1`, `10`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SignalName(pub i32);
+
+const SIGNALS: [(&str, i32); 31] = [
+    ("HUP", libc::SIGHUP),
+    ("INT", libc::SIGINT),
+    ("QUIT", libc::SIGQUIT),
+    ("ILL", libc::SIGILL),
+    ("TRAP", libc::SIGTRAP),
+    ("ABRT", libc::SIGABRT),
+    ("BUS", libc::SIGBUS),
+    ("FPE", libc::SIGFPE),
+    ("KILL", libc::SIGKILL),
+    ("USR1", libc::SIGUSR1),
+    ("SEGV", libc::SIGSEGV),
+    ("USR2", libc::SIGUSR2),
+    ("PIPE", libc::SIGPIPE),
+    ("ALRM", libc::SIGALRM),
+    ("TERM", libc::SIGTERM),
+    ("STKFLT", libc::SIGSTKFLT),
+    ("CHLD", libc::SIGCHLD),
+    ("CONT", libc::SIGCONT),
+    ("STOP", libc::SIGSTOP),
+    ("TSTP", libc::SIGTSTP),
+    ("TTIN", libc::SIGTTIN),
+    ("TTOU", libc::SIGTTOU),
+    ("URG", libc::SIGURG),
+    ("XCPU", libc::SIGXCPU),
+    ("XFSZ", libc::SIGXFSZ),
+    ("VTALRM", libc::SIGVTALRM),
+    ("PROF", libc::SIGPROF),
+    ("WINCH", libc::SIGWINCH),
+    ("IO", libc::SIGIO),
+    ("PWR", libc::SIGPWR),
+    ("SYS", libc::SIGSYS),
+];
+
+impl Unit for SignalName {
+    const NAME: &'static str = "signal";
+    const ALLOWED: &'static str = "a signal such as \"SIGUSR1\", \"USR1\", \"SIGRTMIN+3\" or its number, 1 to 64";
+    const TYPES: &'static [&'static str] = &["string", "integer"];
+    const PATTERN: &'static str = r"^\s*((SIG)?[A-Z][A-Z0-9]+([+-]\d+)?|\d+)\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        let text = value.as_text().ok_or_else(not_text)?.to_ascii_uppercase();
+        let name = text.strip_prefix("SIG").unwrap_or(&text);
+        let number = if let Some((_, number)) = SIGNALS.iter().find(|(known, _)| *known == name) {
+            Some(*number)
+        } else if name == "RTMIN" {
+            Some(libc::SIGRTMIN())
+        } else if name == "RTMAX" {
+            Some(libc::SIGRTMAX())
+        } else if let Some(plus) = name.strip_prefix("RTMIN+") {
+            plus.parse::<u8>().ok().map(|plus| libc::SIGRTMIN() + i32::from(plus))
+        } else if let Some(minus) = name.strip_prefix("RTMAX-") {
+            minus.parse::<u8>().ok().map(|minus| libc::SIGRTMAX() - i32::from(minus)).filter(|number| *number >= libc::SIGRTMIN())
+        } else {
+            name.parse().ok()
+        };
+        match number {
+            Some(number) if (1..=libc::SIGRTMAX()).contains(&number) => Ok(SignalName(number)),
+            Some(_) => Err("is no signal of this system".to_owned()),
+            None => Err(nearest(name, SIGNALS.iter().map(|(known, _)| *known))
+                .map(|known| format!("is unknown; did you mean SIG{known}?"))
+                .unwrap_or_default()),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(self.to_string())
+    }
+}
+
+impl fmt::Display for SignalName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match SIGNALS.iter().find(|(_, number)| *number == self.0) {
+            Some((name, _)) => write!(f, "SIG{name}"),
+            None if self.0 == libc::SIGRTMIN() => f.write_str("SIGRTMIN"),
+            None if self.0 > libc::SIGRTMIN() => write!(f, "SIGRTMIN+{}", self.0 - libc::SIGRTMIN()),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+/// How many of a worker: a number, or by the processors it may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    Number(u32),
+    Cpus { plus: u32 },
+}
+
+/// More replicas of one worker than this is a slip of the keyboard.
+pub const MOST_REPLICAS: u32 = 4096;
+
+impl Unit for Count {
+    const NAME: &'static str = "count";
+    const ALLOWED: &'static str = "a number from 0 to 4096, \"cpus\", or \"cpus+1\" up to \"cpus+4096\"";
+    const TYPES: &'static [&'static str] = &["string", "integer"];
+    const PATTERN: &'static str = r"^\s*(\d+|cpus(\s*\+\s*\d+)?)\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        let text = value.as_text().ok_or_else(not_text)?;
+        let number = |text: &str| -> Result<u32, String> {
+            let text = text.trim();
+            if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Err(String::new());
+            }
+            text.parse().ok().filter(|number| *number <= MOST_REPLICAS).ok_or_else(|| "is over 4096".to_owned())
+        };
+        match text.strip_prefix("cpus").map(str::trim_start) {
+            Some("") => Ok(Count::Cpus { plus: 0 }),
+            Some(rest) => number(rest.strip_prefix('+').ok_or_else(String::new)?).map(|plus| Count::Cpus { plus }),
+            None => number(&text).map(Count::Number),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        match self {
+            Count::Number(number) => Scalar::Integer(i64::from(*number)),
+            Count::Cpus { plus: 0 } => Scalar::Text("cpus".to_owned()),
+            Count::Cpus { plus } => Scalar::Text(format!("cpus+{plus}")),
+        }
+    }
+}
+
+/// One step of a ladder by its word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RungName(pub String);
+
+/// Every rung that is a word of its own; `job:NAME` comes beside them.
+pub const RUNGS: [&str; 6] = ["notify", "shed", "reclaim", "throttle", "recycle", "kill"];
+
+impl Unit for RungName {
+    const NAME: &'static str = "rung";
+    const ALLOWED: &'static str = "\"notify\", \"shed\", \"reclaim\", \"throttle\", \"recycle\", \"kill\" or \"job:NAME\"";
+    const TYPES: &'static [&'static str] = &["string"];
+    const PATTERN: &'static str = r"^(notify|shed|reclaim|throttle|recycle|kill|job:.+)$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        let Scalar::Text(text) = value else { return Err(not_text()) };
+        if RUNGS.contains(&text.as_str()) || text.strip_prefix("job:").is_some_and(|name| !name.is_empty()) {
+            return Ok(RungName(text.clone()));
+        }
+        Err(nearest(text, RUNGS).map(|known| format!("is no rung; did you mean \"{known}\"?")).unwrap_or_default())
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(self.0.clone())
+    }
+}
+
+/// A user or group, by name or number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account(pub String);
+
+impl Unit for Account {
+    const NAME: &'static str = "account";
+    const ALLOWED: &'static str = "a name or a number";
+    const TYPES: &'static [&'static str] = &["string", "integer"];
+    const PATTERN: &'static str = r"^[^:\s]+$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        let text = match value {
+            Scalar::Text(text) => text.clone(),
+            Scalar::Integer(number) if u32::try_from(*number).is_ok() => number.to_string(),
+            _ => return Err(String::new()),
+        };
+        if text.is_empty() || text.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control()) {
+            Err(String::new())
+        } else {
+            Ok(Account(text))
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(self.0.clone())
+    }
+}
+
+/// An address to listen on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address(pub SocketAddr);
+
+impl Unit for Address {
+    const NAME: &'static str = "address";
+    const ALLOWED: &'static str = "an IP address and a port such as \"127.0.0.1:18760\", \"0.0.0.0:18760\" or \"[::1]:18760\"";
+    const TYPES: &'static [&'static str] = &["string"];
+    const PATTERN: &'static str = r"^(localhost|[0-9.]+|\[[0-9a-fA-F:.%]+\]):\d+$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        let Scalar::Text(text) = value else { return Err(not_text()) };
+        let numeric = match text.strip_prefix("localhost:") {
+            Some(port) => format!("127.0.0.1:{port}"),
+            None => text.clone(),
+        };
+        numeric.parse().map(Address).map_err(|_| String::new())
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(self.0.to_string())
+    }
+}
+
+/// The value of a variable in a worker's environment; numbers and booleans become text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Variable(pub String);
+
+impl Unit for Variable {
+    const NAME: &'static str = "variable";
+    const ALLOWED: &'static str = "text, a number or a boolean";
+    const TYPES: &'static [&'static str] = &["string", "number", "boolean"];
+    const PATTERN: &'static str = r"^[^\u0000]*$";
+
+    fn read(value: &Scalar) -> Result<Self, String> {
+        match value {
+            Scalar::Boolean(value) => Ok(Variable(value.to_string())),
+            Scalar::Text(text) if text.contains('\0') => Err("holds a NUL byte".to_owned()),
+            Scalar::Text(text) => Ok(Variable(text.clone())),
+            number => number.as_text().map(Variable).ok_or_else(String::new),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(self.0.clone())
+    }
+}
+
+/// The known name most like `name`, if any is like it at all.
+pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = name.to_lowercase();
+    known
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(&lower, &candidate.to_lowercase()), candidate))
+        .filter(|(likeness, _)| *likeness >= 0.8)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, candidate)| candidate)
+}

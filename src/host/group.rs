@@ -1,0 +1,381 @@
+//! Control groups of our own: made below the daemon's group, one per replica, written to and removed again.
+//!
+//! What works is found by doing it once at the start (make a group, set a quota, take it away), never by reading flags.
+//! On v2 a group with processes cannot give controllers to its children, so the daemon first moves itself to a leaf
+//! `supervisor`; it does so only where it is alone in its group, since moving others is not its business.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::cgroupfs::{Layout, Own, Version};
+
+/// The leaf the daemon moves to on v2, so that its old group can be the parent of worker groups.
+const LEAF: &str = "supervisor";
+
+/// A quota is spent within this period unless it is too small for it: short enough that no worker is ever paused for more
+/// than about 20 ms (notes: quota 2.5/10 ms gave 24.99 %, longest pause 20 ms).
+const PERIOD_US: u64 = 10_000;
+/// The kernel takes no quota below a millisecond.
+const SMALLEST_QUOTA_US: u64 = 1_000;
+/// Nor a period above a second.
+const LONGEST_PERIOD_US: u64 = 1_000_000;
+
+/// Where groups of our own can be made, by what they are good for.
+#[derive(Debug, Default)]
+pub struct Groups {
+    cpu: Option<(Version, PathBuf)>,
+    cpuacct: Option<(Version, PathBuf)>,
+    memory: Option<(Version, PathBuf)>,
+    /// The v2 tree: `cgroup.kill` and `cgroup.procs` need no controller.
+    unified: Option<PathBuf>,
+    /// Folders made for this instance, to be removed at the end, children before parents.
+    made: Vec<PathBuf>,
+    /// Set while the daemon sits in a leaf of its own: (its old group).
+    left: Option<PathBuf>,
+    /// What does not work, each with its reason, for people.
+    limitations: Vec<String>,
+}
+
+impl Groups {
+    /// No groups of our own, for the given reason.
+    pub fn none(reason: &str) -> Groups {
+        Groups { limitations: vec![reason.to_owned()], ..Groups::default() }
+    }
+
+    /// Tries out what can be made below our own groups. `instance` names the folder on v1 (`plimsoll-INSTANCE`).
+    pub fn probe(layout: &Layout, pid: i32, instance: &str) -> Groups {
+        let mut groups = Groups::default();
+        match &layout.unified {
+            Some(own) if layout.cpu.as_ref().is_some_and(|cpu| cpu.version == Version::V2) => groups.probe_v2(own, pid),
+            unified => {
+                let folder = format!("plimsoll-{instance}");
+                groups.cpu = groups.probe_v1(layout.cpu.as_ref(), "cpu", &folder);
+                groups.cpuacct = groups.probe_v1(layout.cpuacct.as_ref(), "cpuacct", &folder);
+                groups.memory = groups.probe_v1(layout.memory.as_ref(), "memory", &folder);
+                groups.unified = groups.probe_v1(unified.as_ref(), "the v2 tree", &folder).map(|(_, path)| path);
+                if let Some((_, base)) = groups.cpu.clone()
+                    && let Err(error) = try_quota(Version::V1, &base)
+                {
+                    groups.limitations.push(format!("no CPU quota: {}: {error}", base.display()));
+                    groups.cpu = None;
+                }
+            }
+        }
+        groups
+    }
+
+    fn probe_v1(&mut self, own: Option<&Own>, what: &str, folder: &str) -> Option<(Version, PathBuf)> {
+        let Some(own) = own else {
+            self.limitations.push(format!("no group of our own for {what}: not mounted here"));
+            return None;
+        };
+        let base = own.dir.join(folder);
+        match make(&base) {
+            Ok(made) => {
+                if made {
+                    self.made.push(base.clone());
+                }
+                Some((own.version, base))
+            }
+            Err(error) => {
+                self.limitations.push(format!("no group of our own for {what}: {}: {error}", base.display()));
+                None
+            }
+        }
+    }
+
+    fn probe_v2(&mut self, own: &Own, pid: i32) {
+        match self.enter_leaf(own, pid) {
+            Ok(base) => {
+                let has = |controller: &str| {
+                    fs::read_to_string(base.join("cgroup.subtree_control"))
+                        .is_ok_and(|text| text.split_whitespace().any(|word| word == controller))
+                };
+                if has("cpu") {
+                    match try_quota(Version::V2, &base) {
+                        Ok(()) => self.cpu = Some((Version::V2, base.clone())),
+                        Err(error) => self.limitations.push(format!("no CPU quota: {}: {error}", base.display())),
+                    }
+                }
+                if has("memory") {
+                    self.memory = Some((Version::V2, base.clone()));
+                }
+                // Every v2 group accounts CPU time, with or without the controller.
+                self.cpuacct = Some((Version::V2, base.clone()));
+                self.unified = Some(base);
+            }
+            Err(reason) => self.limitations.push(format!("no groups of our own: {reason}")),
+        }
+    }
+
+    /// Makes our own v2 group a parent: moves us to a leaf and gives controllers to children. Returns the parent.
+    fn enter_leaf(&mut self, own: &Own, pid: i32) -> Result<PathBuf, String> {
+        // `DelegateSubgroup=supervisor` put us into the leaf already.
+        let already = own.dir != own.mount && own.dir.file_name().is_some_and(|name| name == LEAF);
+        let base = match own.dir.parent() {
+            Some(parent) if already => parent.to_path_buf(),
+            _ => own.dir.clone(),
+        };
+        if !already {
+            let others: Vec<i32> = members(&base).map_err(|e| at(&base, &e))?.into_iter().filter(|member| *member != pid).collect();
+            if !others.is_empty() {
+                return Err(format!(
+                    "{} holds other processes too (pid {}…); give the daemon a group of its own, for example Delegate=yes in a systemd unit",
+                    base.display(),
+                    others.first().copied().unwrap_or_default(),
+                ));
+            }
+            let leaf = base.join(LEAF);
+            if make(&leaf).map_err(|e| at(&leaf, &e))? {
+                self.made.push(leaf.clone());
+            }
+            write_value(&leaf.join("cgroup.procs"), &pid.to_string()).map_err(|e| at(&leaf, &e))?;
+            self.left = Some(base.clone());
+        }
+        let available = fs::read_to_string(base.join("cgroup.controllers")).unwrap_or_default();
+        for controller in ["cpu", "memory", "pids"] {
+            if available.split_whitespace().any(|word| word == controller)
+                && let Err(error) = write_value(&base.join("cgroup.subtree_control"), &format!("+{controller}"))
+            {
+                self.limitations.push(format!("no {controller} control for workers: {}: {error}", base.display()));
+            }
+        }
+        Ok(base)
+    }
+
+    /// True when a CPU quota can be set on groups made here.
+    pub fn has_quota(&self) -> bool {
+        self.cpu.is_some()
+    }
+
+    /// What does not work here, each with its reason.
+    pub fn limitations(&self) -> &[String] {
+        &self.limitations
+    }
+
+    /// Every folder that was made so far for this instance.
+    pub fn made(&self) -> &[PathBuf] {
+        &self.made
+    }
+
+    /// Makes the groups of one replica; `name` is unique among the living. `None` where nothing can be made at all.
+    pub fn create(&self, name: &str) -> io::Result<Option<Group>> {
+        let mut group = Group::default();
+        let place = |base: &Option<(Version, PathBuf)>, group: &mut Group| -> io::Result<Option<(Version, PathBuf)>> {
+            let Some((version, base)) = base else { return Ok(None) };
+            let folder = base.join(name);
+            if make(&folder)? || !group.folders.contains(&folder) {
+                group.folders.push(folder.clone());
+            }
+            group.folders.dedup();
+            Ok(Some((*version, folder)))
+        };
+        let result = (|| {
+            group.cpu = place(&self.cpu, &mut group)?;
+            group.cpuacct = place(&self.cpuacct, &mut group)?;
+            group.memory = place(&self.memory, &mut group)?;
+            group.unified = place(&self.unified.clone().map(|base| (Version::V2, base)), &mut group)?.map(|(_, path)| path);
+            Ok(())
+        })();
+        match result {
+            Ok(()) if group.folders.is_empty() => Ok(None),
+            Ok(()) => {
+                group.oom_kills_before = group.oom_kills().unwrap_or(0);
+                Ok(Some(group))
+            }
+            Err(error) => {
+                group.remove();
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes what was made, after the replicas' groups are gone, and moves the daemon back where it was.
+    pub fn remove(&mut self) {
+        if let Some(base) = self.left.take() {
+            for controller in ["cpu", "memory", "pids"] {
+                // Refused while a replica's group is left; nothing can be done about that, and the next start sweeps it.
+                let _ = write_value(&base.join("cgroup.subtree_control"), &format!("-{controller}"));
+            }
+            let _ = write_value(&base.join("cgroup.procs"), "0");
+        }
+        for folder in self.made.drain(..).rev() {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+/// The groups of one replica: one folder on v2, one per controller on v1.
+#[derive(Debug, Default)]
+pub struct Group {
+    cpu: Option<(Version, PathBuf)>,
+    cpuacct: Option<(Version, PathBuf)>,
+    memory: Option<(Version, PathBuf)>,
+    unified: Option<PathBuf>,
+    /// Each folder once.
+    folders: Vec<PathBuf>,
+    oom_kills_before: u64,
+}
+
+impl Group {
+    /// The files a process writes "0" to in order to be in the group.
+    pub fn entrances(&self) -> io::Result<Vec<OwnedFd>> {
+        self.folders
+            .iter()
+            .map(|folder| Ok(OwnedFd::from(File::options().write(true).open(folder.join("cgroup.procs"))?)))
+            .collect()
+    }
+
+    /// Everybody in it, descendants that left the session or were reparented included; `None` if no folder can be read.
+    pub fn members(&self) -> Option<Vec<i32>> {
+        let folder = self.unified.as_ref().or_else(|| self.folders.first())?;
+        members(folder).ok()
+    }
+
+    pub fn cpu_accounting(&self) -> Option<PathBuf> {
+        self.cpuacct.as_ref().map(|(_, folder)| folder.clone())
+    }
+
+    pub fn memory_accounting(&self) -> Option<PathBuf> {
+        self.memory.as_ref().map(|(_, folder)| folder.clone())
+    }
+
+    /// The writes that hold the group to `cores` of CPU (`None`: to nothing), in the order in which they must be done.
+    /// Empty where no quota can be set.
+    pub fn cpu_writes(&self, cores: Option<f64>) -> Vec<(PathBuf, String)> {
+        let Some((version, folder)) = &self.cpu else { return Vec::new() };
+        let quota = cores.map(quota_us);
+        match (version, quota) {
+            (Version::V2, Some((quota, period))) => vec![(folder.join("cpu.max"), format!("{quota} {period}"))],
+            (Version::V2, None) => vec![(folder.join("cpu.max"), "max 100000".to_owned())],
+            // The period first: a quota larger than the old period would otherwise be judged by that.
+            (Version::V1, Some((quota, period))) => {
+                vec![(folder.join("cpu.cfs_period_us"), period.to_string()), (folder.join("cpu.cfs_quota_us"), quota.to_string())]
+            }
+            (Version::V1, None) => {
+                vec![(folder.join("cpu.cfs_quota_us"), "-1".to_owned()), (folder.join("cpu.cfs_period_us"), "100000".to_owned())]
+            }
+        }
+    }
+
+    /// Kills everybody in it at once, forks in flight included. False where the kernel has no `cgroup.kill` for us.
+    pub fn kill(&self) -> bool {
+        self.unified.as_ref().is_some_and(|folder| write_value(&folder.join("cgroup.kill"), "1").is_ok())
+    }
+
+    /// True when the kernel's OOM killer has ended a process in it since it was made.
+    pub fn was_oom_killed(&self) -> bool {
+        self.oom_kills().is_some_and(|now| now > self.oom_kills_before)
+    }
+
+    fn oom_kills(&self) -> Option<u64> {
+        let (version, folder) = self.memory.as_ref()?;
+        let file = match version {
+            Version::V2 => "memory.events",
+            Version::V1 => "memory.oom_control",
+        };
+        let text = fs::read_to_string(folder.join(file)).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+    }
+
+    /// The largest memory it has held, in bytes, where the kernel keeps that.
+    pub fn peak_memory(&self) -> Option<u64> {
+        let (version, folder) = self.memory.as_ref()?;
+        let file = match version {
+            Version::V2 => "memory.peak",
+            Version::V1 => "memory.max_usage_in_bytes",
+        };
+        fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()
+    }
+
+    /// Removes its folders; those that still hold somebody stay.
+    pub fn remove(&self) {
+        for folder in &self.folders {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+}
+
+/// Quota and period in microseconds for so many cores.
+fn quota_us(cores: f64) -> (u64, u64) {
+    // Bounds first: the cast would saturate, but a quota of years is refused by the kernel.
+    let cores = if cores.is_finite() { cores.clamp(0.001, 4096.0) } else { 4096.0 };
+    let mut period = PERIOD_US;
+    while period < LONGEST_PERIOD_US && cores * (period as f64) < SMALLEST_QUOTA_US as f64 {
+        period *= 10;
+    }
+    (((cores * period as f64).round() as u64).max(SMALLEST_QUOTA_US), period)
+}
+
+/// Sets and unsets a quota on a group made for the purpose.
+fn try_quota(version: Version, base: &Path) -> io::Result<()> {
+    let folder = base.join("probe");
+    make(&folder)?;
+    let group = Group { cpu: Some((version, folder.clone())), ..Group::default() };
+    let result = [Some(0.5), None].into_iter().flat_map(|cores| group.cpu_writes(cores)).try_for_each(|(file, value)| write_value(&file, &value));
+    fs::remove_dir(&folder)?;
+    result
+}
+
+/// Makes one folder; true if it was not there before.
+fn make(folder: &Path) -> io::Result<bool> {
+    match fs::create_dir(folder) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The pids in one group.
+fn members(folder: &Path) -> io::Result<Vec<i32>> {
+    let text = fs::read_to_string(folder.join("cgroup.procs"))?;
+    Ok(text.lines().filter_map(|line| line.trim().parse().ok()).collect())
+}
+
+/// Writes a kernel file in one write; never creates it.
+pub fn write_value(file: &Path, value: &str) -> io::Result<()> {
+    File::options().write(true).open(file)?.write_all(value.as_bytes())
+}
+
+/// What a kernel file says, without the newline at its end.
+pub fn read_value(file: &Path) -> io::Result<String> {
+    Ok(fs::read_to_string(file)?.trim_end().to_owned())
+}
+
+/// What makes a folder this very one and not another of the same name: its device and inode.
+pub fn identity(folder: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::metadata(folder)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+fn at(path: &Path, error: &io::Error) -> String {
+    format!("{}: {error}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn small_quotas_get_longer_periods() {
+        assert_eq!(quota_us(0.25), (2_500, 10_000));
+        assert_eq!(quota_us(1.6), (16_000, 10_000));
+        assert_eq!(quota_us(0.05), (5_000, 100_000));
+        assert_eq!(quota_us(0.001), (1_000, 1_000_000));
+    }
+
+    proptest! {
+        #[test]
+        fn a_quota_is_always_one_the_kernel_takes(cores: f64) {
+            let (quota, period) = quota_us(cores);
+            prop_assert!((1_000..=LONGEST_PERIOD_US).contains(&period) && quota >= SMALLEST_QUOTA_US);
+            if (0.001..4096.0).contains(&cores) {
+                prop_assert!((quota as f64 / period as f64 - cores).abs() <= 0.5 / period as f64 + cores * 1e-9);
+            }
+        }
+    }
+}

@@ -1,0 +1,481 @@
+//! Processes held by pidfd and start time, so that no call ever reaches a stranger who was given a recycled pid.
+
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, PidfdFlags};
+
+use super::paths::Paths;
+use super::procfs::Stat;
+use super::scan;
+use crate::config::settings::Signal;
+
+/// A process that cannot be mistaken for another: the descriptor names this very one, whatever becomes of its number.
+#[derive(Debug)]
+pub struct Process {
+    pid: i32,
+    started: u64,
+    pidfd: OwnedFd,
+}
+
+/// What became of a signal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    Delivered,
+    /// The process has ended.
+    Gone,
+}
+
+impl Process {
+    /// Opens `pid` and, when `started` (clock ticks since boot, field 22 of `/proc/PID/stat`) is given, makes sure that it
+    /// is still the process that was meant. `None`: it has ended, or the number belongs to another one now.
+    pub fn open(paths: &Paths, pid: i32, started: Option<u64>) -> io::Result<Option<Process>> {
+        let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
+        let pidfd = match rustix::process::pidfd_open(number, PidfdFlags::empty()) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // Read after the descriptor is open: if the start time matches now, the descriptor cannot be of a later process.
+        let Some(found) = scan::process(paths, pid, &mut Vec::new()).map(|stat| stat.started) else { return Ok(None) };
+        if started.is_some_and(|expected| expected != found) {
+            return Ok(None);
+        }
+        Ok(Some(Process { pid, started: found, pidfd }))
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Clock ticks since boot.
+    pub fn started(&self) -> u64 {
+        self.started
+    }
+
+    /// Sends `signal` to exactly this process.
+    pub fn signal(&self, signal: Signal) -> io::Result<Delivery> {
+        // SAFETY: the descriptor is open for as long as `self` lives; a null siginfo asks the kernel to fill it in as for
+        // kill(2). No memory is shared.
+        let result =
+            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), signal.0, std::ptr::null::<libc::siginfo_t>(), 0) };
+        if result == 0 {
+            return Ok(Delivery::Delivered);
+        }
+        match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ESRCH) => Ok(Delivery::Gone),
+            error => Err(error),
+        }
+    }
+}
+
+/// Where a tree began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Root {
+    pub pid: i32,
+    pub started: u64,
+    /// Once the root itself has been reaped, its number may be given to a stranger: whoever started later than this
+    /// (clock ticks since boot) belongs to the tree only as the child of a member, not by its session.
+    pub ended: Option<u64>,
+}
+
+/// The living members of the tree that began with `root`: the root itself, its descendants, whoever is in its session,
+/// everybody in `known` who is still the same process, and their descendants. `keeper` (the daemon itself) is never one:
+/// orphans are handed to it, and it must not take its other children for theirs.
+pub fn tree_of(root: Root, keeper: i32, known: &[(i32, u64)], processes: &[Stat]) -> Vec<Stat> {
+    let belongs = |process: &Stat| {
+        (process.pid == root.pid && process.started == root.started)
+            || (process.session == root.pid && root.ended.is_none_or(|ended| process.started <= ended))
+            || known.contains(&(process.pid, process.started))
+    };
+    // A stranger with the root's number means that nobody was left in its session when the number was given away.
+    let number_recycled = processes.iter().any(|process| process.pid == root.pid && process.started != root.started);
+    let mut members: Vec<Stat> = processes
+        .iter()
+        .filter(|process| process.pid != keeper && belongs(process) && !(number_recycled && process.session == root.pid))
+        .copied()
+        .collect();
+    // Children of members join until nobody new is found; the list is short and the depth small.
+    let mut next = 0;
+    while let Some(parent) = members.get(next).map(|member| member.pid) {
+        for process in processes {
+            if process.ppid == parent && process.pid != keeper && !members.iter().any(|member| member.pid == process.pid) {
+                members.push(*process);
+            }
+        }
+        next += 1;
+    }
+    members.retain(|member| !has_ended(member));
+    members
+}
+
+/// A zombie or dead process holds nothing any more; it only waits to be reaped.
+pub fn has_ended(stat: &Stat) -> bool {
+    matches!(stat.state, b'Z' | b'X' | b'x')
+}
+
+/// Clock ticks in a second, the unit of start times.
+pub fn ticks_per_second() -> u64 {
+    rustix::param::clock_ticks_per_second()
+}
+
+/// How one of our children ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Exit {
+    pub pid: i32,
+    pub status: ExitStatus,
+    /// User and system time of it and of the descendants it waited for.
+    pub cpu: Duration,
+    /// The largest resident set it or one of the descendants it waited for has had, in bytes.
+    pub peak_memory: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    Code(i32),
+    Signal(i32),
+}
+
+impl ExitStatus {
+    /// The shell's convention: 128+N for a signal.
+    pub fn shell_code(self) -> i32 {
+        match self {
+            ExitStatus::Code(code) => code,
+            ExitStatus::Signal(signal) => 128 + signal,
+        }
+    }
+
+    pub fn is_clean(self) -> bool {
+        self == ExitStatus::Code(0)
+    }
+}
+
+/// Reaps one ended child, ours or an orphan that was handed to us; `None` when there is none at the moment. Only one
+/// thread may call this, and nobody else in the program may wait for a process.
+pub fn reap_one() -> Option<Exit> {
+    let mut status = 0;
+    // SAFETY: rusage is plain data for which all zeros is a value; the kernel fills it.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    loop {
+        // SAFETY: both pointers are to live locals of the right type.
+        let pid = unsafe { libc::wait4(-1, &mut status, libc::WNOHANG, &mut usage) };
+        if pid > 0 {
+            let status = if libc::WIFEXITED(status) {
+                ExitStatus::Code(libc::WEXITSTATUS(status))
+            } else if libc::WIFSIGNALED(status) {
+                ExitStatus::Signal(libc::WTERMSIG(status))
+            } else {
+                continue;
+            };
+            let time = |tv: libc::timeval| {
+                Duration::from_secs(u64::try_from(tv.tv_sec).unwrap_or(0)) + Duration::from_micros(u64::try_from(tv.tv_usec).unwrap_or(0))
+            };
+            let peak_memory = u64::try_from(usage.ru_maxrss).unwrap_or(0).saturating_mul(1024);
+            return Some(Exit { pid, status, cpu: time(usage.ru_utime) + time(usage.ru_stime), peak_memory });
+        }
+        if pid == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
+            return None;
+        }
+    }
+}
+
+/// CPU time of the children a process has waited for, which its own clock does not hold; zero once it has ended.
+pub fn children_cpu(paths: &Paths, pid: i32) -> Duration {
+    let waited = scan::process(paths, pid, &mut Vec::new()).map_or(0, |stat| stat.waited);
+    Duration::from_secs_f64(waited as f64 / ticks_per_second().max(1) as f64)
+}
+
+/// What a worker is started with.
+#[derive(Debug)]
+pub struct Launch {
+    /// Program and arguments; a program without a slash is looked for in `PATH` of `env`.
+    pub command: Vec<String>,
+    pub directory: Option<PathBuf>,
+    /// The whole environment; nothing is inherited.
+    pub env: Vec<(OsString, OsString)>,
+    pub user: Option<Identity>,
+    /// `cgroup.procs` (or v1 `tasks`-compatible) files of the groups it starts in.
+    pub groups: Vec<OwnedFd>,
+    /// Written to `oom_score_adj`; raising needs no privilege.
+    pub oom_score_adj: Option<i32>,
+    /// The soft limit on descriptors it gets back (the daemon raises its own).
+    pub descriptors: Option<(u64, u64)>,
+    /// Standard input is inherited (`run -- COMMAND`) or `/dev/null`.
+    pub inherit_stdin: bool,
+}
+
+/// A user to become.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+    pub home: PathBuf,
+    pub name: String,
+}
+
+/// Starts a process in its own session, in its groups, with a parent-death signal of `SIGCONT`: should the daemon be
+/// killed while it holds the worker stopped, the kernel lets the worker go on.
+///
+/// The parent-death signal follows the *thread* that spawned: call this from the one thread that lives as long as the
+/// daemon. Errors are those of fork and exec (a program that is not there is reported here, not as an exit).
+#[expect(clippy::disallowed_methods, reason = "this is where workers are started")]
+pub fn spawn(launch: &Launch) -> io::Result<i32> {
+    let program = launch.command.first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "empty command"))?;
+    let path = launch.env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
+    let resolved = resolve_program(program, path.as_deref(), launch.directory.as_deref())?;
+    let mut command = Command::new(resolved);
+    command.arg0(program).args(launch.command.iter().skip(1)).env_clear().envs(launch.env.iter().map(|(name, value)| (name, value)));
+    if let Some(directory) = &launch.directory {
+        command.current_dir(directory);
+    }
+    if !launch.inherit_stdin {
+        command.stdin(Stdio::null());
+    }
+    let parent = rustix::process::getpid();
+    let groups: Vec<RawFd> = launch.groups.iter().map(|fd| fd.as_fd().as_raw_fd()).collect();
+    let oom = launch.oom_score_adj.and_then(|value| CString::new(value.to_string()).ok());
+    let descriptors = launch.descriptors;
+    let user = launch.user.clone();
+    // SAFETY: between fork and exec only system calls are made, on memory that was prepared before the fork; nothing
+    // allocates and no lock is taken.
+    unsafe {
+        command.pre_exec(move || in_child(parent, &groups, oom.as_deref(), descriptors, user.as_ref()));
+    }
+    let child = command.spawn()?;
+    // Not waited for through std: `reap_one` is the only waiter.
+    i32::try_from(child.id()).map_err(|_| io::Error::other("pid out of range"))
+}
+
+/// Runs in the child between fork and exec: async-signal-safe calls only.
+fn in_child(
+    parent: Pid,
+    groups: &[RawFd],
+    oom: Option<&std::ffi::CStr>,
+    descriptors: Option<(u64, u64)>,
+    user: Option<&Identity>,
+) -> io::Result<()> {
+    rustix::process::setsid()?;
+    for group in groups {
+        // SAFETY: the descriptor was opened by the parent and inherited; the buffer is static. "0" means the writer.
+        if unsafe { libc::write(*group, b"0".as_ptr().cast(), 1) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    if let Some(value) = oom {
+        // SAFETY: both strings end in NUL; the descriptor is closed again. A failure to raise one's own score is no
+        // reason not to start.
+        unsafe {
+            let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+            if fd >= 0 {
+                libc::write(fd, value.as_ptr().cast(), value.to_bytes().len());
+                libc::close(fd);
+            }
+        }
+    }
+    if let Some((soft, hard)) = descriptors {
+        let limit = rustix::process::Rlimit { current: Some(soft), maximum: Some(hard) };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?;
+    }
+    // The daemon may run with a better priority; its workers do not inherit that.
+    if rustix::process::getpriority_process(None).is_ok_and(|nice| nice < 0) {
+        rustix::process::setpriority_process(None, 0)?;
+    }
+    if let Some(user) = user {
+        // SAFETY: the slice lives in the parent's memory, copied by fork. Groups first: after setuid it is too late.
+        unsafe {
+            if libc::setgroups(user.groups.len(), user.groups.as_ptr()) != 0
+                || libc::setresgid(user.gid, user.gid, user.gid) != 0
+                || libc::setresuid(user.uid, user.uid, user.uid) != 0
+            {
+                return Err(io::Error::last_os_error());
+            }
+        }
+    }
+    // After the change of user, which clears it.
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::CONT))?;
+    // The daemon may have died before the line above: then nobody would ever supervise this process.
+    if rustix::process::getppid() != Some(parent) {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    Ok(())
+}
+
+/// Finds the file to execute, with an error that names what was looked for and where.
+pub fn resolve_program(program: &str, path: Option<&std::ffi::OsStr>, directory: Option<&Path>) -> io::Result<PathBuf> {
+    let executable = |candidate: &Path| {
+        let candidate = match directory {
+            Some(directory) if candidate.is_relative() => directory.join(candidate),
+            _ => candidate.to_path_buf(),
+        };
+        candidate.is_file() && rustix::fs::access(&candidate, rustix::fs::Access::EXEC_OK).is_ok()
+    };
+    if program.contains('/') {
+        let file = PathBuf::from(program);
+        return if executable(&file) {
+            Ok(file)
+        } else {
+            Err(io::Error::new(io::ErrorKind::NotFound, format!("{program} is not an executable file")))
+        };
+    }
+    let path = path.unwrap_or_else(|| std::ffi::OsStr::new("/usr/local/bin:/usr/bin:/bin"));
+    std::env::split_paths(path)
+        .map(|folder| folder.join(program))
+        .find(|candidate| executable(candidate))
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{program} was not found in PATH ({})", path.display())))
+}
+
+/// Looks a user (and optionally another group) up in `/etc/passwd` and `/etc/group`, by name or number.
+pub fn identity(user: &str, group: Option<&str>) -> io::Result<Identity> {
+    let no_such = |what: &str, name: &str| io::Error::new(io::ErrorKind::NotFound, format!("there is no {what} {name} on this machine"));
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let by_name = |line: &&str| {
+        let mut fields = line.split(':');
+        fields.next() == Some(user) || fields.nth(1) == Some(user)
+    };
+    let entry = passwd.lines().find(by_name);
+    let (name, uid, own_gid, home) = match entry.map(|line| line.split(':').collect::<Vec<_>>()).as_deref() {
+        Some([name, _, uid, gid, _, home, ..]) => {
+            let number = |text: &str| text.parse::<u32>().map_err(|_| no_such("user", user));
+            ((*name).to_owned(), number(uid)?, number(gid)?, PathBuf::from(home))
+        }
+        _ => {
+            let uid = user.parse::<u32>().map_err(|_| no_such("user", user))?;
+            (user.to_owned(), uid, uid, PathBuf::from("/"))
+        }
+    };
+    let groups_file = std::fs::read_to_string("/etc/group").unwrap_or_default();
+    let rows: Vec<Vec<&str>> = groups_file.lines().map(|line| line.split(':').collect()).collect();
+    let gid = match group {
+        None => own_gid,
+        Some(wanted) => rows
+            .iter()
+            .find(|row| row.first() == Some(&wanted))
+            .and_then(|row| row.get(2)?.parse().ok())
+            .or_else(|| wanted.parse().ok())
+            .ok_or_else(|| no_such("group", wanted))?,
+    };
+    let mut groups = vec![gid];
+    for row in &rows {
+        if row.get(3).is_some_and(|members| members.split(',').any(|member| member == name))
+            && let Some(id) = row.get(2).and_then(|id| id.parse().ok())
+            && !groups.contains(&id)
+        {
+            groups.push(id);
+        }
+    }
+    Ok(Identity { uid, gid, groups, home, name })
+}
+
+/// Makes orphans of our workers our children, so that they can be found and reaped. PID 1 has that duty by nature.
+pub fn become_subreaper() -> io::Result<()> {
+    // Any non-zero pid switches it on; the value itself is not used by the kernel.
+    Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
+}
+
+/// Raises the soft limit on descriptors to the hard one and returns what workers are to get back: (soft, hard).
+pub fn raise_descriptor_limit() -> Option<(u64, u64)> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let (soft, hard) = (limit.current?, limit.maximum?);
+    let wanted = hard.min(65_536);
+    if soft < wanted {
+        let raised = rustix::process::Rlimit { current: Some(wanted), maximum: Some(hard) };
+        rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).ok()?;
+    }
+    Some((soft, hard))
+}
+
+/// Our own `oom_score_adj`.
+pub fn own_oom_score_adj(paths: &Paths) -> Option<i32> {
+    std::fs::read_to_string(paths.proc.join("self/oom_score_adj")).ok()?.trim().parse().ok()
+}
+
+/// Tries to make the daemon a less likely victim of the OOM killer; lowering needs `CAP_SYS_RESOURCE`.
+pub fn set_own_oom_score_adj(paths: &Paths, value: i32) -> io::Result<()> {
+    File::options().write(true).open(paths.proc.join("self/oom_score_adj"))?.write_all(value.to_string().as_bytes())
+}
+
+/// The nice value of another process.
+pub fn nice(pid: i32) -> io::Result<i32> {
+    Ok(rustix::process::getpriority_process(Pid::from_raw(pid))?)
+}
+
+pub fn set_nice(pid: i32, value: i32) -> io::Result<()> {
+    Ok(rustix::process::setpriority_process(Pid::from_raw(pid), value)?)
+}
+
+/// Makes a process run only when nothing else wants the processor, or an ordinary one again.
+pub fn set_idle_class(pid: i32, idle: bool) -> io::Result<()> {
+    // SAFETY: sched_param is plain data for which all zeros is the value these two policies ask for.
+    let param: libc::sched_param = unsafe { std::mem::zeroed() };
+    let policy = if idle { libc::SCHED_IDLE } else { libc::SCHED_OTHER };
+    // SAFETY: the pointer is to a live local.
+    if unsafe { libc::sched_setscheduler(pid, policy, &param) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The name of a signal, for people.
+pub fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGHUP => "SIGHUP",
+        libc::SIGINT => "SIGINT",
+        libc::SIGQUIT => "SIGQUIT",
+        libc::SIGILL => "SIGILL",
+        libc::SIGTRAP => "SIGTRAP",
+        libc::SIGABRT => "SIGABRT",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGKILL => "SIGKILL",
+        libc::SIGUSR1 => "SIGUSR1",
+        libc::SIGSEGV => "SIGSEGV",
+        libc::SIGUSR2 => "SIGUSR2",
+        libc::SIGPIPE => "SIGPIPE",
+        libc::SIGALRM => "SIGALRM",
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGSTKFLT => "SIGSTKFLT",
+        libc::SIGCONT => "SIGCONT",
+        libc::SIGSTOP => "SIGSTOP",
+        libc::SIGTSTP => "SIGTSTP",
+        libc::SIGXCPU => "SIGXCPU",
+        libc::SIGXFSZ => "SIGXFSZ",
+        libc::SIGWINCH => "SIGWINCH",
+        libc::SIGSYS => "SIGSYS",
+        _ => "another signal",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_holds_descendants_session_and_the_reparented_but_not_strangers() {
+        let process = |pid, ppid, session| Stat { pid, state: b'S', ppid, session, busy: 0, waited: 0, threads: 1, started: u64::try_from(pid).unwrap() };
+        let processes = [
+            process(1, 0, 1),
+            process(10, 1, 10),  // the daemon
+            process(20, 10, 20), // the worker
+            process(21, 20, 20),
+            process(22, 21, 99), // left the session, still a descendant
+            process(23, 10, 20), // reparented to the daemon, still in the session
+            process(24, 10, 77), // reparented and left the session: known from before
+            process(25, 24, 77),
+            process(30, 10, 30), // another worker
+        ];
+        let root = Root { pid: 20, started: 20, ended: None };
+        let mut pids: Vec<i32> = tree_of(root, 10, &[(24, 24)], &processes).iter().map(|stat| stat.pid).collect();
+        pids.sort_unstable();
+        assert_eq!(pids, [20, 21, 22, 23, 24, 25]);
+        assert!(!tree_of(root, 10, &[(24, 999)], &processes).iter().any(|stat| stat.pid == 24), "a recycled pid is not the known one");
+        // The root has ended at tick 20; number 20 went to a stranger who began a session of that number.
+        let ended = Root { ended: Some(20), ..root };
+        let strangers = [process(1, 0, 1), process(20, 1, 20), process(26, 20, 20)].map(|stat| Stat { started: 500, ..stat });
+        assert_eq!(tree_of(ended, 10, &[], &strangers), []);
+        assert_eq!(tree_of(ended, 10, &[], &strangers[2..]), [], "nor are those who outlive the stranger");
+    }
+}

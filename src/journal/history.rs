@@ -1,0 +1,262 @@
+//! The state database (`state_dir/plimsoll.db`): runs, events and samples, written by one thread of its own.
+//!
+//! Nothing depends on it. A queue that is full drops, a disk that is full is tried again later, a file that is no database
+//! is set aside and begun anew; each of these is told, none of them stops or slows the loop.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, params};
+
+use crate::host::clock::Moment;
+
+/// Events and samples waiting to be written.
+const QUEUE: usize = 1024;
+/// What is older is deleted.
+const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often old rows are looked for.
+const UPKEEP_EVERY: Duration = Duration::from_secs(3600);
+/// How long after a failure the database is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(30);
+
+const SCHEMA: &str = "
+    CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, started REAL NOT NULL, ended REAL, version TEXT NOT NULL, pid INTEGER NOT NULL);
+    CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, run INTEGER NOT NULL, at REAL NOT NULL, name TEXT NOT NULL, body TEXT NOT NULL);
+    CREATE INDEX IF NOT EXISTS events_at ON events (at);
+    CREATE TABLE IF NOT EXISTS samples (id INTEGER PRIMARY KEY, run INTEGER NOT NULL, at REAL NOT NULL, resource TEXT NOT NULL, used REAL, lim REAL);
+    CREATE INDEX IF NOT EXISTS samples_at ON samples (at);
+    PRAGMA user_version = 1;
+";
+
+enum Entry {
+    Event { at: f64, name: &'static str, body: String },
+    Sample { at: f64, resource: String, used: Option<f64>, limit: Option<f64> },
+    End { at: f64 },
+}
+
+/// The sending end; dropping it lets the thread write out what is queued and end.
+#[derive(Debug)]
+pub struct History {
+    queue: SyncSender<Entry>,
+    problem: Arc<Mutex<Option<String>>>,
+    done: mpsc::Receiver<()>,
+    thread: JoinHandle<()>,
+}
+
+impl History {
+    /// Starts the writing thread on `folder/plimsoll.db`.
+    ///
+    /// # Errors
+    /// When no thread can be made; a database that cannot be opened is told by [`History::problem`] instead.
+    pub fn start(folder: &Path, now: Moment, version: &'static str, pid: u32) -> std::io::Result<History> {
+        let (queue, entries) = mpsc::sync_channel(QUEUE);
+        let (finished, done) = mpsc::channel();
+        let problem = Arc::new(Mutex::new(None));
+        let said = problem.clone();
+        let path = folder.join("plimsoll.db");
+        let thread = std::thread::Builder::new().name("history".into()).stack_size(512 * 1024).spawn(move || {
+            Writer { path, started: now.unix_seconds(), version, pid, open: None, said }.run(&entries);
+            // The receiver may have given up waiting.
+            let _ = finished.send(());
+        })?;
+        Ok(History { queue, problem, done, thread })
+    }
+
+    pub fn event(&self, now: Moment, name: &'static str, body: &serde_json::Value) {
+        self.send(Entry::Event { at: now.unix_seconds(), name, body: body.to_string() });
+    }
+
+    /// `used` and `limit` in cores or bytes.
+    pub fn sample(&self, now: Moment, resource: &str, used: Option<f64>, limit: Option<f64>) {
+        self.send(Entry::Sample { at: now.unix_seconds(), resource: resource.to_owned(), used, limit });
+    }
+
+    fn send(&self, entry: Entry) {
+        match self.queue.try_send(entry) {
+            Ok(()) | Err(TrySendError::Disconnected(_)) => {}
+            Err(TrySendError::Full(_)) => say(&self.problem, Some("more happens than the state database can take; some of it is dropped".to_owned())),
+        }
+    }
+
+    /// Why nothing is being written, if nothing is.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets the thread write out what is queued; gives up after `within`.
+    pub fn close(self, within: Duration) -> Result<(), String> {
+        let at = Moment::now().unix_seconds();
+        let _ = self.queue.try_send(Entry::End { at });
+        drop(self.queue);
+        match self.done.recv_timeout(within) {
+            Ok(()) => self.thread.join().map_err(|_| "the history thread panicked".to_owned()),
+            Err(_) => Err("the state database did not take the last events in time".to_owned()),
+        }
+    }
+}
+
+fn say(problem: &Mutex<Option<String>>, what: Option<String>) {
+    *problem.lock().unwrap_or_else(PoisonError::into_inner) = what;
+}
+
+struct Writer {
+    path: PathBuf,
+    started: f64,
+    version: &'static str,
+    pid: u32,
+    /// The database and the number of this run in it.
+    open: Option<(Connection, i64)>,
+    said: Arc<Mutex<Option<String>>>,
+}
+
+impl Writer {
+    fn run(mut self, entries: &mpsc::Receiver<Entry>) {
+        let mut failed_at: Option<Moment> = None;
+        let mut kept_up: Option<Moment> = None;
+        loop {
+            let first = match entries.recv_timeout(UPKEEP_EVERY) {
+                Ok(entry) => Some(entry),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let now = Moment::now();
+            if failed_at.is_some_and(|at| now.since(at) < RETRY_AFTER) {
+                continue; // Dropped; the problem has been told.
+            }
+            let batch: Vec<Entry> = first.into_iter().chain(entries.try_iter().take(QUEUE)).collect();
+            let upkeep = kept_up.is_none_or(|at| now.since(at) >= UPKEEP_EVERY);
+            match self.write(&batch, now, upkeep) {
+                Ok(()) => {
+                    failed_at = None;
+                    if upkeep {
+                        kept_up = Some(now);
+                    }
+                    say(&self.said, None);
+                }
+                Err(error) => {
+                    failed_at = Some(now);
+                    say(&self.said, Some(format!("{}: {error}", self.path.display())));
+                    if matches!(error.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)) {
+                        self.set_aside(now);
+                        failed_at = None;
+                    }
+                    self.open = None;
+                }
+            }
+        }
+    }
+
+    fn write(&mut self, batch: &[Entry], now: Moment, upkeep: bool) -> rusqlite::Result<()> {
+        if self.open.is_none() {
+            self.open = Some(open(&self.path, self.started, self.version, self.pid)?);
+        }
+        let Some((connection, run)) = self.open.as_mut() else { return Ok(()) };
+        let run = *run;
+        let transaction = connection.transaction()?;
+        for entry in batch {
+            match entry {
+                Entry::Event { at, name, body } => {
+                    let mut insert = transaction.prepare_cached("INSERT INTO events (run, at, name, body) VALUES (?1, ?2, ?3, ?4)")?;
+                    insert.execute(params![run, at, name, body])?;
+                }
+                Entry::Sample { at, resource, used, limit } => {
+                    let mut insert = transaction.prepare_cached("INSERT INTO samples (run, at, resource, used, lim) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+                    insert.execute(params![run, at, resource, used, limit])?;
+                }
+                Entry::End { at } => {
+                    transaction.execute("UPDATE runs SET ended = ?1 WHERE id = ?2", params![at, run])?;
+                }
+            }
+        }
+        if upkeep {
+            let oldest = now.unix_seconds() - KEEP.as_secs_f64();
+            for table in ["events", "samples"] {
+                transaction.execute(&format!("DELETE FROM {table} WHERE at < ?1"), params![oldest])?;
+            }
+            transaction.execute("DELETE FROM runs WHERE coalesce(ended, started) < ?1 AND id <> ?2", params![oldest, run])?;
+        }
+        transaction.commit()
+    }
+
+    /// Keeps a file that is no database for whoever wants to look at it, and makes room for a new one.
+    fn set_aside(&mut self, now: Moment) {
+        self.open = None;
+        let aside = self.path.with_extension(format!("corrupt-{:.0}", now.unix_seconds()));
+        for (from, to) in [
+            (self.path.clone(), aside.clone()),
+            (self.path.with_extension("db-wal"), aside.with_extension("wal")),
+            (self.path.with_extension("db-shm"), aside.with_extension("shm")),
+        ] {
+            // A missing -wal is the rule; a rename that fails leads to the same error again, which is told again.
+            let _ = std::fs::rename(from, to);
+        }
+    }
+}
+
+fn open(path: &Path, started: f64, version: &str, pid: u32) -> rusqlite::Result<(Connection, i64)> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_secs(2))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    connection.pragma_update(None, "journal_size_limit", 1 << 20)?;
+    // The daemon is small: a quarter of a megabyte of pages is plenty for appending.
+    connection.pragma_update(None, "cache_size", -256)?;
+    connection.execute_batch(SCHEMA)?;
+    connection.execute("INSERT INTO runs (started, version, pid) VALUES (?1, ?2, ?3)", params![started, version, pid])?;
+    let run = connection.last_insert_rowid();
+    Ok((connection, run))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record_one(folder: &Path) {
+        let history = History::start(folder, Moment::now(), "test", 1).unwrap();
+        history.event(Moment::now(), "worker_started", &serde_json::json!({"worker": "web"}));
+        history.sample(Moment::now(), "cpu", Some(1.0), None);
+        history.close(Duration::from_secs(20)).unwrap();
+    }
+
+    fn count(folder: &Path, table: &str) -> i64 {
+        let connection = Connection::open(folder.join("plimsoll.db")).unwrap();
+        connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+    }
+
+    #[test]
+    fn what_is_recorded_is_there_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        record_one(folder.path());
+        record_one(folder.path());
+        assert_eq!((count(folder.path(), "runs"), count(folder.path(), "events"), count(folder.path(), "samples")), (2, 2, 2));
+    }
+
+    #[test]
+    fn a_file_that_is_no_database_is_set_aside_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("plimsoll.db"), vec![b'x'; 8192]).unwrap();
+        let history = History::start(folder.path(), Moment::now(), "test", 1).unwrap();
+        // The first write finds the damage and makes room; the ones after that are kept.
+        while std::fs::read_dir(folder.path()).unwrap().filter_map(Result::ok).all(|entry| !entry.file_name().to_string_lossy().contains("corrupt")) {
+            history.event(Moment::now(), "a", &serde_json::json!({}));
+            std::thread::yield_now();
+        }
+        history.event(Moment::now(), "b", &serde_json::json!({}));
+        history.close(Duration::from_secs(20)).unwrap();
+        assert!(count(folder.path(), "events") >= 1);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_told_and_blocks_nobody() {
+        let history = History::start(Path::new("/proc/nonexistent"), Moment::now(), "test", 1).unwrap();
+        for _ in 0..5000 {
+            history.event(Moment::now(), "a", &serde_json::json!({}));
+        }
+        while history.problem().is_none() {
+            std::thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Readings in, verdicts out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::settings::{Policy, Rule, Settings, Worker};
+use crate::host::clock::Moment;
+use crate::policy::hysteresis::{Hysteresis, Lines};
+use crate::policy::rule;
+use crate::policy::verdict::{Basis, Level, Resource, Verdict};
+use crate::policy::window::{Mean, Slope};
+use crate::sampling::readings::{DiskReadings, LimitSource, Reading, Readings, SlotId, WorkerReadings};
+
+/// CPU is judged on a mean over at least this long.
+pub const CPU_WINDOW: Duration = Duration::from_secs(1);
+/// Growth is a slope over this long.
+pub const GROWTH_WINDOW: Duration = Duration::from_secs(10);
+
+/// Holds the windows and the levels of every resource between ticks.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    policy: Policy,
+    workers: BTreeMap<Arc<str>, Arc<Worker>>,
+    judged: Option<Moment>,
+    scope_cores: Mean,
+    worker_cores: Mean,
+    watches: BTreeMap<Resource, Watch>,
+    /// Memory of every replica, whether it has a limit or not: growth also decides who is slowed or replaced.
+    growth: BTreeMap<SlotId, Slope>,
+}
+
+/// What is remembered of one resource.
+#[derive(Clone, Debug)]
+struct Watch {
+    hysteresis: Hysteresis,
+    growth: Slope,
+}
+
+impl Watch {
+    fn new(now: Moment) -> Self {
+        Watch { hysteresis: Hysteresis::new(now), growth: Slope::new(GROWTH_WINDOW) }
+    }
+}
+
+/// One resource in one tick, before it is judged.
+struct Look {
+    resource: Resource,
+    basis: Basis,
+    used: Reading<f64>,
+    limit: Reading<f64>,
+    /// Where the share that counts is not `used / limit` (inodes run out before space).
+    share: Option<f64>,
+    lines: Lines,
+}
+
+impl Engine {
+    pub fn new(settings: &Settings) -> Self {
+        Engine {
+            policy: settings.policy.clone(),
+            workers: by_name(settings),
+            judged: None,
+            scope_cores: Mean::new(CPU_WINDOW),
+            worker_cores: Mean::new(CPU_WINDOW),
+            watches: BTreeMap::new(),
+            growth: BTreeMap::new(),
+        }
+    }
+
+    /// Takes changed settings. Windows and levels are kept: a reload is no reason to forget that a machine is full.
+    pub fn apply(&mut self, settings: &Settings) {
+        self.policy = settings.policy.clone();
+        self.workers = by_name(settings);
+    }
+
+    /// Judges one tick: first every window takes what was read, whether anything fires or not, then verdicts are formed.
+    /// In this order: CPU, memory, the disks as configured, the replicas that have a memory limit of their own.
+    pub fn judge(&mut self, readings: &Readings, now: Moment) -> Vec<Verdict> {
+        let gap = self.judged.map_or(Duration::ZERO, |before| now.since(before));
+        self.judged = Some(now);
+        self.feed(readings, gap, now);
+
+        let mut looks = vec![self.look_at_cpu(readings), self.look_at_memory(readings)];
+        looks.extend(self.policy.disks.iter().map(|disk| {
+            let found = readings.disks.iter().find(|reading| *reading.path == *disk.path);
+            look_at_disk(found, &disk.path, &disk.rule)
+        }));
+        looks.extend(readings.workers.iter().filter_map(|worker| self.look_at_worker(worker)));
+
+        self.watches.retain(|resource, _| looks.iter().any(|look| look.resource == *resource));
+        looks.into_iter().map(|look| self.form(look, now)).collect()
+    }
+
+    /// How fast a replica's memory grows, in bytes a second over the last ten; 0 for one that is not known.
+    pub fn growth(&self, slot: SlotId) -> f64 {
+        self.growth.get(&slot).map_or(0.0, Slope::per_second)
+    }
+
+    fn feed(&mut self, readings: &Readings, gap: Duration, now: Moment) {
+        if let Reading::Known(cores) = readings.cpu.used_cores {
+            self.scope_cores.feed(gap, cores);
+        }
+        if let Reading::Known(cores) = worker_cores(&readings.workers) {
+            self.worker_cores.feed(gap, cores);
+        }
+        self.growth.retain(|slot, _| readings.workers.iter().any(|worker| worker.slot == *slot));
+        for worker in &readings.workers {
+            let slope = self.growth.entry(worker.slot).or_insert_with(|| Slope::new(GROWTH_WINDOW));
+            slope.expire(now);
+            if let Reading::Known(bytes) = worker.memory {
+                slope.feed(now, bytes as f64);
+            }
+        }
+    }
+
+    fn look_at_cpu(&self, readings: &Readings) -> Look {
+        let (basis, limit) = basis(self.policy.cpu.limit, readings.cpu.limit_cores, readings.cpu.limit_source);
+        let (read, mean) = match basis {
+            Basis::Workers => (worker_cores(&readings.workers), &self.worker_cores),
+            _ => (readings.cpu.used_cores, &self.scope_cores),
+        };
+        // The window goes on from its last values when one tick could not be read, but that tick is not judged.
+        let used = match (read, mean.value()) {
+            (Reading::Known(_), Some(mean)) => Reading::Known(mean),
+            (Reading::Known(_), None) => Reading::Unsupported,
+            (missing, _) => missing,
+        };
+        let lines = rule::lines(&self.policy.cpu.rule, limit.known().unwrap_or(1.0), false);
+        Look { resource: Resource::Cpu, basis, used, limit, share: None, lines }
+    }
+
+    fn look_at_memory(&self, readings: &Readings) -> Look {
+        let own = readings.memory.limit.map(|bytes| bytes as f64);
+        let (basis, limit) = basis(self.policy.memory.limit.map(|bytes| bytes as f64), own, readings.memory.limit_source);
+        let used = match basis {
+            Basis::Workers => sum(readings.workers.iter().map(|worker| worker.memory.map(|bytes| bytes as f64))),
+            _ => readings.memory.judged().map(|bytes| bytes as f64),
+        };
+        let lines = rule::lines(&self.policy.memory.rule, limit.known().unwrap_or(1.0), true);
+        Look { resource: Resource::Memory, basis, used, limit, share: None, lines }
+    }
+
+    fn look_at_worker(&self, reading: &WorkerReadings) -> Option<Look> {
+        let worker = self.workers.get(&reading.worker)?;
+        let limit = rule::worker_limit(worker)?;
+        Some(Look {
+            resource: Resource::Worker(reading.slot),
+            basis: Basis::Worker,
+            used: reading.memory.map(|bytes| bytes as f64),
+            limit: Reading::Known(limit),
+            share: None,
+            lines: rule::worker_lines(worker, &self.policy.memory.rule, limit),
+        })
+    }
+
+    fn form(&mut self, look: Look, now: Moment) -> Verdict {
+        let watch = self.watches.entry(look.resource.clone()).or_insert_with(|| Watch::new(now));
+        let used = sound(look.used).filter(|used| *used >= 0.0);
+        let limit = sound(look.limit).filter(|limit| *limit > 0.0);
+        let utilization = used.zip(limit).map(|(used, limit)| look.share.unwrap_or(used / limit)).filter(|share| share.is_finite());
+        watch.growth.expire(now);
+        if let Some(used) = used {
+            watch.growth.feed(now, used);
+        }
+        let level: Level = watch.hysteresis.step(utilization, &look.lines, now);
+        Verdict {
+            resource: look.resource,
+            level,
+            since: watch.hysteresis.since(),
+            basis: look.basis,
+            used,
+            limit,
+            utilization,
+            high: look.lines.high,
+            low: look.lines.low,
+            critical: look.lines.critical,
+            over: utilization.is_some_and(|usage| usage >= look.lines.high),
+            over_for: watch.hysteresis.over_for(),
+            growth: watch.growth.per_second(),
+            unknown: match (look.used, look.limit) {
+                (Reading::Failed(failure), _) | (_, Reading::Failed(failure)) => Some(failure),
+                _ => None,
+            },
+        }
+    }
+}
+
+fn by_name(settings: &Settings) -> BTreeMap<Arc<str>, Arc<Worker>> {
+    settings.workers.iter().map(|worker| (worker.name.clone(), worker.clone())).collect()
+}
+
+fn sound(reading: Reading<f64>) -> Option<f64> {
+    reading.known().filter(|value| value.is_finite())
+}
+
+/// Whose usage is held against which limit.
+///
+/// Without a limit in the file: all of the scope against the limit that will really hurt. A smaller one in the file is
+/// held against the scope only where a cgroup bounds the scope: then everything in it is the application's container.
+/// On a machine (or a share of one by cpuset or affinity) it is held against what the workers use together: a line of
+/// 512 MB on a host with 8 GB is crossed by the strangers alone, and no worker could ever bring that under it.
+fn basis(set: Option<f64>, own: Reading<f64>, source: LimitSource) -> (Basis, Reading<f64>) {
+    let known = sound(own);
+    match set {
+        Some(set) if known.is_none_or(|own| set < own) => match source {
+            LimitSource::Cgroup if known.is_some() => (Basis::Scope, Reading::Known(set)),
+            _ => (Basis::Workers, Reading::Known(set)),
+        },
+        _ => (Basis::Scope, own),
+    }
+}
+
+/// What all replicas use together. One that has just started has no rate yet and one that has ended uses nothing: both
+/// are left out. One that could not be read makes the sum unknown.
+fn worker_cores(workers: &[WorkerReadings]) -> Reading<f64> {
+    sum(workers.iter().map(|worker| worker.used_cores).filter(|cores| !matches!(cores, Reading::Unsupported)))
+}
+
+fn sum(parts: impl Iterator<Item = Reading<f64>>) -> Reading<f64> {
+    let mut total = 0.0;
+    for part in parts {
+        match part {
+            Reading::Known(value) => total += value,
+            Reading::Gone => {}
+            missing => return missing,
+        }
+    }
+    Reading::Known(total)
+}
+
+/// A disk is as full as its space or its inodes, whichever is fuller. What is kept for root counts as used.
+fn look_at_disk(reading: Option<&DiskReadings>, path: &std::path::Path, rule: &Rule) -> Look {
+    let space = reading.map_or(Reading::Unsupported, |reading| reading.space);
+    let inodes = space.known().and_then(|space| match (space.files, space.files_free) {
+        (Some(files), Some(free)) if files > 0 => Some(files.saturating_sub(free) as f64 / files as f64),
+        _ => None,
+    });
+    let used = space.map(|space| space.size.saturating_sub(space.avail) as f64);
+    let limit = space.map(|space| space.size as f64);
+    let full = used.known().zip(limit.known()).filter(|(_, size)| *size > 0.0).map(|(used, size)| used / size);
+    Look {
+        resource: Resource::Disk(reading.map_or_else(|| Arc::from(path), |reading| reading.path.clone())),
+        basis: Basis::Scope,
+        used,
+        limit,
+        share: full.map(|full| inodes.map_or(full, |inodes| full.max(inodes))),
+        lines: rule::lines(rule, limit.known().unwrap_or(1.0), true),
+    }
+}

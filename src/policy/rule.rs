@@ -1,0 +1,101 @@
+//! From a rule as set to the lines of one tick.
+
+use std::time::Duration;
+
+use crate::config::settings::{Line, Rule, Worker};
+use crate::policy::hysteresis::Lines;
+
+/// What a worker's own memory lines are as shares of its limit where the rule for memory says amounts: an amount that
+/// was meant for the whole machine says nothing about one replica.
+const WORKER_HIGH: f64 = 0.80;
+const WORKER_LOW: f64 = 0.70;
+/// A worker at this share of its limit is replaced: its last twelfth is for the replacement to finish its requests.
+pub const WORKER_CRITICAL: f64 = 0.92;
+
+/// The lines of `rule` on `limit`, in order. Shares and amounts can be mixed in a file that cannot know the limit, so
+/// an order that comes out wrong is mended here: `low` to nine tenths of `high`, `critical` up to `high`.
+///
+/// `at_once`: a critical line is acted on without waiting (memory and disk fill; a busy processor sustains itself).
+pub fn lines(rule: &Rule, limit: f64, at_once: bool) -> Lines {
+    let high = rule.high.share_of(limit);
+    let low = rule.low.share_of(limit);
+    let critical = rule.critical.map(|line| line.share_of(limit).max(high));
+    Lines { high, low: if low < high { low } else { high * 0.9 }, critical, at_once: critical.filter(|_| at_once), sustain: rule.sustain }
+}
+
+/// The memory limit one replica is held to, in bytes: the one that is set, or the one that would make
+/// `recycle.memory` its critical line. `None`: the replica is not judged on its own.
+pub fn worker_limit(worker: &Worker) -> Option<f64> {
+    match (worker.limits.memory, worker.recycle.memory) {
+        (Some(limit), _) => Some(limit as f64),
+        (None, Some(recycle)) => Some(recycle as f64 / WORKER_CRITICAL),
+        (None, None) => None,
+    }
+    .filter(|limit| *limit > 0.0)
+}
+
+/// The lines of one replica's memory. `recycle.memory` under the usual critical line becomes that line, and draws `high`
+/// and `low` down with it where it would lie under them: a worker is asked before it is replaced. At the limit itself
+/// nothing is waited for.
+pub fn worker_lines(worker: &Worker, rule: &Rule, limit: f64) -> Lines {
+    let share = |line: Line, otherwise: f64| match line {
+        Line::Share(share) if share > 0.0 => share,
+        _ => otherwise,
+    };
+    let (mut high, mut low) = (share(rule.high, WORKER_HIGH), share(rule.low, WORKER_LOW));
+    let recycle = worker.recycle.memory.map_or(f64::INFINITY, |bytes| bytes as f64 / limit);
+    let critical = recycle.min(WORKER_CRITICAL);
+    if high >= critical {
+        let ratio = low / high;
+        high = critical * WORKER_HIGH / WORKER_CRITICAL;
+        low = high * ratio;
+    }
+    if low >= high {
+        low = high * 0.9;
+    }
+    let sustain: Duration = rule.sustain;
+    Lines { high, low, critical: Some(critical), at_once: Some(1.0), sustain }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::tests::{rule, worker};
+
+    #[test]
+    fn lines_are_shares_of_the_limit() {
+        let rule = Rule { high: Line::Amount(350e6), low: Line::Amount(300e6), critical: None, ..rule() };
+        let lines = lines(&rule, 500e6, true);
+        assert_eq!((lines.high, lines.low, lines.critical, lines.at_once), (0.7, 0.6, None, None));
+    }
+
+    #[test]
+    fn mixed_lines_are_put_in_order() {
+        let rule = Rule { high: Line::Amount(350e6), low: Line::Share(0.7), critical: Some(Line::Amount(100e6)), ..rule() };
+        let lines = lines(&rule, 3500e6, true);
+        assert!((lines.high - 0.1).abs() < 1e-12 && (lines.low - 0.09).abs() < 1e-12, "{lines:?}");
+        assert_eq!(lines.critical, Some(lines.high));
+    }
+
+    #[test]
+    fn a_worker_is_asked_before_it_is_replaced() {
+        let cases: &[(&str, Option<u64>, Option<u64>, f64, f64, f64)] = &[
+            ("limit only", Some(400), None, 400.0, 0.8, 0.92),
+            ("recycle above high", Some(400), Some(360), 400.0, 0.8, 0.9),
+            ("recycle under high", Some(400), Some(300), 400.0, 0.75 * 0.8 / 0.92, 0.75),
+            ("recycle only", None, Some(276), 300.0, 0.8, 0.92),
+        ];
+        for (name, limit, recycle, expected, high, critical) in cases {
+            let mut worker = worker("web");
+            worker.limits.memory = *limit;
+            worker.recycle.memory = *recycle;
+            let limit = worker_limit(&worker).unwrap();
+            assert!((limit - expected).abs() < 1e-9, "{name}: {limit}");
+            let lines = worker_lines(&worker, &rule(), limit);
+            assert!((lines.high - high).abs() < 1e-9, "{name}: {lines:?}");
+            assert!((lines.critical.unwrap() - critical).abs() < 1e-9, "{name}: {lines:?}");
+            assert!(lines.low < lines.high && lines.high < critical + 1e-12, "{name}: {lines:?}");
+        }
+        assert_eq!(worker_limit(&worker("web")), None);
+    }
+}

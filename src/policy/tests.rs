@@ -1,0 +1,308 @@
+//! The engine on whole readings, and the makers of settings and readings that the tests of `policy` and `response` share.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use proptest::prelude::*;
+
+use crate::config::settings::*;
+use crate::host::clock::Moment;
+use crate::policy::verdict::Basis;
+use crate::policy::{Engine, Level, Resource, Verdict};
+use crate::sampling::readings::*;
+
+pub(crate) const MB: u64 = 1_000_000;
+
+pub(crate) fn at(seconds: f64) -> Moment {
+    Moment { steady: Duration::from_secs_f64(seconds), wall: SystemTime::UNIX_EPOCH + Duration::from_secs_f64(seconds) }
+}
+
+pub(crate) fn rule() -> Rule {
+    Rule {
+        high: Line::Share(0.80),
+        low: Line::Share(0.70),
+        critical: Some(Line::Share(0.92)),
+        sustain: Duration::from_secs(4),
+        on_high: vec![Rung::Shed, Rung::Throttle],
+        on_critical: vec![Rung::Recycle, Rung::Kill],
+    }
+}
+
+pub(crate) fn worker(name: &str) -> Worker {
+    Worker {
+        name: Arc::from(name),
+        command: vec!["true".into()],
+        directory: None,
+        user: None,
+        group: None,
+        env: BTreeMap::new(),
+        replicas: Replicas::Count(1),
+        after: Vec::new(),
+        restart: Restart::Always,
+        backoff: Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(60), give_up: 10, within: Duration::from_secs(600) },
+        stop: Stop { signal: Signal(15), within: Duration::from_secs(30) },
+        priority: 0,
+        weight: 100,
+        protected: false,
+        throttle: ThrottleMethod::Auto,
+        longest_stop: Duration::from_millis(250),
+        shed_signal: None,
+        limits: Limits::default(),
+        recycle: Recycle::default(),
+    }
+}
+
+pub(crate) fn settings(workers: Vec<Worker>) -> Settings {
+    let folder = |path: &str| Folder { path: PathBuf::from(path), explicit: false };
+    Settings {
+        daemon: Daemon {
+            state_dir: folder("/var/lib/plimsoll"),
+            runtime_dir: folder("/run/plimsoll"),
+            shutdown_timeout: Duration::from_secs(30),
+        },
+        log: Log { level: LogLevel::Info, format: LogFormat::Auto },
+        http: Http { listen: Vec::new(), api_key: None, dashboard: true },
+        host: HostPaths { proc: "/proc".into(), sys: "/sys".into(), cgroup: "/sys/fs/cgroup".into() },
+        sampling: Sampling { interval: Duration::from_secs(2), scope: Scope::Auto, report_every: None },
+        policy: Policy {
+            dry_run: false,
+            cpu: CpuPolicy {
+                limit: None,
+                rule: Rule {
+                    critical: None,
+                    sustain: Duration::from_secs(10),
+                    on_high: vec![Rung::Throttle],
+                    on_critical: Vec::new(),
+                    ..rule()
+                },
+            },
+            memory: MemoryPolicy { limit: None, rule: rule() },
+            disks: Vec::new(),
+        },
+        workers: workers.into_iter().map(Arc::new).collect(),
+        file: None,
+    }
+}
+
+/// A machine with two cores and 1000 MB that does nothing.
+pub(crate) fn readings(now: Moment) -> Readings {
+    Readings {
+        at: now,
+        cpu: CpuReadings {
+            limit_cores: Reading::Known(2.0),
+            limit_source: LimitSource::Machine,
+            usage_total: Reading::Unsupported,
+            used_cores: Reading::Known(0.0),
+            throttled_total: Reading::Unsupported,
+        },
+        memory: MemoryReadings {
+            limit: Reading::Known(1000 * MB),
+            limit_source: LimitSource::Machine,
+            current: Reading::Unsupported,
+            working_set: Reading::Unsupported,
+            unreclaimable: Reading::Known(0),
+            swap: Reading::Unsupported,
+            events: Reading::Unsupported,
+        },
+        pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },
+        disks: Vec::new(),
+        workers: Vec::new(),
+        failures: [0; 4],
+    }
+}
+
+pub(crate) fn replica(slot: u64, worker: &str, cores: f64, memory: u64) -> WorkerReadings {
+    WorkerReadings {
+        slot: SlotId(slot),
+        worker: Arc::from(worker),
+        cpu_total: Reading::Unsupported,
+        used_cores: Reading::Known(cores),
+        memory: Reading::Known(memory),
+        threads: Reading::Unsupported,
+        descriptors: Reading::Unsupported,
+        processes: Reading::Unsupported,
+    }
+}
+
+fn find<'a>(verdicts: &'a [Verdict], resource: &Resource) -> &'a Verdict {
+    verdicts.iter().find(|verdict| verdict.resource == *resource).expect("every resource is judged in every tick")
+}
+
+#[test]
+fn cpu_is_judged_on_a_second_or_more_whatever_the_tick() {
+    let mut engine = Engine::new(&settings(vec![]));
+    // Ticks of 100 ms that see the noise of a 10 ms clock: 100 % and 40 % in turn are 70 %, never over the line.
+    for tick in 0..600 {
+        let now = at(tick as f64 * 0.1);
+        let mut seen = readings(now);
+        seen.cpu.used_cores = if tick == 0 { Reading::Unsupported } else { Reading::Known(if tick % 2 == 0 { 2.0 } else { 0.8 }) };
+        let verdicts = engine.judge(&seen, now);
+        let cpu = find(&verdicts, &Resource::Cpu);
+        assert_eq!((cpu.level, cpu.over), (Level::Normal, false), "tick {tick}: {cpu:?}");
+        assert_eq!(cpu.used.is_some(), tick >= 10, "tick {tick}: {cpu:?}");
+    }
+}
+
+#[test]
+fn a_failed_read_keeps_the_level_and_says_why() {
+    let mut engine = Engine::new(&settings(vec![]));
+    let mut seen = readings(at(0.0));
+    seen.memory.unreclaimable = Reading::Known(950 * MB);
+    assert_eq!(find(&engine.judge(&seen, at(0.0)), &Resource::Memory).level, Level::Critical);
+    let failure = Failure { source: Source::Cgroup, errno: Some(19) };
+    for second in 1..100 {
+        seen.memory.unreclaimable = Reading::Failed(failure);
+        seen.memory.working_set = Reading::Failed(failure);
+        let verdicts = engine.judge(&seen, at(f64::from(second)));
+        let memory = find(&verdicts, &Resource::Memory);
+        assert_eq!((memory.level, memory.used, memory.over, memory.unknown), (Level::Critical, None, false, Some(failure)));
+    }
+}
+
+#[test]
+fn whose_usage_counts_depends_on_where_the_limit_comes_from() {
+    use LimitSource::*;
+    let cases = [
+        ("no limit set", None, Known(8000), Machine, Basis::Scope, Some(8000)),
+        ("set on a machine", Some(512), Known(8000), Machine, Basis::Workers, Some(512)),
+        ("set on a cpuset", Some(512), Known(8000), Cpuset, Basis::Workers, Some(512)),
+        ("set in a container", Some(512), Known(1000), Cgroup, Basis::Scope, Some(512)),
+        ("larger than the container", Some(2000), Known(1000), Cgroup, Basis::Scope, Some(1000)),
+        ("larger than the machine", Some(9000), Known(8000), Machine, Basis::Scope, Some(8000)),
+        ("the machine cannot be read", Some(512), Reading::Unsupported, Unknown, Basis::Workers, Some(512)),
+        ("nothing is known", None, Reading::Unsupported, Unknown, Basis::Scope, None),
+    ];
+    use Reading::Known;
+    for (name, set, own, source, basis, limit) in cases {
+        let mut settings = settings(vec![worker("web")]);
+        settings.policy.memory.limit = set.map(|set: u64| set * MB);
+        let mut engine = Engine::new(&settings);
+        let mut seen = readings(at(0.0));
+        seen.memory.limit = own.map(|own: u64| own * MB);
+        seen.memory.limit_source = source;
+        seen.memory.unreclaimable = Known(700 * MB);
+        seen.workers = vec![replica(1, "web", 0.0, 100 * MB), replica(2, "web", 0.0, 50 * MB)];
+        let verdicts = engine.judge(&seen, at(0.0));
+        let memory = find(&verdicts, &Resource::Memory);
+        assert_eq!(memory.basis, basis, "{name}");
+        assert_eq!(memory.limit, limit.map(|limit: u64| (limit * MB) as f64), "{name}");
+        let used = if basis == Basis::Workers { 150 * MB } else { 700 * MB };
+        assert_eq!(memory.used, Some(used as f64), "{name}");
+    }
+}
+
+#[test]
+fn a_disk_is_as_full_as_its_inodes() {
+    let mut settings = settings(vec![]);
+    settings.policy.disks = vec![DiskPolicy { path: "/data".into(), rule: rule() }, DiskPolicy { path: "/gone".into(), rule: rule() }];
+    let mut engine = Engine::new(&settings);
+    let mut seen = readings(at(0.0));
+    let path: Arc<Path> = Arc::from(Path::new("/data"));
+    let space = DiskSpace { size: 100, avail: 60, files: Some(1000), files_free: Some(50) };
+    seen.disks = vec![DiskReadings { path: path.clone(), space: Reading::Known(space) }];
+    let verdicts = engine.judge(&seen, at(0.0));
+    let disk = find(&verdicts, &Resource::Disk(path));
+    assert_eq!((disk.level, disk.used, disk.utilization), (Level::Critical, Some(40.0), Some(0.95)));
+    let gone = find(&verdicts, &Resource::Disk(Arc::from(Path::new("/gone"))));
+    assert_eq!((gone.level, gone.used, gone.utilization), (Level::Normal, None, None));
+}
+
+#[test]
+fn a_replica_over_its_own_limit_is_critical_at_once_and_over_its_recycle_line_after_sustain() {
+    let mut web = worker("web");
+    web.limits.memory = Some(400 * MB);
+    web.recycle.memory = Some(360 * MB);
+    let mut engine = Engine::new(&settings(vec![web, worker("free")]));
+    for (second, memory, level) in [(0, 370, Level::Normal), (3, 370, Level::Normal), (4, 370, Level::Critical)] {
+        let mut seen = readings(at(f64::from(second)));
+        seen.workers = vec![replica(7, "web", 0.0, memory * MB), replica(8, "free", 0.0, 900 * MB)];
+        let verdicts = engine.judge(&seen, at(f64::from(second)));
+        assert_eq!(find(&verdicts, &Resource::Worker(SlotId(7))).level, level, "second {second}");
+        assert!(!verdicts.iter().any(|verdict| verdict.resource == Resource::Worker(SlotId(8))), "no limit, no verdict");
+    }
+    let mut seen = readings(at(5.0));
+    seen.workers = vec![replica(9, "web", 0.0, 400 * MB)];
+    let verdicts = engine.judge(&seen, at(5.0));
+    assert_eq!(find(&verdicts, &Resource::Worker(SlotId(9))).level, Level::Critical);
+    assert!(!verdicts.iter().any(|verdict| verdict.resource == Resource::Worker(SlotId(7))), "an ended life is forgotten");
+}
+
+#[test]
+fn growth_is_known_for_every_replica_and_windows_move_while_nothing_fires() {
+    let mut engine = Engine::new(&settings(vec![worker("web")]));
+    for second in 0..30u64 {
+        let now = at(second as f64);
+        let mut seen = readings(now);
+        seen.memory.unreclaimable = Reading::Known(100 * MB + second * MB);
+        seen.workers = vec![replica(1, "web", 0.0, 10 * MB + second * 2 * MB)];
+        let verdicts = engine.judge(&seen, now);
+        if second >= 2 {
+            assert!((find(&verdicts, &Resource::Memory).growth - MB as f64).abs() < 1.0);
+            assert!((engine.growth(SlotId(1)) - 2.0 * MB as f64).abs() < 1.0);
+        }
+    }
+    assert_eq!(engine.growth(SlotId(2)), 0.0);
+}
+
+#[test]
+fn a_reload_keeps_levels_and_windows() {
+    let mut settings = settings(vec![]);
+    let mut engine = Engine::new(&settings);
+    let mut seen = readings(at(0.0));
+    seen.memory.unreclaimable = Reading::Known(950 * MB);
+    engine.judge(&seen, at(0.0));
+    settings.policy.memory.rule.critical = Some(Line::Share(0.99));
+    engine.apply(&settings);
+    seen.memory.unreclaimable = Reading::Known(750 * MB);
+    let verdicts = engine.judge(&seen, at(1.0));
+    let memory = find(&verdicts, &Resource::Memory);
+    assert_eq!((memory.level, memory.critical), (Level::High, Some(0.99)), "still in the band");
+    assert!(memory.growth < 0.0, "{}", memory.growth);
+}
+
+fn any_number() -> impl Strategy<Value = Reading<f64>> {
+    prop_oneof![
+        any::<f64>().prop_map(Reading::Known),
+        (0.0f64..4.0).prop_map(Reading::Known),
+        Just(Reading::Unsupported),
+        Just(Reading::Gone),
+        Just(Reading::Failed(Failure { source: Source::Procfs, errno: None })),
+    ]
+}
+
+fn any_bytes() -> impl Strategy<Value = Reading<u64>> {
+    prop_oneof![any::<u64>().prop_map(Reading::Known), (0u64..2_000_000_000).prop_map(Reading::Known), Just(Reading::Unsupported)]
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_read_verdicts_are_numbers(
+        ticks in prop::collection::vec((0u64..20_000, any_number(), any_number(), any_bytes(), any_bytes(), any_number(), any_bytes()), 1..60)
+    ) {
+        let mut web = worker("web");
+        web.limits.memory = Some(100 * MB);
+        let mut engine = Engine::new(&settings(vec![web]));
+        let mut steady = 0;
+        for (gap, limit, used, memory, memory_limit, cores, replica_memory) in ticks {
+            steady += gap;
+            let now = at(steady as f64 / 1000.0);
+            let mut seen = readings(now);
+            seen.cpu.limit_cores = limit;
+            seen.cpu.used_cores = used;
+            seen.memory.unreclaimable = memory;
+            seen.memory.limit = memory_limit;
+            let mut one = replica(1, "web", 0.0, 0);
+            one.used_cores = cores;
+            one.memory = replica_memory;
+            seen.workers = vec![one];
+            for verdict in engine.judge(&seen, now) {
+                prop_assert!(verdict.utilization.is_none_or(|usage| usage.is_finite() && usage >= 0.0), "{:?}", verdict);
+                prop_assert!(verdict.growth.is_finite(), "{:?}", verdict);
+                prop_assert!(verdict.low < verdict.high, "{:?}", verdict);
+                prop_assert_eq!(verdict.over, verdict.utilization.is_some_and(|usage| usage >= verdict.high));
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! The CPU throttle while it is on: who uses what, what was last sent, and when that is worth sending again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::config::settings::ThrottleMethod;
+use crate::policy::Verdict;
+use crate::policy::engine::CPU_WINDOW;
+use crate::policy::window::Mean;
+use crate::response::action::Share;
+use crate::response::budget::{self, Claim, Room};
+use crate::response::candidate::Candidate;
+use crate::sampling::readings::SlotId;
+
+#[derive(Clone, Debug, Default)]
+pub struct Hold {
+    /// The action that put the throttle on, while it is on.
+    engaged: Option<u64>,
+    sent: BTreeMap<SlotId, Option<f64>>,
+    used: BTreeMap<SlotId, Mean>,
+    held: BTreeMap<SlotId, Mean>,
+}
+
+impl Hold {
+    /// Moves the windows: once in each tick, whether the throttle is on or not.
+    pub fn feed(&mut self, candidates: &[Candidate], gap: Duration) {
+        let lives = |slot: &SlotId| candidates.iter().any(|candidate| candidate.slot == *slot);
+        self.sent.retain(|slot, _| lives(slot));
+        self.used.retain(|slot, _| lives(slot));
+        self.held.retain(|slot, _| lives(slot));
+        for candidate in candidates {
+            let slot = candidate.slot;
+            if let Some(cores) = candidate.cores {
+                self.used.entry(slot).or_insert_with(|| Mean::new(CPU_WINDOW)).feed(gap, cores);
+            }
+            match self.sent.get(&slot) {
+                // The share is compared with the use over the same time: a share that was just raised does not make the
+                // use of the last second look small.
+                Some(Some(share)) => self.held.entry(slot).or_insert_with(|| Mean::new(CPU_WINDOW)).feed(gap, *share),
+                _ => drop(self.held.remove(&slot)),
+            }
+        }
+    }
+
+    pub fn engaged(&self) -> Option<u64> {
+        self.engaged
+    }
+
+    pub fn engage(&mut self, action: u64) {
+        self.engaged = Some(action);
+    }
+
+    /// The throttle is off, and nothing is held any more.
+    pub fn let_go(&mut self) {
+        self.engaged = None;
+        self.sent.clear();
+        self.held.clear();
+    }
+
+    /// What was sent could not be done: it is sent again.
+    pub fn let_go_of_limits(&mut self) {
+        if self.engaged.is_none() {
+            self.sent.clear();
+        }
+    }
+
+    /// What all but the throttleable replicas use, and what those use together, in cores.
+    pub fn split(&self, verdict: &Verdict, candidates: &[Candidate]) -> Option<(f64, f64)> {
+        let ours: f64 = self.claims(candidates).iter().map(|claim| claim.used).sum();
+        verdict.used.map(|used| ((used - ours).max(0.0), ours))
+    }
+
+    /// The room that `verdict` leaves.
+    pub fn room(&self, verdict: &Verdict, candidates: &[Candidate]) -> Option<Room> {
+        let (others, _) = self.split(verdict, candidates)?;
+        let limit = verdict.limit?;
+        Some(Room { limit, high: verdict.high * limit, low: verdict.low * limit, others })
+    }
+
+    /// The budget shared out; `None` while use or limit are not known.
+    pub fn shares(&self, verdict: &Verdict, candidates: &[Candidate]) -> Option<Vec<Share>> {
+        Some(budget::share(&self.claims(candidates), &self.room(verdict, candidates)?))
+    }
+
+    /// The shares that hold whether the throttle is on or not: `limits.cpu`.
+    pub fn own_limits(candidates: &[Candidate]) -> Vec<Share> {
+        candidates
+            .iter()
+            .filter(|candidate| is_throttleable(candidate))
+            .filter_map(|candidate| Some(Share { slot: candidate.slot, cores: Some(candidate.settings.limits.cpu?) }))
+            .collect()
+    }
+
+    /// Replicas that are held to a `limits.cpu` which is no longer set.
+    pub fn outdated(&self, candidates: &[Candidate]) -> Vec<Share> {
+        candidates
+            .iter()
+            .filter(|candidate| candidate.settings.limits.cpu.is_none() && self.sent.get(&candidate.slot).is_some_and(Option::is_some))
+            .map(|candidate| Share { slot: candidate.slot, cores: None })
+            .collect()
+    }
+
+    /// True when `shares` differ from what was last sent by more than a hundredth of a core or a fiftieth of themselves.
+    pub fn differs(&self, shares: &[Share]) -> bool {
+        shares.iter().any(|share| match (self.sent.get(&share.slot), share.cores) {
+            (Some(Some(old)), Some(new)) => {
+                let by = (old - new).abs();
+                by > 0.01 || (by > 0.02 * old && by > 0.002)
+            }
+            (Some(None) | None, None) => false,
+            _ => true,
+        })
+    }
+
+    pub fn remember(&mut self, shares: &[Share]) {
+        self.sent.extend(shares.iter().map(|share| (share.slot, share.cores)));
+    }
+
+    fn claims(&self, candidates: &[Candidate]) -> Vec<Claim> {
+        candidates
+            .iter()
+            .filter(|candidate| is_throttleable(candidate))
+            .map(|candidate| Claim {
+                slot: candidate.slot,
+                weight: candidate.settings.weight,
+                used: self.used.get(&candidate.slot).and_then(Mean::so_far).unwrap_or(0.0),
+                held: self.held.get(&candidate.slot).and_then(Mean::so_far),
+                most: candidate.settings.limits.cpu,
+            })
+            .collect()
+    }
+}
+
+pub fn is_throttleable(candidate: &Candidate) -> bool {
+    candidate.running && candidate.can_throttle && candidate.settings.throttle != ThrottleMethod::Never
+}

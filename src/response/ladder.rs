@@ -1,0 +1,254 @@
+//! One resource's way up its ladder: which rung comes next, whether the last one helped, and how long nothing has.
+
+use std::time::Duration;
+
+use crate::config::settings::{Policy, Rung, Worker};
+use crate::host::clock::Moment;
+use crate::policy::{Level, Resource, Verdict};
+use crate::response::candidate::Candidate;
+use crate::response::cooldown::PAUSE;
+use crate::sampling::readings::SlotId;
+
+/// A throttle aims at the line itself: within two points of it, it holds.
+pub const TOLERANCE: f64 = 0.02;
+/// Usage that fell by this part of the limit, or by this part of what was over the line, shows that a rung helps.
+const MEANINGFUL: f64 = 0.02;
+const MEANINGFUL_EXCESS: f64 = 0.25;
+/// How often a rung that helps, but not enough, is given its time again before the next is tried.
+const RENEWALS: u8 = 3;
+/// What nothing but notices can be done about is notified about less and less often, up to this.
+const LONGEST_SILENCE: Duration = Duration::from_secs(600);
+
+/// Which list of rungs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    High,
+    Critical,
+}
+
+impl Tier {
+    /// At `critical` its own rungs apply at once, whatever of the milder ones is untried; where none of them can do
+    /// anything, the milder ones go on.
+    pub fn of(level: Level) -> &'static [Tier] {
+        match level {
+            Level::Normal => &[],
+            Level::High => &[Tier::High],
+            Level::Critical => &[Tier::Critical, Tier::High],
+        }
+    }
+}
+
+/// The rungs of a resource; those of a replica (`worker`) are the ones for memory that concern one replica. Where a line is
+/// set to replace it at, replacing is on its ladder whatever the machine's says.
+pub fn rungs(policy: &Policy, resource: &Resource, worker: Option<&Worker>, tier: Tier) -> Vec<Rung> {
+    let rule = match resource {
+        Resource::Cpu => &policy.cpu.rule,
+        Resource::Memory | Resource::Worker(_) => &policy.memory.rule,
+        Resource::Disk(path) => match policy.disks.iter().find(|disk| *disk.path == **path) {
+            Some(disk) => &disk.rule,
+            None => return Vec::new(),
+        },
+    };
+    let mut rungs = match tier {
+        Tier::High => rule.on_high.clone(),
+        Tier::Critical => rule.on_critical.clone(),
+    };
+    if matches!(resource, Resource::Worker(_)) {
+        rungs.retain(|rung| matches!(rung, Rung::Shed | Rung::Recycle | Rung::Kill));
+        let is_asked_for = worker.is_some_and(|worker| worker.recycle.memory.is_some());
+        if tier == Tier::Critical && is_asked_for && !rungs.contains(&Rung::Recycle) {
+            rungs.insert(0, Rung::Recycle);
+        }
+    }
+    rungs
+}
+
+/// How long a rung is given to show an effect.
+fn settling(rung: &Rung, level: Level) -> Duration {
+    Duration::from_secs(match rung {
+        Rung::Notify => 0,
+        Rung::Shed if level == Level::Critical => 2,
+        Rung::Shed | Rung::Job(_) => 10,
+        Rung::Throttle | Rung::Reclaim => 5,
+        Rung::Recycle | Rung::Kill => 2,
+    })
+}
+
+/// A rung that was tried and is being watched.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    pub action: u64,
+    pub rung: Rung,
+    pub tier: Tier,
+    /// The replica that is to end, and how long a graceful end may take.
+    pub victim: Option<(SlotId, Duration)>,
+    /// When it was tried, and when its time was last renewed.
+    at: Moment,
+    from: Moment,
+    /// Usage at those two moments.
+    pub before: f64,
+    base: f64,
+    renewals: u8,
+    ended: Option<Moment>,
+    helped: bool,
+    pub failed: Option<String>,
+    pub dry: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Progress {
+    Pending,
+    /// Usage is back under the line.
+    Enough,
+    /// Its time is over and usage is still over the line. `helped`: but lower than before.
+    NotEnough {
+        helped: bool,
+    },
+}
+
+impl Trial {
+    pub fn new(action: u64, rung: Rung, tier: Tier, victim: Option<(SlotId, Duration)>, before: f64, dry: bool, now: Moment) -> Self {
+        Trial {
+            action,
+            rung,
+            tier,
+            victim,
+            at: now,
+            from: now,
+            before,
+            base: before,
+            renewals: 0,
+            ended: None,
+            helped: false,
+            failed: None,
+            dry,
+        }
+    }
+
+    /// The victim is known to have ended.
+    pub fn end(&mut self, now: Moment) {
+        self.ended.get_or_insert(now);
+    }
+
+    /// How the trial stands in this tick.
+    pub fn progress(&mut self, verdict: &Verdict, candidates: &[Candidate], now: Moment) -> Progress {
+        if self.failed.is_some() {
+            return Progress::NotEnough { helped: false };
+        }
+        if let Some((slot, _)) = self.victim
+            && !candidates.iter().any(|candidate| candidate.slot == slot && candidate.running)
+        {
+            self.end(now);
+        }
+        // A tick without a number decides nothing; the time goes on.
+        let (Some(used), Some(limit), Some(usage)) = (verdict.used, verdict.limit, verdict.utilization) else { return Progress::Pending };
+        let line = if self.rung == Rung::Throttle && verdict.resource == Resource::Cpu { verdict.high + TOLERANCE } else { verdict.high };
+        if usage < line && now.since(self.at) > Duration::ZERO {
+            return Progress::Enough;
+        }
+        if self.is_out_of_time(verdict, used, usage, now) {
+            return Progress::NotEnough { helped: self.helped };
+        }
+        if now.since(self.from) < self.patience(verdict.level, now) {
+            return Progress::Pending;
+        }
+        let excess = (self.base - verdict.high * limit).max(0.0);
+        let fallen = self.base - used;
+        let is_meaningful = fallen > 0.0 && (fallen >= MEANINGFUL * limit || fallen >= MEANINGFUL_EXCESS * excess);
+        self.helped |= is_meaningful;
+        if is_meaningful && self.renewals < RENEWALS {
+            self.renewals += 1;
+            self.from = now;
+            self.base = used;
+            return Progress::Pending;
+        }
+        Progress::NotEnough { helped: self.helped }
+    }
+
+    /// From the moment its time last began until it is over.
+    fn patience(&self, level: Level, now: Moment) -> Duration {
+        let settling = settling(&self.rung, level);
+        match (&self.rung, self.victim, self.ended) {
+            (Rung::Recycle, Some(_), Some(ended)) => ended.since(self.from) + settling,
+            (Rung::Recycle, Some((_, within)), None) => within.saturating_sub(self.from.since(self.at)) + settling,
+            (Rung::Kill, Some(_), Some(ended)) => ended.since(self.from).min(now.since(self.from)) + settling,
+            _ => settling,
+        }
+    }
+
+    /// A graceful end is not waited for while the rest fills up: at a replica's own limit, or half-way from critical to
+    /// the limit, and still growing a second after it was asked.
+    fn is_out_of_time(&self, verdict: &Verdict, used: f64, usage: f64, now: Moment) -> bool {
+        let edge = match verdict.resource {
+            Resource::Worker(_) => 1.0,
+            _ => f64::midpoint(verdict.critical.unwrap_or(1.0), 1.0),
+        };
+        self.rung == Rung::Recycle
+            && self.ended.is_none()
+            && !self.dry
+            && verdict.level == Level::Critical
+            && usage >= edge
+            && verdict.growth > 0.0
+            && used > self.before
+            && now.since(self.at) >= Duration::from_secs(1)
+    }
+}
+
+/// How far one list of rungs has been tried.
+#[derive(Clone, Debug, Default)]
+pub struct Round {
+    /// The rung to try next.
+    pub next: usize,
+    /// When a rung was last found wanting, or did its work.
+    rested: Option<Moment>,
+    /// The rung at `next` did its work at that moment.
+    worked: bool,
+    /// Something other than a notice was tried in this round.
+    loud: bool,
+    /// Rounds in a row in which there was nothing but notices.
+    quiet_rounds: u32,
+}
+
+impl Round {
+    /// The rung at `at` was tried.
+    pub fn tried(&mut self, at: usize, rung: &Rung, now: Moment) {
+        self.next = at + 1;
+        self.worked = false;
+        self.rested = Some(now);
+        self.loud |= *rung != Rung::Notify;
+    }
+
+    /// The last rung tried was not enough.
+    pub fn wanting(&mut self, now: Moment) {
+        self.rested = Some(now);
+    }
+
+    /// The last rung tried was enough: when usage comes back it is tried again, unless that is soon.
+    pub fn enough(&mut self, now: Moment) {
+        self.next = self.next.saturating_sub(1);
+        self.worked = true;
+        self.rested = Some(now);
+    }
+
+    /// Moves on from a rung whose effect did not last.
+    pub fn settle(&mut self, now: Moment) {
+        if self.worked && self.rested.is_some_and(|at| now.since(at) < PAUSE) {
+            self.next += 1;
+        }
+        self.worked = false;
+    }
+
+    /// How long until the list may be tried from its start again.
+    pub fn again_in(&self, now: Moment) -> Duration {
+        let pause = if self.loud { PAUSE } else { PAUSE.saturating_mul(1 << self.quiet_rounds.min(10)).min(LONGEST_SILENCE) };
+        self.rested.map_or(Duration::ZERO, |at| pause.saturating_sub(now.since(at)))
+    }
+
+    /// Starts again from the first rung.
+    pub fn restart(&mut self) {
+        self.quiet_rounds = if self.loud { 0 } else { self.quiet_rounds.saturating_add(1) };
+        self.next = 0;
+        self.loud = false;
+        self.worked = false;
+    }
+}

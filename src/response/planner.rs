@@ -1,0 +1,921 @@
+//! Verdicts in, actions out: walks each resource up its ladder, one action in flight at a time, and says why when it does not.
+//!
+//! Level-triggered. Nothing waits for a crossing: in every tick in which a resource is over its line, either a rung is on
+//! trial, or one holds it, or the next is tried, or there is a refusal with its reason.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::actuators::effect::{Effect, Outcome};
+use crate::config::settings::{Policy, Rung, Settings};
+use crate::host::clock::Moment;
+use crate::policy::{Level, Resource, Verdict};
+use crate::response::action::{Action, Cause, Deed, Share};
+use crate::response::candidate::Candidate;
+use crate::response::cooldown::{Cooldowns, PAUSE};
+use crate::response::hold::{self, Hold};
+use crate::response::ladder::{self, Progress, Round, TOLERANCE, Tier, Trial};
+use crate::response::refusal::{Reason, Refusal};
+use crate::response::victim::{self, Ranked, Yield};
+use crate::response::words;
+use crate::sampling::readings::{Readings, SlotId};
+
+/// A replica slowed for memory keeps this part of what it used, but never less than [`SLOWED_CORES`].
+const SLOWED: f64 = 0.25;
+const SLOWED_CORES: f64 = 0.05;
+/// A refusal that lasts is told again this often.
+const REMIND: Duration = Duration::from_secs(60);
+/// Effects measured at a time for one resource.
+const PROBES: usize = 8;
+
+/// What is to be done in one tick.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// In the order they are to be performed.
+    pub actions: Vec<Action>,
+    pub refusals: Vec<Refusal>,
+    /// Of actions of earlier ticks.
+    pub measured: Vec<Measured>,
+}
+
+/// What one action brought, in the unit of its resource.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measured {
+    pub action: u64,
+    pub resource: Resource,
+    /// The rung's word.
+    pub rung: &'static str,
+    pub before: f64,
+    pub after_1s: Option<f64>,
+    pub after_10s: Option<f64>,
+    pub effective: bool,
+    /// For people: what follows.
+    pub next: String,
+}
+
+/// How one resource stands, for `status` and the metrics.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Status {
+    /// A throttle of this resource is on.
+    pub throttled: bool,
+    pub last_action: Option<String>,
+    /// Zero while all is well.
+    pub unanswered: Duration,
+    /// Why nothing (more) is done: the word and the figures.
+    pub reason: Option<&'static str>,
+    pub detail: Option<String>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Planner {
+    policy: Policy,
+    ids: u64,
+    planned: Option<Moment>,
+    courses: BTreeMap<Resource, Course>,
+    cooldowns: Cooldowns,
+    hold: Hold,
+    /// When `limits.cpu` may be tried again after it failed.
+    limits_again: Option<Moment>,
+    /// Replicas that were told to end and have not yet.
+    ending: BTreeMap<SlotId, Ending>,
+}
+
+/// One resource on its way.
+#[derive(Clone, Debug, Default)]
+struct Course {
+    critical: bool,
+    trial: Option<Trial>,
+    high_round: Round,
+    critical_round: Round,
+    /// The replica slowed for memory, and the action that slowed it.
+    slowed: Option<(SlotId, u64)>,
+    /// Asked to end gracefully by this course, and not known to have ended.
+    asked: Option<SlotId>,
+    /// Why the last action could not be performed.
+    failure: Option<(Reason, String)>,
+    probes: Vec<Probe>,
+    unanswered: Option<Moment>,
+    refusal: Option<(Reason, String)>,
+    told: Option<(Reason, Moment)>,
+    last_action: Option<String>,
+    /// A release failed and is to be repeated from then on.
+    release_again: Option<Moment>,
+}
+
+impl Course {
+    fn round(&mut self, tier: Tier) -> &mut Round {
+        match tier {
+            Tier::High => &mut self.high_round,
+            Tier::Critical => &mut self.critical_round,
+        }
+    }
+
+    fn answer(&mut self) {
+        self.unanswered = None;
+        self.refusal = None;
+        self.told = None;
+    }
+}
+
+/// The effect of one action while it is measured.
+#[derive(Clone, Debug)]
+struct Probe {
+    action: u64,
+    rung: &'static str,
+    at: Moment,
+    before: f64,
+    after_1s: Option<f64>,
+    effective: Option<bool>,
+}
+
+#[derive(Clone, Debug)]
+struct Ending {
+    worker: Arc<str>,
+    at: Moment,
+    /// Then it is looked at afresh, ended or not.
+    within: Duration,
+}
+
+/// What a rung would do now.
+enum Step {
+    Do {
+        deed: Deed,
+        reason: String,
+    },
+    /// It can do nothing here: the next one is looked at.
+    Pass(Reason, String),
+    /// It could, but not yet: the harder ones wait with it.
+    Wait(Reason, String),
+}
+
+/// The arguments of one plan.
+#[derive(Clone, Copy)]
+struct Scene<'a> {
+    candidates: &'a [Candidate],
+    now: Moment,
+    dry: bool,
+}
+
+impl Scene<'_> {
+    fn candidate(&self, slot: SlotId) -> Option<&Candidate> {
+        self.candidates.iter().find(|candidate| candidate.slot == slot)
+    }
+}
+
+impl Planner {
+    pub fn new(settings: &Settings) -> Self {
+        Planner {
+            policy: settings.policy.clone(),
+            ids: 0,
+            planned: None,
+            courses: BTreeMap::new(),
+            cooldowns: Cooldowns::default(),
+            hold: Hold::default(),
+            limits_again: None,
+            ending: BTreeMap::new(),
+        }
+    }
+
+    /// Takes changed settings. What is in flight stays in flight; a changed ladder is walked from where the old one stood.
+    pub fn apply(&mut self, settings: &Settings) {
+        self.policy = settings.policy.clone();
+    }
+
+    /// Plans one tick. Every verdict of the tick is to be given, the calm ones too: they end what was begun.
+    pub fn plan(&mut self, verdicts: &[Verdict], _readings: &Readings, candidates: &[Candidate], now: Moment) -> Plan {
+        let gap = self.planned.map_or(Duration::ZERO, |before| now.since(before));
+        self.planned = Some(now);
+        let scene = Scene { candidates, now, dry: self.policy.dry_run };
+        self.hold.feed(candidates, gap);
+        self.cooldowns.expire(now);
+        self.watch_endings(&scene);
+
+        let mut plan = Plan::default();
+        self.forget_missing(verdicts, &mut plan);
+        // A replica over its own limit is the plainest case: it is looked at before the machine looks for somebody to blame.
+        let (own, shared): (Vec<&Verdict>, Vec<&Verdict>) =
+            verdicts.iter().partition(|verdict| matches!(verdict.resource, Resource::Worker(_)));
+        for verdict in own.into_iter().chain(shared) {
+            let mut course = self.courses.remove(&verdict.resource).unwrap_or_default();
+            self.walk(verdict, &mut course, &scene, &mut plan);
+            self.courses.insert(verdict.resource.clone(), course);
+        }
+        self.keep_own_limits(&scene, &mut plan);
+        self.end_lifetimes(&scene, &mut plan);
+        plan
+    }
+
+    /// Is told what became of the actions of the last plan.
+    pub fn note(&mut self, effects: &[Effect], now: Moment) {
+        for effect in effects {
+            self.note_one(effect, now);
+        }
+    }
+
+    /// The second look, right before a drastic act: true when `fresh` verdicts still bear it out. When they do not, the act is
+    /// withdrawn and must not be performed.
+    pub fn confirm(&mut self, action: &Action, fresh: &[Verdict]) -> bool {
+        let slot = match &action.deed {
+            Deed::Recycle(slot, Cause::Memory) | Deed::Kill(slot) => *slot,
+            _ => return true,
+        };
+        let holds = fresh.iter().any(|verdict| verdict.resource == action.resource && verdict.level > Level::Normal && verdict.over);
+        if !holds {
+            self.ending.remove(&slot);
+            if let Some(course) = self.courses.get_mut(&action.resource)
+                && let Some(trial) = course.trial.take_if(|trial| trial.action == action.id)
+            {
+                let round = course.round(trial.tier);
+                round.next = round.next.saturating_sub(1);
+                course.probes.retain(|probe| probe.action != action.id);
+                course.asked = None;
+                course.last_action = Some(format!("{} withdrawn: usage fell just before", trial.rung.word()));
+            }
+        }
+        holds
+    }
+
+    /// How `resource` stands since the last plan.
+    pub fn status(&self, resource: &Resource) -> Status {
+        let Some(course) = self.courses.get(resource) else { return Status::default() };
+        let throttled = course.slowed.is_some() || (*resource == Resource::Cpu && self.hold.engaged().is_some());
+        Status {
+            throttled: throttled && !self.policy.dry_run,
+            last_action: course.last_action.clone(),
+            unanswered: course.unanswered.zip(self.planned).map_or(Duration::ZERO, |(since, now)| now.since(since)),
+            reason: course.refusal.as_ref().map(|(reason, _)| reason.word()),
+            detail: course.refusal.as_ref().map(|(_, detail)| detail.clone()),
+        }
+    }
+
+    fn note_one(&mut self, effect: &Effect, now: Moment) {
+        let action = &effect.action;
+        if let (Deed::Recycle(slot, _) | Deed::Kill(slot), Outcome::Unavailable(_) | Outcome::Failed(_)) = (&action.deed, &effect.outcome) {
+            // Looked at again after the pause, as one that did not end in time is.
+            if let Some(ending) = self.ending.get_mut(slot) {
+                ending.within = PAUSE;
+            }
+        }
+        let failed = match &effect.outcome {
+            Outcome::Done => None,
+            Outcome::DryRun => None,
+            Outcome::Gone => None,
+            Outcome::Unavailable(why) | Outcome::Failed(why) => Some(why.clone()),
+        };
+        if failed.is_some() && matches!(action.deed, Deed::Throttle(_)) && action.resource == Resource::Cpu {
+            match self.hold.engaged() {
+                Some(engaged) if engaged == action.id => self.hold.let_go(),
+                _ => {
+                    self.hold.let_go_of_limits();
+                    self.limits_again = Some(now.after(PAUSE));
+                }
+            }
+        }
+        let Some(course) = self.courses.get_mut(&action.resource) else { return };
+        if failed.is_some() {
+            if course.slowed.is_some_and(|(_, id)| id == action.id) {
+                course.slowed = None;
+            }
+            if action.deed == Deed::Release {
+                course.release_again = Some(now.after(Duration::from_secs(5)));
+            }
+        }
+        if let Some(why) = &failed {
+            course.failure = Some((Reason::Unavailable, why.clone()));
+        }
+        let Some(trial) = course.trial.as_mut().filter(|trial| trial.action == action.id) else { return };
+        match &effect.outcome {
+            Outcome::Done => {}
+            Outcome::DryRun => trial.dry = true,
+            Outcome::Gone if trial.victim.is_some() => trial.end(now),
+            Outcome::Gone => trial.failed = Some("it has ended in the meantime".to_owned()),
+            Outcome::Unavailable(why) | Outcome::Failed(why) => trial.failed = Some(why.clone()),
+        }
+    }
+
+    /// Replicas told to end are out of reach until they have, or until their time is over.
+    fn watch_endings(&mut self, scene: &Scene) {
+        let Planner { ending, cooldowns, .. } = self;
+        ending.retain(|slot, ending| {
+            if scene.candidate(*slot).is_none() {
+                // Its successor is young and is not blamed for what its predecessor left behind.
+                cooldowns.spare(&ending.worker, scene.now);
+                return false;
+            }
+            scene.now.since(ending.at) < ending.within
+        });
+    }
+
+    /// A replica that has ended takes its course with it: whatever was on trial for it was enough.
+    fn forget_missing(&mut self, verdicts: &[Verdict], plan: &mut Plan) {
+        self.courses.retain(|resource, course| {
+            let is_judged = verdicts.iter().any(|verdict| verdict.resource == *resource);
+            if !is_judged {
+                plan.measured.extend(course.probes.drain(..).map(|probe| Measured {
+                    action: probe.action,
+                    resource: resource.clone(),
+                    rung: probe.rung,
+                    before: probe.before,
+                    after_1s: probe.after_1s,
+                    after_10s: None,
+                    effective: probe.effective.unwrap_or(true),
+                    next: "it has ended".to_owned(),
+                }));
+            }
+            is_judged
+        });
+    }
+
+    /// One resource in one tick.
+    fn walk(&mut self, verdict: &Verdict, course: &mut Course, scene: &Scene, plan: &mut Plan) {
+        self.measure(verdict, course, scene.now, plan);
+        if course.asked.is_some_and(|slot| scene.candidate(slot).is_none()) {
+            course.asked = None;
+        }
+        if course.slowed.is_some_and(|(slot, _)| scene.candidate(slot).is_none()) {
+            course.slowed = None;
+        }
+        if verdict.level == Level::Normal {
+            self.rest(verdict, course, scene, plan);
+            return;
+        }
+        let is_critical = verdict.level == Level::Critical;
+        if is_critical && !course.critical {
+            course.critical_round.restart();
+        }
+        course.critical = is_critical;
+
+        if verdict.resource == Resource::Cpu {
+            self.keep_budget(verdict, scene, plan);
+        }
+        self.settle_trial(verdict, course, scene, plan);
+        if course.trial.is_some() {
+            if scene.dry && verdict.over {
+                self.refuse(verdict, course, Reason::DryRun, "planned, and not done".to_owned(), scene, plan);
+            } else {
+                course.answer();
+            }
+            return;
+        }
+        if verdict.used.is_none() || verdict.utilization.is_none() {
+            let detail = format!("usage cannot be read; last {}", verdict.level.word());
+            self.refuse(verdict, course, Reason::Unavailable, detail, scene, plan);
+            return;
+        }
+        let holds = self.hold.engaged().is_some() && verdict.resource == Resource::Cpu;
+        let line = if holds { verdict.high + TOLERANCE } else { verdict.high };
+        if verdict.utilization.is_some_and(|usage| usage < line) {
+            course.answer();
+            return;
+        }
+        self.climb(verdict, course, scene, plan);
+    }
+
+    /// Back to normal: everything that was put on for this resource is taken off, and its ladder starts anew.
+    fn rest(&mut self, verdict: &Verdict, course: &mut Course, scene: &Scene, plan: &mut Plan) {
+        let is_cpu = verdict.resource == Resource::Cpu;
+        let is_due = course.release_again.is_some_and(|at| scene.now.steady >= at.steady);
+        let is_on = course.slowed.is_some() || (is_cpu && self.hold.engaged().is_some());
+        if is_on || is_due {
+            let reason = format!("{}, back under {}", words::standing(verdict), words::percent(verdict.low));
+            let id = self.act(verdict.resource.clone(), Deed::Release, reason, plan);
+            course.last_action = Some(format!("release (action {id})"));
+            course.slowed = None;
+            course.release_again = None;
+            if is_cpu {
+                self.hold.let_go();
+            }
+        }
+        if let Some(trial) = course.trial.take() {
+            conclude(course, &trial, true);
+        }
+        course.answer();
+        course.critical = false;
+        course.failure = None;
+        course.high_round = Round::default();
+        course.critical_round = Round::default();
+    }
+
+    /// Fills in the probes, and reports those that have all their figures.
+    fn measure(&self, verdict: &Verdict, course: &mut Course, now: Moment, plan: &mut Plan) {
+        let trial = course.trial.as_ref().map(|trial| trial.action);
+        course.probes.retain_mut(|probe| {
+            let age = now.since(probe.at);
+            if probe.after_1s.is_none() && age >= Duration::from_secs(1) && age < Duration::from_secs(10) {
+                probe.after_1s = verdict.used;
+            }
+            // One still on trial after ten seconds is reported when its trial is over.
+            if age < Duration::from_secs(10) || trial == Some(probe.action) {
+                return true;
+            }
+            plan.measured.push(Measured {
+                action: probe.action,
+                resource: verdict.resource.clone(),
+                rung: probe.rung,
+                before: probe.before,
+                after_1s: probe.after_1s,
+                after_10s: verdict.used,
+                effective: probe.effective.unwrap_or(false),
+                next: "nothing, it was enough".to_owned(),
+            });
+            false
+        });
+    }
+
+    fn settle_trial(&mut self, verdict: &Verdict, course: &mut Course, scene: &Scene, plan: &mut Plan) {
+        let Some(mut trial) = course.trial.take() else { return };
+        match trial.progress(verdict, scene.candidates, scene.now) {
+            Progress::Pending => course.trial = Some(trial),
+            Progress::Enough => {
+                conclude(course, &trial, !trial.dry);
+                course.round(trial.tier).enough(scene.now);
+            }
+            Progress::NotEnough { helped } => {
+                course.round(trial.tier).wanting(scene.now);
+                let next = self.next_in_words(verdict, course, &trial, scene);
+                if let Some(at) = course.probes.iter().position(|probe| probe.action == trial.action) {
+                    let probe = course.probes.remove(at);
+                    let is_old = scene.now.since(probe.at) >= Duration::from_secs(10);
+                    plan.measured.push(Measured {
+                        action: probe.action,
+                        resource: verdict.resource.clone(),
+                        rung: probe.rung,
+                        before: probe.before,
+                        after_1s: probe.after_1s,
+                        after_10s: verdict.used.filter(|_| is_old),
+                        effective: helped && !trial.dry,
+                        next,
+                    });
+                }
+            }
+        }
+    }
+
+    fn next_in_words(&self, verdict: &Verdict, course: &mut Course, trial: &Trial, scene: &Scene) -> String {
+        let rungs = self.rungs(verdict, trial.tier, scene);
+        let next = match rungs.get(course.round(trial.tier).next) {
+            Some(rung) => rung.word().to_owned(),
+            None => "nothing is left on the ladder, it is tried again after a pause".to_owned(),
+        };
+        match &trial.failed {
+            Some(why) => format!("{next}; it failed: {why}"),
+            None => next,
+        }
+    }
+
+    fn rungs(&self, verdict: &Verdict, tier: Tier, scene: &Scene) -> Vec<Rung> {
+        let worker = match verdict.resource {
+            Resource::Worker(slot) => scene.candidate(slot).map(|candidate| &*candidate.settings),
+            _ => None,
+        };
+        ladder::rungs(&self.policy, &verdict.resource, worker, tier)
+    }
+
+    /// Tries the next rung that can do something.
+    fn climb(&mut self, verdict: &Verdict, course: &mut Course, scene: &Scene, plan: &mut Plan) {
+        let mut refusals: Vec<(Reason, String)> = Vec::new();
+        for tier in Tier::of(verdict.level) {
+            let rungs = self.rungs(verdict, *tier, scene);
+            course.round(*tier).settle(scene.now);
+            if self.climb_from(*tier, &rungs, verdict, course, scene, plan, &mut refusals) {
+                return self.answer_or_say_dry(verdict, course, scene, plan);
+            }
+            let round = course.round(*tier);
+            if round.next > 0 {
+                let pause = round.again_in(scene.now);
+                if pause.is_zero() {
+                    round.restart();
+                    if self.climb_from(*tier, &rungs, verdict, course, scene, plan, &mut refusals) {
+                        return self.answer_or_say_dry(verdict, course, scene, plan);
+                    }
+                } else {
+                    let is_quiet = rungs.iter().all(|rung| *rung == Rung::Notify);
+                    let reason = if is_quiet { Reason::NoRung } else { Reason::Cooldown };
+                    refusals.push((reason, format!("all of the ladder was tried, again in {} s", pause.as_secs() + 1)));
+                }
+            }
+        }
+        refusals.extend(course.failure.clone());
+        let reason = refusals.iter().map(|(reason, _)| *reason).max().unwrap_or(Reason::NoRung);
+        let mut details: Vec<String> = refusals.into_iter().map(|(_, detail)| detail).collect();
+        details.dedup();
+        let detail = if details.is_empty() { "nothing is on its ladder".to_owned() } else { details.join("; ") };
+        self.refuse(verdict, course, reason, detail, scene, plan);
+    }
+
+    /// True when something is tried, or was told.
+    #[expect(clippy::too_many_arguments, reason = "one step of `climb`, split off so that a ladder can be walked twice")]
+    fn climb_from(
+        &mut self,
+        tier: Tier,
+        rungs: &[Rung],
+        verdict: &Verdict,
+        course: &mut Course,
+        scene: &Scene,
+        plan: &mut Plan,
+        refusals: &mut Vec<(Reason, String)>,
+    ) -> bool {
+        for (at, rung) in rungs.iter().enumerate().skip(course.round(tier).next) {
+            match self.consider(rung, verdict, course, scene, plan) {
+                Step::Pass(reason, detail) => refusals.push((reason, format!("{}: {detail}", rung.word()))),
+                Step::Wait(reason, detail) => {
+                    refusals.push((reason, format!("{}: {detail}", rung.word())));
+                    return false;
+                }
+                Step::Do { deed, reason } => {
+                    self.attempt(tier, at, rung, deed, reason, verdict, course, scene, plan);
+                    // A notice changes nothing: the next rung follows at once.
+                    if *rung != Rung::Notify {
+                        return true;
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the whole of one attempt, in one place")]
+    fn attempt(
+        &mut self,
+        tier: Tier,
+        at: usize,
+        rung: &Rung,
+        deed: Deed,
+        reason: String,
+        verdict: &Verdict,
+        course: &mut Course,
+        scene: &Scene,
+        plan: &mut Plan,
+    ) {
+        let reason = format!("{}; {reason}", words::standing(verdict));
+        let victim = self.enter(&deed, verdict, course, scene);
+        let id = self.act(verdict.resource.clone(), deed.clone(), reason, plan);
+        course.last_action = Some(format!("{} (action {id})", rung.word()));
+        course.failure = None;
+        course.round(tier).tried(at, rung, scene.now);
+        if *rung == Rung::Notify {
+            return;
+        }
+        match &deed {
+            Deed::Throttle(shares) if verdict.resource == Resource::Cpu => {
+                self.hold.engage(id);
+                self.hold.remember(shares);
+            }
+            Deed::Throttle(shares) => {
+                course.slowed = shares.iter().find(|share| share.cores.is_some()).map(|share| (share.slot, id));
+            }
+            _ => {}
+        }
+        let before = verdict.used.unwrap_or(0.0);
+        course.trial = Some(Trial::new(id, rung.clone(), tier, victim, before, scene.dry, scene.now));
+        if course.probes.len() < PROBES {
+            course.probes.push(Probe { action: id, rung: rung.word(), at: scene.now, before, after_1s: None, effective: None });
+        }
+    }
+
+    /// Enters a replica that is to end into the books; yields it with the time a graceful end may take.
+    fn enter(&mut self, deed: &Deed, verdict: &Verdict, course: &mut Course, scene: &Scene) -> Option<(SlotId, Duration)> {
+        let (Deed::Recycle(slot, _) | Deed::Kill(slot)) = deed else { return None };
+        let candidate = scene.candidate(*slot)?;
+        let within = match deed {
+            Deed::Recycle(..) => {
+                course.asked = Some(*slot);
+                candidate.settings.stop.within
+            }
+            _ => Duration::ZERO,
+        };
+        self.cooldowns.start(&verdict.resource, &candidate.worker, scene.now);
+        let until = if scene.dry { PAUSE } else { within + PAUSE };
+        self.ending.insert(*slot, Ending { worker: candidate.worker.clone(), at: scene.now, within: until });
+        Some((*slot, within))
+    }
+
+    fn answer_or_say_dry(&mut self, verdict: &Verdict, course: &mut Course, scene: &Scene, plan: &mut Plan) {
+        if scene.dry {
+            self.refuse(verdict, course, Reason::DryRun, "planned, and not done".to_owned(), scene, plan);
+        } else {
+            course.answer();
+        }
+    }
+
+    fn act(&mut self, resource: Resource, deed: Deed, reason: String, plan: &mut Plan) -> u64 {
+        self.ids += 1;
+        plan.actions.push(Action { id: self.ids, resource, deed, reason });
+        self.ids
+    }
+
+    fn refuse(&self, verdict: &Verdict, course: &mut Course, reason: Reason, detail: String, scene: &Scene, plan: &mut Plan) {
+        let reason = if scene.dry { Reason::DryRun } else { reason };
+        let since = *course.unanswered.get_or_insert(scene.now);
+        let is_news = course.told.is_none_or(|(told, at)| told != reason || scene.now.since(at) >= REMIND);
+        if is_news {
+            course.told = Some((reason, scene.now));
+            plan.refusals.push(Refusal {
+                resource: verdict.resource.clone(),
+                reason: reason.word(),
+                detail: detail.clone(),
+                unanswered: scene.now.since(since),
+            });
+        }
+        course.refusal = Some((reason, detail));
+    }
+
+    /// What `rung` would do about `verdict` now.
+    fn consider(&self, rung: &Rung, verdict: &Verdict, course: &Course, scene: &Scene, plan: &Plan) -> Step {
+        let has_no_effect = |what: &str| Step::Pass(Reason::Unavailable, format!("does nothing for {what}"));
+        match (rung, &verdict.resource) {
+            (Rung::Notify, _) => Step::Do { deed: Deed::Notify, reason: "told".to_owned() },
+            (Rung::Job(name), _) => Step::Pass(Reason::Unavailable, format!("there is no job {name} to run")),
+            (Rung::Reclaim, _) => Step::Pass(Reason::Unavailable, "not offered by this version".to_owned()),
+            (_, Resource::Disk(_)) => has_no_effect("a disk"),
+            (Rung::Shed, Resource::Cpu) => has_no_effect("the cpu"),
+            (Rung::Shed, Resource::Memory) => shed(scene, None),
+            (Rung::Shed, Resource::Worker(slot)) => shed(scene, Some(*slot)),
+            (Rung::Throttle, Resource::Cpu) => self.consider_budget(verdict, scene),
+            (Rung::Throttle, Resource::Memory) => slow(course, scene),
+            (Rung::Throttle, Resource::Worker(_)) => has_no_effect("one replica"),
+            (Rung::Recycle, Resource::Worker(slot)) => self.consider_own_recycle(*slot, verdict, scene),
+            (Rung::Kill, Resource::Worker(slot)) => self.consider_own_kill(*slot, verdict, course, scene),
+            (Rung::Recycle | Rung::Kill, Resource::Cpu | Resource::Memory) => self.consider_victim(rung, verdict, course, scene, plan),
+        }
+    }
+
+    fn consider_budget(&self, verdict: &Verdict, scene: &Scene) -> Step {
+        let Some((others, ours)) = self.hold.split(verdict, scene.candidates) else {
+            return Step::Pass(Reason::Unavailable, "usage cannot be read".to_owned());
+        };
+        let Some(room) = self.hold.room(verdict, scene.candidates) else {
+            return Step::Pass(Reason::Unavailable, "the limit cannot be read".to_owned());
+        };
+        let holdable = scene.candidates.iter().filter(|candidate| hold::is_throttleable(candidate)).count();
+        if holdable == 0 {
+            let running = scene.candidates.iter().filter(|candidate| candidate.running).count();
+            return match running {
+                0 => Step::Pass(Reason::NoWorker, "no worker runs".to_owned()),
+                _ => Step::Pass(Reason::Unavailable, format!("none of {running} running replicas can be throttled")),
+            };
+        }
+        let figures = format!(
+            "others use {}, the workers {} of a budget of {}",
+            words::cores(others),
+            words::cores(ours),
+            words::cores(room.budget())
+        );
+        let is_outside = room.high - others < room.budget();
+        if self.hold.engaged().is_some() {
+            let reason = if is_outside { Reason::OutsideUsage } else { Reason::NoRung };
+            return Step::Pass(reason, format!("held already: {figures}"));
+        }
+        if ours <= room.budget() && is_outside {
+            return Step::Pass(Reason::OutsideUsage, figures);
+        }
+        match self.hold.shares(verdict, scene.candidates) {
+            Some(shares) => Step::Do { deed: Deed::Throttle(shares), reason: figures },
+            None => Step::Pass(Reason::Unavailable, "usage cannot be read".to_owned()),
+        }
+    }
+
+    /// Keeps the shares in step with demand while the throttle is on.
+    fn keep_budget(&mut self, verdict: &Verdict, scene: &Scene, plan: &mut Plan) {
+        let Some(engaged) = self.hold.engaged() else { return };
+        let Some(shares) = self.hold.shares(verdict, scene.candidates) else { return };
+        if !self.hold.differs(&shares) {
+            return;
+        }
+        let budget = self.hold.room(verdict, scene.candidates).map_or(0.0, |room| room.budget());
+        let reason = format!("{}; budget {}", words::standing(verdict), words::cores(budget));
+        self.hold.remember(&shares);
+        plan.actions.push(Action { id: engaged, resource: Resource::Cpu, deed: Deed::Throttle(shares), reason });
+    }
+
+    /// `limits.cpu` holds whether the machine is busy or not; while the budget is on it is a part of that.
+    fn keep_own_limits(&mut self, scene: &Scene, plan: &mut Plan) {
+        let is_waiting = self.limits_again.is_some_and(|at| scene.now.steady < at.steady);
+        if self.hold.engaged().is_some() || is_waiting {
+            return;
+        }
+        let mut shares = Hold::own_limits(scene.candidates);
+        shares.extend(self.hold.outdated(scene.candidates));
+        if !self.hold.differs(&shares) {
+            return;
+        }
+        let name = |share: &Share| {
+            let name = scene.candidate(share.slot).map(Candidate::name).unwrap_or_default();
+            match share.cores {
+                Some(cores) => format!("{name} {}", words::cores(cores)),
+                None => format!("{name} free"),
+            }
+        };
+        let reason = format!("limits.cpu: {}", shares.iter().map(name).collect::<Vec<_>>().join(", "));
+        self.hold.remember(&shares);
+        self.act(Resource::Cpu, Deed::Throttle(shares), reason, plan);
+    }
+
+    fn consider_own_recycle(&self, slot: SlotId, verdict: &Verdict, scene: &Scene) -> Step {
+        let Some(candidate) = scene.candidate(slot) else { return Step::Pass(Reason::NoWorker, "it has ended".to_owned()) };
+        if candidate.settings.protected {
+            return Step::Pass(Reason::Protected, format!("{} is protected", candidate.name()));
+        }
+        if let Some(step) = self.is_unready(candidate) {
+            return step;
+        }
+        // Its own limit is not waited for; a line short of it is, so that no two replicas are away at once.
+        let is_at_limit = verdict.utilization.is_some_and(|usage| usage >= 1.0);
+        if !is_at_limit {
+            if let Some(other) = self.other_ending(slot, scene) {
+                return Step::Wait(Reason::InFlight, format!("{other} is being replaced"));
+            }
+            let pause = self.cooldowns.worker(&candidate.worker, scene.now);
+            if !pause.is_zero() {
+                return Step::Wait(
+                    Reason::Cooldown,
+                    format!("{} lost a replica just now, {} s left", candidate.worker, pause.as_secs() + 1),
+                );
+            }
+        }
+        Step::Do { deed: Deed::Recycle(slot, Cause::Memory), reason: format!("memory: {}", victim::why(candidate)) }
+    }
+
+    fn consider_own_kill(&self, slot: SlotId, verdict: &Verdict, course: &Course, scene: &Scene) -> Step {
+        let Some(candidate) = scene.candidate(slot) else { return Step::Pass(Reason::NoWorker, "it has ended".to_owned()) };
+        if candidate.settings.protected {
+            return Step::Pass(Reason::Protected, format!("{} is protected", candidate.name()));
+        }
+        let is_at_limit = verdict.utilization.is_some_and(|usage| usage >= 1.0);
+        if candidate.settings.limits.memory.is_none() || !is_at_limit {
+            return Step::Wait(Reason::InFlight, format!("{} is under its own limit", candidate.name()));
+        }
+        if course.asked == Some(slot) || self.is_unready(candidate).is_none() {
+            let reason = format!("memory: {}, over its own limit", victim::why(candidate));
+            return Step::Do { deed: Deed::Kill(slot), reason };
+        }
+        Step::Wait(Reason::InFlight, format!("{} is on its way out", candidate.name()))
+    }
+
+    /// Looks for a replica to end for the sake of all.
+    fn consider_victim(&self, rung: &Rung, verdict: &Verdict, course: &Course, scene: &Scene, plan: &Plan) -> Step {
+        let (Some(used), Some(limit)) = (verdict.used, verdict.limit) else {
+            return Step::Pass(Reason::Unavailable, "usage cannot be read".to_owned());
+        };
+        let yields = if verdict.resource == Resource::Cpu { Yield::Cpu } else { Yield::Memory };
+        let deed = |slot| if *rung == Rung::Recycle { Deed::Recycle(slot, Cause::Memory) } else { Deed::Kill(slot) };
+
+        // The one that was asked and has not gone: nobody else pays for that.
+        if let Some(candidate) = course.asked.and_then(|slot| scene.candidate(slot)).filter(|candidate| !candidate.settings.protected)
+            && *rung == Rung::Kill
+        {
+            return Step::Do { deed: deed(candidate.slot), reason: format!("asked to end and still there: {}", victim::why(candidate)) };
+        }
+
+        let taken: BTreeSet<SlotId> = plan
+            .actions
+            .iter()
+            .filter_map(|action| match action.deed {
+                Deed::Recycle(slot, _) | Deed::Kill(slot) => Some(slot),
+                _ => None,
+            })
+            .collect();
+        let is_free = |candidate: &&Candidate| {
+            victim::is_eligible(candidate) && !taken.contains(&candidate.slot) && !self.ending.contains_key(&candidate.slot)
+        };
+        let free: Vec<Candidate> = scene.candidates.iter().filter(is_free).cloned().collect();
+        let line = verdict.high * limit;
+        let brings = |candidates: &[Candidate]| used - victim::could_give_back(candidates, yields) < line;
+        if !brings(&free) {
+            return self.explain_nobody(verdict, scene, &free, yields, used, line);
+        }
+        let ready: Vec<Candidate> =
+            free.iter().filter(|candidate| self.cooldowns.worker(&candidate.worker, scene.now).is_zero()).cloned().collect();
+        let ranking = victim::rank(&ready, yields);
+        let Some(first) = ranking.first() else {
+            return Step::Wait(Reason::Cooldown, "every worker that could go lost a replica just now".to_owned());
+        };
+        let pause = self.cooldowns.resource(&verdict.resource, scene.now);
+        if !pause.is_zero() && *rung == Rung::Recycle {
+            return Step::Wait(Reason::Cooldown, format!("a replica was ended for this just now, {} s left", pause.as_secs() + 1));
+        }
+        Step::Do { deed: deed(first.slot), reason: order_in_words(&ranking) }
+    }
+
+    /// Nothing that may be ended would bring usage under the line: says which of the possible reasons it is.
+    fn explain_nobody(&self, verdict: &Verdict, scene: &Scene, free: &[Candidate], yields: Yield, used: f64, line: f64) -> Step {
+        let all: Vec<Candidate> =
+            scene.candidates.iter().filter(|candidate| candidate.running || candidate.busy.is_some()).cloned().collect();
+        if all.is_empty() {
+            return Step::Pass(Reason::NoWorker, "no worker runs".to_owned());
+        }
+        let give_back = |candidates: &mut dyn Iterator<Item = &Candidate>| -> f64 { candidates.map(|one| yields.of(one)).sum() };
+        let unprotected = give_back(&mut all.iter().filter(|candidate| !candidate.settings.protected));
+        let everything = give_back(&mut all.iter());
+        let amount = |amount| words::amount(&verdict.resource, amount);
+        if used - unprotected < line {
+            return Step::Wait(Reason::InFlight, "the replicas that could give it back are starting or ending".to_owned());
+        }
+        if used - everything < line {
+            let detail = format!("without the protected workers {} could come back, {} must", amount(unprotected), amount(used - line));
+            return Step::Pass(Reason::Protected, detail);
+        }
+        let detail = format!(
+            "the workers could give back {} of {} in use, the line is {}: others use too much",
+            amount(victim::could_give_back(free, yields)),
+            amount(used),
+            amount(line)
+        );
+        Step::Pass(Reason::OutsideUsage, detail)
+    }
+
+    fn is_unready(&self, candidate: &Candidate) -> Option<Step> {
+        let name = candidate.name();
+        if let Some(busy) = candidate.busy {
+            return Some(Step::Wait(Reason::InFlight, format!("{name} is {busy}")));
+        }
+        if !candidate.running {
+            return Some(Step::Pass(Reason::NoWorker, format!("{name} does not run")));
+        }
+        self.ending.contains_key(&candidate.slot).then(|| Step::Wait(Reason::InFlight, format!("{name} was told to end")))
+    }
+
+    fn other_ending(&self, slot: SlotId, scene: &Scene) -> Option<String> {
+        scene
+            .candidates
+            .iter()
+            .find(|other| other.slot != slot && (other.busy == Some("recycling") || self.ending.contains_key(&other.slot)))
+            .map(Candidate::name)
+    }
+
+    /// Replaces what has lived long enough, one at a time over all workers. Protection is no bar: its own settings ask for it.
+    fn end_lifetimes(&mut self, scene: &Scene, plan: &mut Plan) {
+        let is_free = |candidate: &&Candidate| {
+            candidate.lifetime_due && candidate.running && candidate.busy.is_none() && !self.ending.contains_key(&candidate.slot)
+        };
+        let oldest = scene.candidates.iter().filter(is_free).min_by_key(|candidate| (candidate.since.steady, candidate.slot));
+        let Some(due) = oldest.filter(|due| self.other_ending(due.slot, scene).is_none()) else { return };
+        let age = scene.now.since(due.since).as_secs();
+        let most = due.settings.recycle.lifetime.map_or(0, |lifetime| lifetime.as_secs());
+        let reason = format!("lifetime: {} has run for {age} s, recycle.lifetime is {most} s less jitter", due.name());
+        let within = if scene.dry { Duration::from_secs(600) } else { due.settings.stop.within + PAUSE };
+        self.ending.insert(due.slot, Ending { worker: due.worker.clone(), at: scene.now, within });
+        let deed = Deed::Recycle(due.slot, Cause::Lifetime);
+        self.act(Resource::Worker(due.slot), deed, reason, plan);
+    }
+}
+
+/// The trial is over: its probe goes on to the tenth second.
+fn conclude(course: &mut Course, trial: &Trial, effective: bool) {
+    if let Some(probe) = course.probes.iter_mut().find(|probe| probe.action == trial.action) {
+        probe.effective = Some(effective);
+    }
+}
+
+fn shed(scene: &Scene, only: Option<SlotId>) -> Step {
+    let asked: Vec<&Candidate> = scene
+        .candidates
+        .iter()
+        .filter(|candidate| only.is_none_or(|slot| slot == candidate.slot))
+        .filter(|candidate| {
+            candidate.running && candidate.settings.shed_signal.is_some() && !matches!(candidate.busy, Some("stopping" | "recycling"))
+        })
+        .collect();
+    if asked.is_empty() {
+        return match only {
+            Some(_) => Step::Pass(Reason::Unavailable, "it has no shed_signal".to_owned()),
+            None => Step::Pass(Reason::Unavailable, "no running worker has a shed_signal".to_owned()),
+        };
+    }
+    let names: Vec<String> = asked.iter().map(|candidate| candidate.name()).collect();
+    Step::Do { deed: Deed::Shed(asked.iter().map(|candidate| candidate.slot).collect()), reason: format!("asks {}", names.join(", ")) }
+}
+
+/// Slows the replica whose memory grows fastest.
+fn slow(course: &Course, scene: &Scene) -> Step {
+    let fastest = scene
+        .candidates
+        .iter()
+        .filter(|candidate| hold::is_throttleable(candidate) && candidate.busy.is_none() && candidate.growth > 0.0)
+        .max_by(|a, b| a.growth.total_cmp(&b.growth).then(b.slot.cmp(&a.slot)));
+    let Some(fastest) = fastest else {
+        return match scene.candidates.iter().any(hold::is_throttleable) {
+            true => Step::Pass(Reason::NoWorker, "no worker's memory grows".to_owned()),
+            false => Step::Pass(Reason::Unavailable, "no running worker can be throttled".to_owned()),
+        };
+    };
+    let before = course.slowed.map(|(slot, _)| slot);
+    if before == Some(fastest.slot) {
+        return Step::Pass(Reason::NoRung, format!("{} is slowed already", fastest.name()));
+    }
+    let cores = (fastest.cores.unwrap_or(0.0) * SLOWED).max(SLOWED_CORES);
+    let mut shares: Vec<Share> = before.map(|slot| Share { slot, cores: None }).into_iter().collect();
+    shares.push(Share { slot: fastest.slot, cores: Some(cores) });
+    let reason = format!("{} grows fastest, {}: held to {}", fastest.name(), words::rate(fastest.growth), words::cores(cores));
+    Step::Do { deed: Deed::Throttle(shares), reason }
+}
+
+fn order_in_words(ranking: &[Ranked]) -> String {
+    const SHOWN: usize = 3;
+    let shown: Vec<String> = ranking.iter().take(SHOWN).enumerate().map(|(at, ranked)| format!("{}. {}", at + 1, ranked.why)).collect();
+    match ranking.len().saturating_sub(SHOWN) {
+        0 => format!("memory: {}", shown.join("; ")),
+        more => format!("memory: {}; and {more} more", shown.join("; ")),
+    }
+}

@@ -1,0 +1,153 @@
+//! Who is replaced or killed, in which order, and why each stands where it does.
+
+use std::cmp::Reverse;
+
+use crate::response::candidate::Candidate;
+use crate::response::words::{bytes, rate};
+use crate::sampling::readings::SlotId;
+
+/// How far growth looks ahead: a replica is as large as it will be in this many seconds.
+const AHEAD: f64 = 30.0;
+
+/// What a replica would give back by ending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Yield {
+    /// Bytes.
+    Memory,
+    /// Cores.
+    Cpu,
+}
+
+impl Yield {
+    /// How much that is; 0 where it is not known.
+    pub fn of(self, candidate: &Candidate) -> f64 {
+        self.known(candidate).unwrap_or(0.0)
+    }
+
+    fn known(self, candidate: &Candidate) -> Option<f64> {
+        match self {
+            Yield::Memory => candidate.memory.map(|memory| memory as f64),
+            Yield::Cpu => candidate.cores.filter(|cores| cores.is_finite()),
+        }
+    }
+}
+
+/// One candidate's place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ranked {
+    pub slot: SlotId,
+    /// For memory, in bytes: memory + 30 s × growth, where it grows. For the CPU: cores.
+    pub score: f64,
+    /// For people, with the figures.
+    pub why: String,
+}
+
+/// May be recycled or killed for a resource's sake.
+pub fn is_eligible(candidate: &Candidate) -> bool {
+    candidate.running && !candidate.settings.protected && candidate.busy.is_none()
+}
+
+/// The eligible candidates, the one that is to go first in front.
+///
+/// Lower priority goes first; among equals the larger score; among those the younger life, whose work is worth least; and
+/// the order of slots decides what is left, so that the same candidates always give the same ranking. A replica whose
+/// memory is not known stands last of its priority: ending it is not known to give anything back.
+pub fn rank(candidates: &[Candidate], yields: Yield) -> Vec<Ranked> {
+    let mut eligible: Vec<(&Candidate, f64)> =
+        candidates.iter().filter(|candidate| is_eligible(candidate)).map(|candidate| (candidate, score(candidate, yields))).collect();
+    eligible.sort_by(|(a, a_score), (b, b_score)| {
+        (a.settings.priority.cmp(&b.settings.priority))
+            .then(b_score.total_cmp(a_score))
+            .then(Reverse(a.since.steady).cmp(&Reverse(b.since.steady)))
+            .then(a.slot.cmp(&b.slot))
+    });
+    eligible.into_iter().map(|(candidate, score)| Ranked { slot: candidate.slot, score, why: why(candidate) }).collect()
+}
+
+/// What would come back if every eligible candidate ended.
+pub fn could_give_back(candidates: &[Candidate], yields: Yield) -> f64 {
+    candidates.iter().filter(|candidate| is_eligible(candidate)).map(|candidate| yields.of(candidate)).sum()
+}
+
+fn score(candidate: &Candidate, yields: Yield) -> f64 {
+    let growth = if candidate.growth.is_finite() && yields == Yield::Memory { candidate.growth.max(0.0) } else { 0.0 };
+    yields.known(candidate).map_or(-1.0, |amount| amount + AHEAD * growth)
+}
+
+/// A candidate's figures.
+pub fn why(candidate: &Candidate) -> String {
+    let size = candidate.memory.map_or_else(|| "memory not known".to_owned(), |memory| bytes(memory as f64));
+    format!("{}: priority {}, {size}, growing {}", candidate.name(), candidate.settings.priority, rate(candidate.growth.max(0.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::response::tests::candidate;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+
+    fn order(candidates: &[Candidate]) -> Vec<u64> {
+        rank(candidates, Yield::Memory).into_iter().map(|ranked| ranked.slot.0).collect()
+    }
+
+    #[test]
+    fn places_follow_the_table() {
+        let base = |slot| candidate(slot, "web", 0.1, 100);
+        let spared = |slot, priority| {
+            let mut one = base(slot);
+            Arc::make_mut(&mut one.settings).priority = priority;
+            one
+        };
+        let protected = |slot| {
+            let mut one = base(slot);
+            Arc::make_mut(&mut one.settings).protected = true;
+            one
+        };
+        let cases: Vec<(&str, Vec<Candidate>, Vec<u64>)> = vec![
+            ("larger first", vec![candidate(1, "a", 0.0, 10), candidate(2, "b", 0.0, 20)], vec![2, 1]),
+            ("lower priority before larger", vec![spared(1, 5), Candidate { memory: Some(1), ..spared(2, 0) }], vec![2, 1]),
+            (
+                "growth counts thirty seconds ahead",
+                vec![base(1), Candidate { memory: Some(50_000_000), growth: 2e6, ..base(2) }],
+                vec![2, 1],
+            ),
+            ("shrinking is not counted", vec![Candidate { growth: -1e9, ..base(1) }, candidate(2, "b", 0.0, 99)], vec![1, 2]),
+            ("younger first among equals", vec![base(1), Candidate { since: crate::policy::tests::at(9.0), ..base(2) }], vec![2, 1]),
+            ("unknown memory last", vec![Candidate { memory: None, ..base(1) }, Candidate { memory: Some(0), ..base(2) }], vec![2, 1]),
+            (
+                "protected, busy and stopped never",
+                vec![protected(1), Candidate { busy: Some("recycling"), ..base(2) }, Candidate { running: false, ..base(3) }, base(4)],
+                vec![4],
+            ),
+        ];
+        for (name, candidates, expected) in cases {
+            assert_eq!(order(&candidates), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn each_place_has_its_reason() {
+        let ranked = rank(&[Candidate { growth: 2e6, ..candidate(1, "web", 0.0, 300) }], Yield::Memory);
+        assert_eq!(ranked[0].why, "web/0: priority 0, 300.0 MB, growing 2.0 MB/s");
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_given_does_not_matter(memories in prop::collection::vec((0u64..5, 0i32..3), 1..20), turn in 0usize..20) {
+            let mut candidates: Vec<Candidate> = memories
+                .iter()
+                .enumerate()
+                .map(|(slot, (memory, priority))| {
+                    let mut one = candidate(slot as u64, "web", 0.0, *memory);
+                    Arc::make_mut(&mut one.settings).priority = *priority;
+                    one
+                })
+                .collect();
+            let before = order(&candidates);
+            let turn = turn % candidates.len();
+            candidates.rotate_left(turn);
+            prop_assert_eq!(order(&candidates), before);
+        }
+    }
+}

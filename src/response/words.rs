@@ -1,0 +1,65 @@
+//! Figures as people read them, for reasons.
+
+use crate::policy::{Resource, Verdict};
+
+/// `312.5 MB`: decimal, as sizes are written in the file.
+pub fn bytes(amount: f64) -> String {
+    const UNITS: [(f64, &str); 4] = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
+    match UNITS.iter().find(|(size, _)| amount.abs() >= *size) {
+        Some((size, unit)) => format!("{:.1} {unit}", amount / size),
+        None => format!("{amount:.0} B"),
+    }
+}
+
+/// `2.0 MB/s`.
+pub fn rate(per_second: f64) -> String {
+    format!("{}/s", bytes(per_second))
+}
+
+/// `1.25 cores`.
+pub fn cores(amount: f64) -> String {
+    format!("{amount:.2} cores")
+}
+
+/// In the unit of the resource.
+pub fn amount(resource: &Resource, amount: f64) -> String {
+    match resource {
+        Resource::Cpu => cores(amount),
+        _ => bytes(amount),
+    }
+}
+
+/// `85.0 %`.
+pub fn percent(share: f64) -> String {
+    format!("{:.1} %", share * 100.0)
+}
+
+/// `memory 85.0 % (425.0 MB of 500.0 MB), line 80.0 %`.
+pub fn standing(verdict: &Verdict) -> String {
+    let name = match &verdict.resource {
+        Resource::Cpu => "cpu".to_owned(),
+        Resource::Memory => "memory".to_owned(),
+        Resource::Disk(path) => format!("disk {}", path.display()),
+        Resource::Worker(_) => "its memory".to_owned(),
+    };
+    match (verdict.used, verdict.limit, verdict.utilization) {
+        (Some(used), Some(limit), Some(usage)) => {
+            let (used, limit) = (amount(&verdict.resource, used), amount(&verdict.resource, limit));
+            format!("{name} {} ({used} of {limit}), line {}", percent(usage), percent(verdict.high))
+        }
+        _ => format!("{name} not known, last {}", verdict.level.word()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_short() {
+        let cases = [(0.0, "0 B"), (999.0, "999 B"), (1500.0, "1.5 kB"), (312.5e6, "312.5 MB"), (8e9, "8.0 GB"), (-2e6, "-2.0 MB")];
+        for (amount, text) in cases {
+            assert_eq!(bytes(amount), text);
+        }
+    }
+}

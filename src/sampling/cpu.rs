@@ -1,0 +1,129 @@
+//! CPU of the scope.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::limits::counterpart;
+use super::readings::{CpuReadings, Reading, Source};
+use super::scope::{Extent, Scope};
+use super::tally::Tally;
+use crate::host::cgroupfs::{self, Layout, Own, Version};
+use crate::host::clock::Moment;
+use crate::host::kept::Kept;
+use crate::host::{Paths, procfs};
+
+/// Two looks closer together than this make no rate: the kernel's counters move in steps of up to 10 ms.
+const SHORTEST: Duration = Duration::from_millis(1);
+
+#[derive(Debug)]
+pub(super) struct Cpu {
+    paths: Paths,
+    quota: Option<Own>,
+    accounting: Option<Own>,
+    meter: Meter,
+    host: Kept,
+    before: Option<(Moment, Duration)>,
+}
+
+/// The files of the group that is measured; empty on a host.
+#[derive(Debug, Default)]
+struct Meter {
+    group: Option<PathBuf>,
+    usage: Option<(Version, Kept)>,
+    throttled: Option<(Version, Kept)>,
+}
+
+impl Cpu {
+    pub fn new(paths: &Paths, layout: &Layout) -> Cpu {
+        Cpu {
+            paths: paths.clone(),
+            quota: layout.cpu.clone().or_else(|| layout.unified.clone()),
+            accounting: layout.cpuacct.clone().or_else(|| layout.unified.clone()),
+            meter: Meter::default(),
+            host: Kept::new(paths, paths.proc.join("stat")),
+            before: None,
+        }
+    }
+
+    pub fn read(&mut self, scope: &Scope, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> CpuReadings {
+        let (limit_cores, limit_source) = scope.candidates.cpu(scope.machine_only);
+        let (usage_total, throttled_total) = match (scope.extent, &self.accounting) {
+            (Extent::Container, Some(_)) => self.read_group(scope, scratch, tally),
+            (Extent::Container, None) | (Extent::Host, _) => self.read_host(scratch, tally),
+        };
+        let used_cores = usage_total.and_then(|usage| rate(&mut self.before, now, usage));
+        CpuReadings { limit_cores, limit_source, usage_total, used_cores, throttled_total }
+    }
+
+    fn read_group(&mut self, scope: &Scope, scratch: &mut Vec<u8>, tally: &mut Tally) -> (Reading<Duration>, Reading<Duration>) {
+        self.turn_to(scope.cpu_group.as_deref());
+        let usage = match &mut self.meter.usage {
+            Some((Version::V2, file)) => {
+                tally.reading(Source::Cgroup, file.read(scratch), |text| cgroupfs::value_of(text, "usage_usec").map(Duration::from_micros))
+            }
+            Some((Version::V1, file)) => {
+                tally.reading(Source::Cgroup, file.read(scratch), |text| cgroupfs::parse_number(text).map(Duration::from_nanos))
+            }
+            None => Reading::Unsupported,
+        };
+        let throttled = match &mut self.meter.throttled {
+            // A group without a quota of its own, or the top of the tree, has no such line.
+            Some((Version::V2, file)) => tally.reading(Source::Cgroup, file.read(scratch), |text| {
+                Some(cgroupfs::value_of(text, "throttled_usec").map(Duration::from_micros))
+            }),
+            Some((Version::V1, file)) => tally.reading(Source::Cgroup, file.read(scratch), |text| {
+                Some(cgroupfs::value_of(text, "throttled_time").map(Duration::from_nanos))
+            }),
+            None => Reading::Unsupported,
+        };
+        (usage, throttled.and_then(|time| time.map_or(Reading::Unsupported, Reading::Known)))
+    }
+
+    /// Measures the group that carries the quota where it can be seen, else our own.
+    fn turn_to(&mut self, carrier: Option<&Path>) {
+        let quota_folder = carrier.or(self.quota.as_ref().map(|own| own.dir.as_path()));
+        if self.meter.usage.is_some() && self.meter.group.as_deref() == quota_folder {
+            return;
+        }
+        let usage = self.accounting.as_ref().map(|accounting| {
+            // v1 may keep quotas and accounts in two trees; the folder of the same place is the same group.
+            let there = self.quota.as_ref().zip(carrier).and_then(|(quota, carrier)| counterpart(carrier, quota, accounting));
+            let folder = there.unwrap_or_else(|| accounting.dir.clone());
+            let file = if accounting.version == Version::V2 { "cpu.stat" } else { "cpuacct.usage" };
+            (accounting.version, Kept::new(&self.paths, folder.join(file)))
+        });
+        let throttled =
+            self.quota.as_ref().zip(quota_folder).map(|(own, folder)| (own.version, Kept::new(&self.paths, folder.join("cpu.stat"))));
+        self.meter = Meter { group: quota_folder.map(Path::to_path_buf), usage, throttled };
+        // Another group's account: no rate across the change.
+        self.before = None;
+    }
+
+    /// Busy time of the processors, steal as time held back: it is not used by anyone here, but a processor of which a
+    /// third is stolen has only two thirds to give.
+    fn read_host(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) -> (Reading<Duration>, Reading<Duration>) {
+        if self.meter.usage.is_some() {
+            self.meter = Meter::default();
+            self.before = None;
+        }
+        let total = tally.reading(Source::Procfs, self.host.read(scratch), |text| {
+            procfs::parse_cpu_lines(text).find(|(cpu, _)| cpu.is_none()).map(|(_, ticks)| ticks)
+        });
+        (total.map(|ticks| procfs::ticks(ticks.busy)), total.map(|ticks| procfs::ticks(ticks.steal)))
+    }
+}
+
+/// Cores used between the look before and this one; `Unsupported` until there are two.
+pub(super) fn rate(before: &mut Option<(Moment, Duration)>, now: Moment, usage: Duration) -> Reading<f64> {
+    let Some((then, used)) = *before else {
+        *before = Some((now, usage));
+        return Reading::Unsupported;
+    };
+    let elapsed = now.since(then);
+    if elapsed < SHORTEST {
+        return Reading::Unsupported;
+    }
+    *before = Some((now, usage));
+    // A counter that went back is another counter.
+    usage.checked_sub(used).map_or(Reading::Unsupported, |spent| Reading::Known(spent.as_secs_f64() / elapsed.as_secs_f64()))
+}

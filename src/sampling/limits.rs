@@ -1,0 +1,243 @@
+//! Every candidate for the limit that will really hurt, read anew each tick: a limit may be changed live.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::readings::{Failure, LimitSource, Reading, Source};
+use super::tally::Tally;
+use crate::host::cgroupfs::{self, Layout, Own, Version};
+use crate::host::kept::Kept;
+use crate::host::{Paths, procfs};
+
+/// A limit set on a group of ours, and which group carries it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Carried<T> {
+    pub amount: T,
+    /// The group's folder; `None` when it lies above what can be seen from here.
+    pub group: Option<Arc<Path>>,
+    /// It is the topmost group to be seen: a container looking at itself.
+    pub at_top: bool,
+}
+
+/// What could limit us in this tick. `None` where nothing of that kind does.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Candidates {
+    /// Cores of processors that are online.
+    pub online: Option<f64>,
+    /// Cores in the smallest quota over all ancestors.
+    pub quota: Option<Carried<f64>>,
+    /// Cores in the cpuset.
+    pub cpuset: Option<f64>,
+    /// Cores the guardian, and so its workers, may run on.
+    pub affinity: Option<f64>,
+    /// Bytes of memory the machine has.
+    pub total: Option<u64>,
+    /// Bytes in the smallest hard limit over all ancestors.
+    pub memory: Option<Carried<u64>>,
+    /// Bytes in the smallest `memory.high` over all ancestors: softer, reclaim and slowing begin here.
+    pub memory_high: Option<u64>,
+    /// A limit that is there and could not be read: the smallest of the others would be a guess.
+    pub cpu_failure: Option<Failure>,
+    pub memory_failure: Option<Failure>,
+}
+
+impl Candidates {
+    /// The smallest CPU limit in cores, and what it is.
+    pub fn cpu(&self, machine_only: bool) -> (Reading<f64>, LimitSource) {
+        let mut least: Option<(f64, LimitSource)> = self.online.map(|cores| (cores, LimitSource::Machine));
+        let mut consider = |cores: Option<f64>, source| {
+            if let Some(cores) = cores
+                && least.is_none_or(|(smallest, _)| cores < smallest)
+            {
+                least = Some((cores, source));
+            }
+        };
+        if !machine_only {
+            consider(self.cpuset, LimitSource::Cpuset);
+            consider(self.affinity, LimitSource::Affinity);
+            consider(self.quota.as_ref().map(|quota| quota.amount), LimitSource::Cgroup);
+        }
+        outcome(least, self.cpu_failure.filter(|_| !machine_only))
+    }
+
+    /// The smallest memory limit in bytes, and what it is.
+    pub fn memory(&self, machine_only: bool) -> (Reading<u64>, LimitSource) {
+        let machine = self.total.map(|total| (total, LimitSource::Machine));
+        let group = self.memory.as_ref().filter(|_| !machine_only).map(|limit| (limit.amount, LimitSource::Cgroup));
+        let least = match (machine, group) {
+            (Some(machine), Some(group)) if group.0 < machine.0 => Some(group),
+            (Some(machine), _) => Some(machine),
+            (None, group) => group,
+        };
+        outcome(least, self.memory_failure.filter(|_| !machine_only))
+    }
+}
+
+fn outcome<T>(least: Option<(T, LimitSource)>, failure: Option<Failure>) -> (Reading<T>, LimitSource) {
+    match (least, failure) {
+        (_, Some(failure)) => (Reading::Failed(failure), LimitSource::Unknown),
+        (Some((limit, source)), None) => (Reading::Known(limit), source),
+        (None, None) => (Reading::Unsupported, LimitSource::Unknown),
+    }
+}
+
+/// Keeps every file that may hold a limit.
+#[derive(Debug)]
+pub(super) struct Limits {
+    live: bool,
+    cpu: Option<Ladder>,
+    memory: Option<Ladder>,
+    /// v1: `memory.stat` of our own group knows of limits above what can be seen.
+    memory_stat: Option<Kept>,
+    cpuset: Option<Kept>,
+    online: Kept,
+    /// Where the processors online are counted when `/sys` is not there.
+    stat: Kept,
+    status: Kept,
+}
+
+/// The groups from ours up to the top of the tree.
+#[derive(Debug)]
+struct Ladder {
+    version: Version,
+    groups: Vec<Group>,
+}
+
+#[derive(Debug)]
+struct Group {
+    folder: Arc<Path>,
+    at_top: bool,
+    /// v2: `cpu.max` or `memory.max`; v1: `cpu.cfs_quota_us` or `memory.limit_in_bytes`.
+    first: Kept,
+    /// v2: `memory.high`; v1: `cpu.cfs_period_us`.
+    second: Kept,
+}
+
+impl Ladder {
+    fn new(paths: &Paths, own: &Own, v2: [&str; 2], v1: [&str; 2]) -> Ladder {
+        let [first, second] = if own.version == Version::V2 { v2 } else { v1 };
+        let group = |folder: &Path| Group {
+            folder: folder.into(),
+            at_top: folder == own.mount,
+            first: Kept::new(paths, folder.join(first)),
+            second: Kept::new(paths, folder.join(second)),
+        };
+        Ladder { version: own.version, groups: own.ancestors().map(group).collect() }
+    }
+}
+
+impl Limits {
+    pub fn new(paths: &Paths, layout: &Layout) -> Limits {
+        // A controller our own group does not have may still limit us further up.
+        let or_unified = |own: &Option<Own>| own.clone().or_else(|| layout.unified.clone());
+        let ladder = |own: &Option<Own>, v2, v1| or_unified(own).map(|own| Ladder::new(paths, &own, v2, v1));
+        let cpuset = or_unified(&layout.cpuset).map(|own| match own.version {
+            Version::V2 => own.dir.join("cpuset.cpus.effective"),
+            Version::V1 => own.dir.join("cpuset.effective_cpus"),
+        });
+        let v1_memory = layout.memory.as_ref().filter(|own| own.version == Version::V1);
+        Limits {
+            live: paths.is_live(),
+            cpu: ladder(&layout.cpu, ["cpu.max", "cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]),
+            memory: ladder(&layout.memory, ["memory.max", "memory.high"], ["memory.limit_in_bytes", "memory.limit_in_bytes"]),
+            memory_stat: v1_memory.map(|own| Kept::new(paths, own.dir.join("memory.stat"))),
+            cpuset: cpuset.map(|path| Kept::new(paths, path)),
+            online: Kept::new(paths, paths.sys.join("devices/system/cpu/online")),
+            stat: Kept::new(paths, paths.proc.join("stat")),
+            status: Kept::new(paths, paths.proc.join("self/status")),
+        }
+    }
+
+    /// `total` is the machine's memory in bytes, read beforehand.
+    pub fn read(&mut self, total: Option<u64>, scratch: &mut Vec<u8>, tally: &mut Tally) -> Candidates {
+        let mut found = Candidates { total, online: self.online(scratch), affinity: self.affinity(scratch), ..Candidates::default() };
+        found.cpuset = self.cpuset.as_mut().and_then(|file| count(file.read(scratch)));
+        self.read_cpu(&mut found, scratch, tally);
+        self.read_memory(&mut found, scratch, tally);
+        found
+    }
+
+    fn online(&mut self, scratch: &mut Vec<u8>) -> Option<f64> {
+        count(self.online.read(scratch)).or_else(|| {
+            let text = self.stat.read(scratch).ok()?;
+            let cpus = procfs::parse_cpu_lines(text).filter(|(cpu, _)| cpu.is_some()).count();
+            (cpus > 0).then_some(cpus as f64)
+        })
+    }
+
+    fn affinity(&mut self, scratch: &mut Vec<u8>) -> Option<f64> {
+        if self.live {
+            let set = rustix::thread::sched_getaffinity(None).ok()?;
+            return Some(f64::from(set.count()));
+        }
+        let text = self.status.read(scratch).ok()?;
+        let list = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Cpus_allowed_list:"))?;
+        count(Ok(list))
+    }
+
+    fn read_cpu(&mut self, found: &mut Candidates, scratch: &mut Vec<u8>, tally: &mut Tally) {
+        let Some(ladder) = &mut self.cpu else { return };
+        for group in &mut ladder.groups {
+            let limit = match ladder.version {
+                Version::V2 => tally.reading(Source::Cgroup, group.first.read(scratch), cgroupfs::parse_cpu_max),
+                Version::V1 => match tally.reading(Source::Cgroup, group.first.read(scratch), cgroupfs::parse_quota) {
+                    Reading::Known(Some(quota)) => tally.reading(Source::Cgroup, group.second.read(scratch), |period| {
+                        cgroupfs::parse_number(period).and_then(|period| cgroupfs::cores(quota, period)).map(Some)
+                    }),
+                    none => none.map(|_| None),
+                },
+            };
+            take(limit, group, &mut found.quota, &mut found.cpu_failure);
+        }
+    }
+
+    fn read_memory(&mut self, found: &mut Candidates, scratch: &mut Vec<u8>, tally: &mut Tally) {
+        let Some(ladder) = &mut self.memory else { return };
+        for group in &mut ladder.groups {
+            let limit = tally.reading(Source::Cgroup, group.first.read(scratch), cgroupfs::parse_limit);
+            take(limit, group, &mut found.memory, &mut found.memory_failure);
+            if ladder.version == Version::V2
+                && let Reading::Known(Some(high)) = tally.reading(Source::Cgroup, group.second.read(scratch), cgroupfs::parse_limit)
+            {
+                found.memory_high = Some(found.memory_high.map_or(high, |smallest| smallest.min(high)));
+            }
+        }
+        let Some(file) = &mut self.memory_stat else { return };
+        let stat = file.read(scratch).ok().and_then(|text| cgroupfs::parse_memory_stat(text, Version::V1));
+        if let Some(above) = stat.and_then(|stat| stat.hierarchical_limit)
+            && found.memory.as_ref().is_none_or(|limit| above < limit.amount)
+        {
+            found.memory = Some(Carried { amount: above, group: None, at_top: false });
+        }
+    }
+}
+
+/// Keeps the smallest; of equals the one nearest to us, which is where our own usage is accounted.
+fn take<T: PartialOrd>(limit: Reading<Option<T>>, group: &Group, least: &mut Option<Carried<T>>, failure: &mut Option<Failure>) {
+    match limit {
+        Reading::Known(Some(amount)) if least.as_ref().is_none_or(|smallest| amount < smallest.amount) => {
+            *least = Some(Carried { amount, group: Some(group.folder.clone()), at_top: group.at_top });
+        }
+        // Somebody else's group we may not look into: counted, but no reason to know nothing at all.
+        Reading::Failed(Failure { errno: Some(errno), .. }) if errno == Errno::ACCESS.raw_os_error() => {}
+        Reading::Failed(reason) => *failure = Some(reason),
+        _ => {}
+    }
+}
+
+/// How many processors a list names; an empty list is no answer.
+fn count(list: Result<&[u8], Errno>) -> Option<f64> {
+    let cpus = procfs::parse_cpu_list(list.ok()?)?.len();
+    (cpus > 0).then_some(cpus as f64)
+}
+
+/// The folder in `tree` that stands where `folder` stands in the tree of `from`, if it is there.
+pub(super) fn counterpart(folder: &Path, from: &Own, tree: &Own) -> Option<PathBuf> {
+    if from.mount == tree.mount {
+        return Some(folder.to_path_buf());
+    }
+    let there = tree.mount.join(folder.strip_prefix(&from.mount).ok()?);
+    tree.dir.starts_with(&there).then_some(there)
+}

@@ -1,0 +1,87 @@
+//! Pressure stall information of the scope.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::readings::{Pressure, PressureReadings, Reading, Source};
+use super::scope::{Extent, Scope};
+use super::tally::Tally;
+use crate::host::cgroupfs::{Layout, Own, Version};
+use crate::host::clock::Moment;
+use crate::host::kept::Kept;
+use crate::host::{Paths, psi};
+
+/// Reading a pressure file folds its times with a weight in whole jiffies: read faster than that, it loses what it is
+/// to count, for every reader of the file.
+const SHORTEST: Duration = Duration::from_millis(10);
+
+#[derive(Debug)]
+pub(super) struct PressureFiles {
+    paths: Paths,
+    unified: Option<Own>,
+    files: Option<Files>,
+    last: Option<(Moment, PressureReadings)>,
+}
+
+#[derive(Debug)]
+struct Files {
+    /// The group measured, `None` for the machine.
+    group: Option<PathBuf>,
+    cpu: Kept,
+    memory: Kept,
+    io: Kept,
+}
+
+impl PressureFiles {
+    pub fn new(paths: &Paths, layout: &Layout) -> PressureFiles {
+        PressureFiles { paths: paths.clone(), unified: layout.unified.clone(), files: None, last: None }
+    }
+
+    pub fn read(&mut self, scope: &Scope, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> PressureReadings {
+        self.turn_to(scope);
+        if let Some((then, last)) = &self.last
+            && now.since(*then) < SHORTEST
+        {
+            return last.clone();
+        }
+        let mut read = |file: Option<&mut Kept>| match file {
+            // An empty file: the kernel was started with pressure accounting off.
+            Some(file) => match file.read(scratch) {
+                Ok([]) => Reading::Unsupported,
+                text => tally.reading(Source::Psi, text, psi::parse).map(|stall| Pressure { waiting: stall.some, stalled: stall.full }),
+            },
+            None => Reading::Unsupported,
+        };
+        let files = &mut self.files;
+        let readings = PressureReadings {
+            cpu: read(files.as_mut().map(|files| &mut files.cpu)),
+            memory: read(files.as_mut().map(|files| &mut files.memory)),
+            io: read(files.as_mut().map(|files| &mut files.io)),
+        };
+        self.last = Some((now, readings.clone()));
+        readings
+    }
+
+    /// In a container with a v2 tree its group's files, else the machine's.
+    fn turn_to(&mut self, scope: &Scope) {
+        let container = scope.extent == Extent::Container;
+        let group = self.unified.as_ref().filter(|_| container).map(|own| {
+            let carrier = scope.memory_group.as_deref().or(scope.cpu_group.as_deref());
+            carrier.filter(|carrier| own.version == Version::V2 && own.dir.starts_with(carrier)).unwrap_or(&own.dir)
+        });
+        if self.files.as_ref().is_some_and(|files| files.group.as_deref() == group) {
+            return;
+        }
+        let file = |group_file: &str, machine_file: &str| {
+            let of_group = group.map(|folder| folder.join(group_file)).filter(|path| path.exists());
+            Kept::new(&self.paths, of_group.unwrap_or_else(|| self.paths.proc.join("pressure").join(machine_file)))
+        };
+        self.files = Some(Files {
+            group: group.map(PathBuf::from),
+            cpu: file("cpu.pressure", "cpu"),
+            memory: file("memory.pressure", "memory"),
+            io: file("io.pressure", "io"),
+        });
+        self.last = None;
+    }
+}

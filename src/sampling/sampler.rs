@@ -1,0 +1,139 @@
+//! One look at everything, sensor by sensor.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::cpu::Cpu;
+use super::disk::Disks;
+use super::limits::Limits;
+use super::memory::Memory;
+use super::pressure::PressureFiles;
+use super::readings::{CpuReadings, LimitSource, MemoryReadings, PressureReadings, Reading, Readings, SlotId, Source, Target};
+use super::scope::Scope;
+use super::tally::Tally;
+use super::trees::Trees;
+use super::workers::Workers;
+use crate::config::settings;
+use crate::host::cgroupfs::Layout;
+use crate::host::clock::Moment;
+use crate::host::kept::Kept;
+use crate::host::{Paths, procfs};
+
+/// Keeps what is read every tick open, and what was read before to form rates from.
+#[derive(Debug)]
+pub struct Sampler {
+    setting: settings::Scope,
+    scope: Scope,
+    meminfo: Kept,
+    limits: Limits,
+    cpu: Cpu,
+    memory: Memory,
+    pressure: PressureFiles,
+    disks: Disks,
+    trees: Trees,
+    workers: Workers,
+    scratch: Vec<u8>,
+}
+
+impl Sampler {
+    /// Reads nothing yet. `disks` are the configured paths, in the order of the settings; each gets a thread of its own,
+    /// because asking a dead one never returns.
+    pub fn new(paths: &Paths, settings: &settings::Sampling, layout: &Layout, disks: impl IntoIterator<Item = Arc<Path>>) -> Sampler {
+        Sampler {
+            setting: settings.scope,
+            scope: Scope::default(),
+            meminfo: Kept::new(paths, paths.proc.join("meminfo")),
+            limits: Limits::new(paths, layout),
+            cpu: Cpu::new(paths, layout),
+            memory: Memory::new(paths, layout),
+            pressure: PressureFiles::new(paths, layout),
+            disks: Disks::new(disks),
+            trees: Trees::new(paths),
+            workers: Workers::new(paths),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// One consistent look. What cannot be read says so and is counted in `failures`; it never stops the rest.
+    pub fn read(&mut self, targets: &[Target], now: Moment) -> Readings {
+        let mut readings = blank(now);
+        self.read_into(targets, now, &mut readings);
+        readings
+    }
+
+    /// As [`Sampler::read`], into readings whose memory is used again.
+    pub fn read_into(&mut self, targets: &[Target], now: Moment, readings: &mut Readings) {
+        let Sampler { scratch, .. } = self;
+        let mut tally = Tally::default();
+        let machine = tally.reading(Source::Procfs, self.meminfo.read(scratch), procfs::parse_meminfo);
+        let total = machine.known().map(|info| info.total);
+        self.scope = Scope::decide(self.setting, self.limits.read(total, scratch, &mut tally));
+
+        readings.at = now;
+        readings.cpu = self.cpu.read(&self.scope, now, scratch, &mut tally);
+        readings.memory = self.memory.read(&self.scope, machine, scratch, &mut tally);
+        readings.pressure = self.pressure.read(&self.scope, now, scratch, &mut tally);
+        self.disks.read(now, &mut tally, &mut readings.disks);
+        self.workers.read(targets, &mut self.trees, now, scratch, &mut tally, &mut readings.workers);
+        readings.failures = tally.0;
+    }
+
+    /// Whose usage was held against whose limit in the last look, with every candidate for the limit.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// Applies changed settings; what was read before is kept.
+    pub fn set_scope(&mut self, setting: settings::Scope) {
+        self.setting = setting;
+    }
+
+    /// From the next look on these disks are read, in this order.
+    pub fn set_disks(&mut self, disks: impl IntoIterator<Item = Arc<Path>>) {
+        self.disks.set(disks);
+    }
+
+    /// Which processes belong to which replica.
+    pub fn trees(&self) -> &Trees {
+        &self.trees
+    }
+
+    /// For a fresh look before a tree is stopped or killed.
+    pub fn trees_mut(&mut self) -> &mut Trees {
+        &mut self.trees
+    }
+
+    /// The next look measures this replica's memory by proportional shares, at most once in ten seconds: exact where
+    /// processes share memory, and dear. Without effect for a replica with a cgroup of its own.
+    pub fn want_pss(&mut self, slot: SlotId) {
+        self.workers.want_pss(slot);
+    }
+}
+
+/// Readings in which nothing was read yet.
+fn blank(at: Moment) -> Readings {
+    let none = Reading::Unsupported;
+    Readings {
+        at,
+        cpu: CpuReadings {
+            limit_cores: Reading::Unsupported,
+            limit_source: LimitSource::Unknown,
+            usage_total: Reading::Unsupported,
+            used_cores: Reading::Unsupported,
+            throttled_total: Reading::Unsupported,
+        },
+        memory: MemoryReadings {
+            limit: none,
+            limit_source: LimitSource::Unknown,
+            current: none,
+            working_set: none,
+            unreclaimable: none,
+            swap: none,
+            events: Reading::Unsupported,
+        },
+        pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },
+        disks: Vec::new(),
+        workers: Vec::new(),
+        failures: [0; 4],
+    }
+}

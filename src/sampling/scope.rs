@@ -1,0 +1,65 @@
+//! Whose usage is held against whose limit.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::limits::Candidates;
+use crate::config::settings;
+
+/// What the daemon looks at as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Extent {
+    /// The group that carries the limit, be it ours or an ancestor's.
+    Container,
+    #[default]
+    Host,
+}
+
+impl Extent {
+    pub fn word(self) -> &'static str {
+        match self {
+            Extent::Container => "container",
+            Extent::Host => "host",
+        }
+    }
+}
+
+/// The decision, and what it rests on.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scope {
+    pub extent: Extent,
+    /// Only the machine counts: asked for in the settings.
+    pub machine_only: bool,
+    /// The group with the smallest CPU quota, where it can be seen.
+    pub cpu_group: Option<Arc<Path>>,
+    /// The group with the smallest memory limit, where it can be seen.
+    pub memory_group: Option<Arc<Path>>,
+    /// The numbers it was decided by, soft memory limit included.
+    pub candidates: Candidates,
+}
+
+impl Scope {
+    /// `Auto` is the container when a group's limit is smaller than the machine, or when the topmost group to be seen
+    /// carries one at all: the real top of a tree cannot be limited, so that is a container looking at itself.
+    pub fn decide(setting: settings::Scope, candidates: Candidates) -> Scope {
+        let below = |amount: f64, machine: Option<f64>| machine.is_none_or(|machine| amount < machine);
+        let memory = candidates.memory.as_ref();
+        let quota = candidates.quota.as_ref();
+        let limited = memory.is_some_and(|limit| limit.at_top || below(limit.amount as f64, candidates.total.map(|total| total as f64)))
+            || quota.is_some_and(|limit| limit.at_top || below(limit.amount, candidates.online))
+            || candidates.cpuset.is_some_and(|cores| below(cores, candidates.online));
+        let extent = match setting {
+            settings::Scope::Container => Extent::Container,
+            settings::Scope::Host => Extent::Host,
+            settings::Scope::Auto if limited => Extent::Container,
+            settings::Scope::Auto => Extent::Host,
+        };
+        Scope {
+            extent,
+            machine_only: setting == settings::Scope::Host,
+            cpu_group: quota.and_then(|limit| limit.group.clone()),
+            memory_group: memory.and_then(|limit| limit.group.clone()),
+            candidates,
+        }
+    }
+}

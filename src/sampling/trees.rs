@@ -1,0 +1,189 @@
+//! Which processes belong to which replica.
+//!
+//! A process belongs to a replica when it descends from the process that was started, is in its session, or was found to
+//! belong before: one that cut itself loose from its parent (a daemon) stays ours.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use super::readings::{SlotId, Target};
+use crate::host::clock::Moment;
+use crate::host::kept::Kept;
+use crate::host::procfs::Stat;
+use crate::host::{Paths, procfs, scan};
+
+/// All processes are never looked through more often than this.
+const SHORTEST: Duration = Duration::from_secs(1);
+
+/// Nor more than one part in this many of the time is spent on it.
+const SHARE: u32 = 200;
+
+/// One process of a tree. The two numbers together are never used again for another process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Member {
+    pub pid: i32,
+    /// Clock ticks from boot to its start: `/proc/PID/stat`, field 22.
+    pub started: u64,
+}
+
+/// The process trees of all targets.
+#[derive(Debug)]
+pub struct Trees {
+    paths: Paths,
+    loadavg: Kept,
+    /// Given out by the kernel when all processes were last looked through.
+    last_pid: Option<i32>,
+    scanned: Option<Moment>,
+    cost: Duration,
+    trees: Vec<Tree>,
+    index: HashMap<SlotId, usize>,
+    all: Vec<Stat>,
+    owners: Vec<Option<usize>>,
+    scratch: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Tree {
+    slot: SlotId,
+    root: Member,
+    members: Vec<Member>,
+}
+
+impl Trees {
+    pub fn new(paths: &Paths) -> Trees {
+        Trees {
+            paths: paths.clone(),
+            loadavg: Kept::new(paths, paths.proc.join("loadavg")),
+            last_pid: None,
+            scanned: None,
+            cost: Duration::ZERO,
+            trees: Vec::new(),
+            index: HashMap::new(),
+            all: Vec::new(),
+            owners: Vec::new(),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// The processes of a replica as last seen, the one that was started first among them while it lives; some may have
+    /// ended since. Empty for a slot that is not followed or whose processes have all ended.
+    pub fn members(&self, slot: SlotId) -> &[Member] {
+        self.index.get(&slot).and_then(|at| self.trees.get(*at)).map_or(&[], |tree| &tree.members)
+    }
+
+    /// Looks through all processes now, whatever it costs: before a tree is stopped or killed.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be listed; the members are then those seen before.
+    pub fn rescan(&mut self, now: Moment) -> Result<(), Errno> {
+        // Read first: a process started during the pass moves the number and is found by the next.
+        let last_pid = self.read_last_pid();
+        self.cost = scan::processes(&self.paths, &mut self.all, &mut self.scratch)?;
+        self.last_pid = last_pid;
+        self.scanned = Some(now);
+        self.assign();
+        Ok(())
+    }
+
+    /// From now on exactly these are followed; what is known of those that stay is kept. A process that is not there
+    /// any more has no members.
+    pub(super) fn follow(&mut self, targets: &[Target]) {
+        let same = self.trees.len() == targets.len() && self.trees.iter().zip(targets).all(|(tree, target)| tree.slot == target.slot);
+        if same {
+            return;
+        }
+        let mut before: HashMap<SlotId, Tree> = self.trees.drain(..).map(|tree| (tree.slot, tree)).collect();
+        self.index.clear();
+        for (at, target) in targets.iter().enumerate() {
+            let tree = before.remove(&target.slot).unwrap_or_else(|| self.begin(target));
+            self.index.insert(tree.slot, at);
+            self.trees.push(tree);
+        }
+    }
+
+    fn begin(&mut self, target: &Target) -> Tree {
+        let stat = scan::process(&self.paths, target.pid, &mut self.scratch);
+        // Whatever it started before we followed it has not been looked for.
+        self.last_pid = None;
+        let root = Member { pid: target.pid, started: stat.map_or(0, |stat| stat.started) };
+        Tree { slot: target.slot, root, members: stat.map(|_| root).into_iter().collect() }
+    }
+
+    /// Looks through all processes if one was started since the last time and it has not been too soon. True when it did.
+    ///
+    /// # Errors
+    /// As [`Trees::rescan`].
+    pub(super) fn refresh(&mut self, now: Moment) -> Result<bool, Errno> {
+        let gap = SHORTEST.max(self.cost * SHARE);
+        if self.trees.is_empty() || self.scanned.is_some_and(|then| now.since(then) < gap) {
+            return Ok(false);
+        }
+        let last_pid = self.read_last_pid();
+        if last_pid.is_some() && last_pid == self.last_pid {
+            return Ok(false);
+        }
+        self.rescan(now).map(|()| true)
+    }
+
+    fn read_last_pid(&mut self) -> Option<i32> {
+        self.loadavg.read(&mut self.scratch).ok().and_then(procfs::parse_last_pid)
+    }
+
+    /// Gives every process seen to the tree it belongs to.
+    fn assign(&mut self) {
+        let find = |all: &[Stat], pid: i32| all.binary_search_by_key(&pid, |stat| stat.pid).ok();
+        self.owners.clear();
+        self.owners.resize(self.all.len(), None);
+        let mut sessions: HashMap<i32, usize> = HashMap::with_capacity(self.trees.len());
+        for (at, tree) in self.trees.iter().enumerate() {
+            for member in &tree.members {
+                if let Some(found) = find(&self.all, member.pid)
+                    && self.all[found].started == member.started
+                {
+                    self.owners[found] = Some(at);
+                }
+            }
+            // A number in use as a session is not given out as a pid: only while its leader is ours, or is no more, are
+            // the processes of that session ours.
+            if find(&self.all, tree.root.pid).is_none_or(|leader| self.all[leader].started == tree.root.started) {
+                sessions.insert(tree.root.pid, at);
+            }
+        }
+        for (owner, stat) in self.owners.iter_mut().zip(&self.all) {
+            *owner = owner.or_else(|| sessions.get(&stat.session).copied());
+        }
+        for tree in &mut self.trees {
+            tree.members.clear();
+        }
+        let mut path = Vec::new();
+        for start in 0..self.all.len() {
+            // Up to the first ancestor whose owner is known, or to the top; a chain longer than all processes is a loop
+            // in a file that was made by hand.
+            path.clear();
+            let mut at = Some(start);
+            let mut owner = None;
+            while let Some(here) = at.filter(|_| path.len() <= self.all.len()) {
+                owner = self.owners[here];
+                if owner.is_some() {
+                    break;
+                }
+                path.push(here);
+                at = find(&self.all, self.all[here].ppid);
+            }
+            if let Some(owner) = owner {
+                for here in &path {
+                    self.owners[*here] = Some(owner);
+                }
+                let stat = &self.all[start];
+                self.trees[owner].members.push(Member { pid: stat.pid, started: stat.started });
+            }
+        }
+        for tree in &mut self.trees {
+            if let Some(root) = tree.members.iter().position(|member| *member == tree.root) {
+                tree.members.swap(0, root);
+            }
+        }
+    }
+}

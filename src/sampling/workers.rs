@@ -1,0 +1,363 @@
+//! What each replica uses, over its whole process tree.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use procfs::FromBufRead;
+use rustix::io::Errno;
+
+use super::cpu::rate;
+use super::memory;
+use super::readings::{Reading, SlotId, Source, Target, WorkerReadings};
+use super::tally::Tally;
+use super::trees::{Member, Trees};
+use crate::host::cgroupfs::{self, Version};
+use crate::host::clock::Moment;
+use crate::host::kept::Kept;
+use crate::host::{Paths, cputime, procfs as parse, scan};
+
+/// Threads and descriptors are looked at this often at most …
+const DETAILS_EVERY: Duration = Duration::from_secs(1);
+
+/// … and of this many replicas in one tick, so that a thousand of them make no slow one.
+const DETAILS_AT_ONCE: usize = 64;
+
+/// The kernel walks every page of a process to answer for its proportional share: 10 to 30 ms per GiB.
+const PSS_EVERY: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Workers {
+    paths: Paths,
+    page: u64,
+    workers: Vec<Worker>,
+    index: HashMap<SlotId, usize>,
+    /// Where the next look at details begins, and when the round began.
+    cursor: usize,
+    round: Option<Moment>,
+}
+
+#[derive(Debug)]
+struct Worker {
+    slot: SlotId,
+    name: Arc<str>,
+    processes: Vec<Process>,
+    /// Used by processes that have ended.
+    ended: Duration,
+    /// The most ever seen: what is told never goes down.
+    highest: Duration,
+    before: Option<(Moment, Duration)>,
+    cpu_group: Option<(Version, Kept)>,
+    memory_group: Option<memory::Group>,
+    threads: Reading<u32>,
+    descriptors: Reading<u32>,
+    pss: Pss,
+}
+
+#[derive(Debug)]
+struct Process {
+    member: Member,
+    statm: Kept,
+    cpu: Duration,
+    /// Pages.
+    resident: u64,
+    shared: u64,
+}
+
+/// The tree's memory by proportional shares, as a correction of the cheap estimate.
+#[derive(Debug, Default)]
+struct Pss {
+    wanted: bool,
+    /// When it was measured, and true size less estimate in bytes.
+    measured: Option<(Moment, i64)>,
+}
+
+/// What one process said.
+enum Look {
+    Alive,
+    Ended,
+    Failed(Errno),
+}
+
+impl Workers {
+    pub fn new(paths: &Paths) -> Workers {
+        Workers {
+            paths: paths.clone(),
+            page: rustix::param::page_size() as u64,
+            workers: Vec::new(),
+            index: HashMap::new(),
+            cursor: 0,
+            round: None,
+        }
+    }
+
+    pub fn want_pss(&mut self, slot: SlotId) {
+        if let Some(worker) = self.index.get(&slot).and_then(|at| self.workers.get_mut(*at)) {
+            worker.pss.wanted = true;
+        }
+    }
+
+    pub fn read(
+        &mut self,
+        targets: &[Target],
+        trees: &mut Trees,
+        now: Moment,
+        scratch: &mut Vec<u8>,
+        tally: &mut Tally,
+        into: &mut Vec<WorkerReadings>,
+    ) {
+        trees.follow(targets);
+        let scanned = trees.refresh(now);
+        if let Err(errno) = scanned {
+            tally.failed::<()>(Source::Procfs, Some(errno));
+        }
+        self.follow(targets);
+        for worker in &mut self.workers {
+            worker.meet(trees.members(worker.slot), &self.paths, scratch);
+        }
+        self.look_at_details(now, scratch, tally);
+        into.clear();
+        let (paths, page) = (&self.paths, self.page);
+        into.extend(self.workers.iter_mut().map(|worker| worker.read(paths, page, now, scratch, tally)));
+    }
+
+    fn follow(&mut self, targets: &[Target]) {
+        let same =
+            self.workers.len() == targets.len() && self.workers.iter().zip(targets).all(|(worker, target)| worker.slot == target.slot);
+        if same {
+            return;
+        }
+        let mut before: HashMap<SlotId, Worker> = self.workers.drain(..).map(|worker| (worker.slot, worker)).collect();
+        self.index.clear();
+        for (at, target) in targets.iter().enumerate() {
+            self.index.insert(target.slot, at);
+            self.workers.push(before.remove(&target.slot).unwrap_or_else(|| Worker::new(&self.paths, target)));
+        }
+    }
+
+    /// Threads and descriptors, a few replicas at a time.
+    fn look_at_details(&mut self, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) {
+        if self.cursor >= self.workers.len() {
+            if self.round.is_some_and(|begun| now.since(begun) < DETAILS_EVERY) {
+                return self.look_at_new(scratch, tally);
+            }
+            self.cursor = 0;
+            self.round = Some(now);
+        }
+        let end = self.workers.len().min(self.cursor + DETAILS_AT_ONCE);
+        for worker in self.workers.iter_mut().take(end).skip(self.cursor) {
+            worker.look_at_details(&self.paths, scratch, tally);
+        }
+        self.cursor = end;
+        self.look_at_new(scratch, tally);
+    }
+
+    /// A replica just started is not left without figures until its turn comes.
+    fn look_at_new(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) {
+        let new = self.workers.iter_mut().filter(|worker| worker.threads == Reading::Unsupported && !worker.processes.is_empty());
+        for worker in new.take(DETAILS_AT_ONCE) {
+            worker.look_at_details(&self.paths, scratch, tally);
+        }
+    }
+}
+
+impl Worker {
+    fn new(paths: &Paths, target: &Target) -> Worker {
+        let cpu_group = target.cpu_group.as_ref().map(|folder| {
+            let v1 = folder.join("cpuacct.usage");
+            if v1.exists() { (Version::V1, Kept::new(paths, v1)) } else { (Version::V2, Kept::new(paths, folder.join("cpu.stat"))) }
+        });
+        let memory_group = target.memory_group.as_ref().map(|folder| {
+            let version = if folder.join("memory.usage_in_bytes").exists() { Version::V1 } else { Version::V2 };
+            memory::Group::new(paths, version, folder)
+        });
+        Worker {
+            slot: target.slot,
+            name: target.worker.clone(),
+            processes: Vec::new(),
+            ended: Duration::ZERO,
+            highest: Duration::ZERO,
+            before: None,
+            cpu_group,
+            memory_group,
+            threads: Reading::Unsupported,
+            descriptors: Reading::Unsupported,
+            pss: Pss::default(),
+        }
+    }
+
+    /// Takes in members that are new. Those that have ended are found out when they are read.
+    fn meet(&mut self, members: &[Member], paths: &Paths, scratch: &mut Vec<u8>) {
+        let known =
+            self.processes.len() == members.len() && self.processes.iter().zip(members).all(|(process, member)| process.member == *member);
+        if known {
+            return;
+        }
+        for member in members {
+            if self.processes.iter().any(|process| process.member == *member) {
+                continue;
+            }
+            let mut statm = Kept::new(paths, paths.proc.join(format!("{}/statm", member.pid)));
+            // Opened before its identity is checked: a file opened for another process is then found out, and one opened
+            // for the right one never becomes another's.
+            if statm.read_once(scratch).is_err() {
+                continue;
+            }
+            if scan::process(paths, member.pid, scratch).is_some_and(|stat| stat.started == member.started) {
+                self.processes.push(Process { member: *member, statm, cpu: Duration::ZERO, resident: 0, shared: 0 });
+            }
+        }
+    }
+
+    fn read(&mut self, paths: &Paths, page: u64, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> WorkerReadings {
+        let mut failure = None;
+        let ended = &mut self.ended;
+        self.processes.retain_mut(|process| match process.look(paths, scratch) {
+            Look::Alive => true,
+            Look::Ended => {
+                *ended += process.cpu;
+                false
+            }
+            Look::Failed(errno) => {
+                failure = Some(errno);
+                true
+            }
+        });
+        let processes = u32::try_from(self.processes.len()).unwrap_or(u32::MAX);
+        if processes == 0 {
+            return self.gone();
+        }
+        let (mut cpu_total, mut memory) = match failure {
+            Some(errno) => (tally.failed(Source::Procfs, Some(errno)), tally.failed(Source::Procfs, Some(errno))),
+            None => (Reading::Known(self.tree_cpu()), Reading::Known(self.tree_memory(paths, page, now, tally))),
+        };
+        if let Some(group) = self.read_cpu_group(scratch, tally) {
+            cpu_total = group;
+        }
+        if let Some(group) = self.memory_group.as_mut().map(|group| group.own_memory(scratch, tally)).filter(is_answer) {
+            memory = group;
+        }
+        if let Reading::Known(total) = &mut cpu_total {
+            self.highest = self.highest.max(*total);
+            *total = self.highest;
+        }
+        let used_cores = cpu_total.and_then(|total| rate(&mut self.before, now, total));
+        WorkerReadings {
+            slot: self.slot,
+            worker: self.name.clone(),
+            cpu_total,
+            used_cores,
+            memory,
+            threads: self.threads,
+            descriptors: self.descriptors,
+            processes: Reading::Known(processes),
+        }
+    }
+
+    fn gone(&self) -> WorkerReadings {
+        WorkerReadings {
+            slot: self.slot,
+            worker: self.name.clone(),
+            cpu_total: Reading::Gone,
+            used_cores: Reading::Gone,
+            memory: Reading::Gone,
+            threads: Reading::Gone,
+            descriptors: Reading::Gone,
+            processes: Reading::Gone,
+        }
+    }
+
+    fn read_cpu_group(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) -> Option<Reading<Duration>> {
+        let (version, file) = self.cpu_group.as_mut()?;
+        let parse = |text: &[u8]| match version {
+            Version::V2 => cgroupfs::value_of(text, "usage_usec").map(Duration::from_micros),
+            Version::V1 => cgroupfs::parse_number(text).map(Duration::from_nanos),
+        };
+        Some(tally.reading(Source::Cgroup, file.read(scratch), parse)).filter(is_answer)
+    }
+
+    fn tree_cpu(&self) -> Duration {
+        self.processes.iter().fold(self.ended, |sum, process| sum.saturating_add(process.cpu))
+    }
+
+    /// Private pages of each process and, once, the largest shared part: forked workers share most of what they have.
+    fn tree_memory(&mut self, paths: &Paths, page: u64, now: Moment, tally: &mut Tally) -> u64 {
+        let private = self.processes.iter().fold(0u64, |sum, process| sum.saturating_add(process.resident.saturating_sub(process.shared)));
+        let shared = self.processes.iter().map(|process| process.shared).max().unwrap_or(0);
+        let estimate = private.saturating_add(shared).saturating_mul(page);
+        let due = self.pss.measured.is_none_or(|(then, _)| now.since(then) >= PSS_EVERY);
+        if std::mem::take(&mut self.pss.wanted) && due {
+            let total: Result<u64, Errno> = self.processes.iter().map(|process| pss(paths, process.member.pid)).sum();
+            let difference = match total {
+                Ok(total) => total.cast_signed().saturating_sub(estimate.cast_signed()),
+                Err(errno) => {
+                    tally.failed::<()>(Source::Procfs, Some(errno));
+                    0
+                }
+            };
+            self.pss.measured = Some((now, difference));
+        }
+        match self.pss.measured {
+            Some((then, difference)) if now.since(then) < PSS_EVERY => estimate.saturating_add_signed(difference),
+            _ => estimate,
+        }
+    }
+
+    fn look_at_details(&mut self, paths: &Paths, scratch: &mut Vec<u8>, tally: &mut Tally) {
+        let mut threads = 0u32;
+        let mut descriptors = Ok(0u64);
+        for process in &self.processes {
+            let pid = process.member.pid;
+            let Some(stat) = scan::process(paths, pid, scratch).filter(|stat| stat.started == process.member.started) else { continue };
+            threads = threads.saturating_add(stat.threads);
+            descriptors = match (descriptors, scan::descriptors(paths, pid)) {
+                (Ok(sum), Ok(count)) => Ok(sum.saturating_add(count)),
+                // It ended between two looks.
+                (sum, Err(Errno::NOENT | Errno::SRCH)) => sum,
+                (Err(errno), _) | (_, Err(errno)) => Err(errno),
+            };
+        }
+        self.threads = Reading::Known(threads);
+        self.descriptors = match descriptors {
+            Ok(count) => Reading::Known(u32::try_from(count).unwrap_or(u32::MAX)),
+            Err(errno) => tally.failed(Source::Procfs, Some(errno)),
+        };
+    }
+}
+
+/// A group the replica does not have, or has lost, is no answer: its processes are then asked one by one.
+fn is_answer<T>(reading: &Reading<T>) -> bool {
+    matches!(reading, Reading::Known(_) | Reading::Failed(_))
+}
+
+impl Process {
+    fn look(&mut self, paths: &Paths, scratch: &mut Vec<u8>) -> Look {
+        // The clock first: if the kept file can still be read after it, the pid was not another's when the clock was.
+        let clock = if paths.is_live() { cputime::of_process(self.member.pid).ok() } else { None };
+        let statm = match self.statm.read_once(scratch) {
+            Ok(text) => parse::parse_statm(text),
+            Err(Errno::SRCH | Errno::NOENT) => return Look::Ended,
+            Err(errno) => return Look::Failed(errno),
+        };
+        let Some(statm) = statm else { return Look::Failed(Errno::BADMSG) };
+        (self.resident, self.shared) = (statm.resident, statm.shared);
+        let cpu = clock.or_else(|| {
+            let stat = scan::process(paths, self.member.pid, scratch).filter(|stat| stat.started == self.member.started)?;
+            Some(parse::ticks(stat.busy))
+        });
+        // A clock that goes back is a kernel's rounding.
+        self.cpu = cpu.map_or(self.cpu, |cpu| cpu.max(self.cpu));
+        Look::Alive
+    }
+}
+
+/// The proportional share of one process in bytes; zero for one that has ended.
+fn pss(paths: &Paths, pid: i32) -> Result<u64, Errno> {
+    let error = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
+    let text = match std::fs::read(paths.proc.join(format!("{pid}/smaps_rollup"))).map_err(error) {
+        Err(Errno::NOENT | Errno::SRCH) => return Ok(0),
+        text => text?,
+    };
+    let rollup = procfs::process::SmapsRollup::from_buf_read(text.as_slice()).map_err(|_| Errno::BADMSG)?;
+    rollup.memory_map_rollup.iter().find_map(|map| map.extension.map.get("Pss").copied()).ok_or(Errno::BADMSG)
+}
