@@ -60,14 +60,18 @@ def run(case: Callable[[], str | None]) -> NoReturn:
     try:
         detail = case()
     except Failed as failure:
-        sys.exit(print(f"failed: {failure}") or 1)
+        end(1, f"failed: {failure}")
     except Skipped as reason:
-        sys.exit(print(f"{reason}") or SKIP_CODE)
+        end(SKIP_CODE, str(reason))
     except Exception as error:
         traceback.print_exc(file=sys.stdout)
-        sys.exit(print(f"the case itself broke: {type(error).__name__}: {error}") or 1)
-    print(detail or "")
-    sys.exit(0)
+        end(1, f"the case itself broke: {type(error).__name__}: {error}")
+    end(0, detail or "")
+
+
+def end(code: int, detail: str) -> NoReturn:
+    print(" ".join(detail.split()))
+    sys.exit(code)
 
 
 class Metrics:

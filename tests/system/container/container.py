@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scenario import Failed, Metrics, wait_for
+from scenario import Failed, Metrics, expect, wait_for
 
 IMAGE = "workers:test"
 CGROUPS = Path("/sys/fs/cgroup")
@@ -42,13 +42,15 @@ class Container:
     def inspect(self, field: str) -> str:
         return docker("inspect", "--format", f"{{{{.{field}}}}}", self.id)
 
+    def expect_running(self) -> None:
+        """A container that has ended will not do anything any more: waiting on is pointless."""
+        expect(self.inspect("State.Running") == "true", f"the container ended with {self.inspect('State.ExitCode')}")
+
     @property
     def pid(self) -> int:
         """Of its process 1, in the machine's numbering."""
-        pid = int(self.inspect("State.Pid"))
-        if pid == 0:
-            raise Failed(f"the container is {self.inspect('State.Status')}")
-        return pid
+        self.expect_running()
+        return int(self.inspect("State.Pid"))
 
     def wait(self, limit_seconds: float = 60) -> int:
         """Its exit code."""
@@ -59,6 +61,7 @@ class Container:
         return done.stdout + done.stderr
 
     def status(self) -> dict[str, Any]:
+        self.expect_running()
         done = subprocess.run(
             ["docker", "exec", self.id, "/usr/bin/plimsoll", "status", "--json"], capture_output=True, text=True, check=False
         )
