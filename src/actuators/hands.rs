@@ -47,11 +47,11 @@ impl Perform for Hands<'_> {
             Deed::Recycle(slot, cause) => {
                 // A stopped process would not get the signal that asks it to end.
                 let released = self.throttle.let_go(*slot, now.steady);
-                done_or_gone(self.supervisor.recycle(*slot, cause_word(*cause), now), released)
+                done_or_gone(self.supervisor.recycle(*slot, cause.word(), now), released)
             }
             Deed::Kill(slot) => {
                 let released = self.throttle.let_go(*slot, now.steady);
-                done_or_gone(self.supervisor.kill(*slot, cause_word(Cause::Memory), now), released)
+                done_or_gone(self.supervisor.kill(*slot, Cause::Memory.word(), now), released)
             }
             Deed::Job(name) => Outcome::Unavailable(format!("there is no job {name}")),
             Deed::Release => match self.throttle.release(&action.resource, self.supervisor, now.steady) {
@@ -99,14 +99,6 @@ impl Hands<'_> {
             // Some are held: the others are named, and the budget is planned anew from what is measured.
             (_, false) => Outcome::Failed(failures.join("; ")),
         }
-    }
-}
-
-fn cause_word(cause: Cause) -> &'static str {
-    match cause {
-        Cause::Memory => "memory",
-        Cause::Lifetime => "lifetime",
-        Cause::Manual => "manual",
     }
 }
 

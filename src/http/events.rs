@@ -19,6 +19,12 @@ pub trait EventSource: Send + Sync {
     fn since(&self, after: u64, most: usize) -> Vec<(u64, Value)>;
 }
 
+impl EventSource for crate::journal::Ring {
+    fn since(&self, after: u64, most: usize) -> Vec<(u64, Value)> {
+        crate::journal::Ring::since(self, after, most)
+    }
+}
+
 /// At most this many events in one answer or one step of a stream.
 pub const MOST: usize = 500;
 
