@@ -57,18 +57,15 @@ def run_case(name: str, program: Path, environment: dict[str, str], limit_second
         errors="replace",
         start_new_session=True,
     )
+    late = False
     try:
         output, _ = child.communicate(timeout=limit_seconds)
-        late = False
     except subprocess.TimeoutExpired:
         late = True
-        # First a chance to clean up after itself (Python runs its `finally` blocks on SIGINT).
-        os.killpg(child.pid, signal.SIGINT)
-        try:
-            output, _ = child.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            output, _ = child.communicate()
+        output = end_case(child)
+    except BaseException:
+        end_case(child)
+        raise
     seconds = time.monotonic() - started
     said = [line for line in output.splitlines() if line.strip()]
     detail = said[-1] if said else ""
@@ -78,3 +75,15 @@ def run_case(name: str, program: Path, environment: dict[str, str], limit_second
     if status == FAIL:
         detail = f"{detail} (exit code {child.returncode})"
     return Outcome(name, status, seconds, detail, output)
+
+
+def end_case(child: subprocess.Popen[str]) -> str:
+    """Ends a case that is not over; what it printed."""
+    # First a chance to clean up after itself: Python runs its `finally` blocks on SIGINT.
+    os.killpg(child.pid, signal.SIGINT)
+    try:
+        output, _ = child.communicate(timeout=20)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        output, _ = child.communicate()
+    return output

@@ -23,7 +23,7 @@ CGROUP_PARENT = "plimsoll-system-test"
 
 
 def run(binary: Path, programs: Path, cases: list[Path], cache: Path, artefacts: Path) -> Iterator[Outcome]:
-    for tool in ("dockerd", "docker", "nsenter"):
+    for tool in ("dockerd", "docker", "nsenter", "setpriv"):
         if shutil.which(tool) is None:
             raise Unavailable(f"{tool} is not installed")
     if os.geteuid() != 0:
@@ -48,6 +48,8 @@ def engine(folder: Path, artefacts: Path) -> Iterator[str]:
     socket = f"unix://{run_folder}/docker.sock"
     log = artefacts / "dockerd.log"
     command = [
+        # It is told to end when the harness dies, even when that is killed.
+        "setpriv", "--pdeathsig=TERM", "--",
         "dockerd", f"--data-root={folder}", f"--exec-root={run_folder}/exec", f"--pidfile={run_folder}/docker.pid",
         f"--host={socket}", f"--cgroup-parent={CGROUP_PARENT}",
         "--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false",

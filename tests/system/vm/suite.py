@@ -26,6 +26,9 @@ ROOT_SIZE = "1500M"
 CASE_LIMIT_SECONDS = 180
 BOOT_LIMIT_SECONDS = 300
 
+# The machine dies with the harness, even when that is killed.
+BOUND = ("setpriv", "--pdeathsig=KILL", "--")
+
 # Runs the cases once the machine is up and switches it off, whatever comes of them.
 UNIT = """\
 [Unit]
@@ -49,7 +52,7 @@ WantedBy=multi-user.target
 
 
 def run(binary: Path, programs: Path, cases: list[Path], cache: Path, artefacts: Path) -> Iterator[Outcome]:
-    for tool in ("qemu-system-x86_64", "mmdebstrap", "mke2fs"):
+    for tool in ("qemu-system-x86_64", "mmdebstrap", "mke2fs", "setpriv"):
         if shutil.which(tool) is None:
             raise Unavailable(f"{tool} is not installed")
     if os.geteuid() != 0:
@@ -152,7 +155,7 @@ def boot(root: Path, payload: Path, cases: list[Path], artefacts: Path) -> Itera
     results.unlink(missing_ok=True)
     command = [
         # Always emulated: many build machines have a /dev/kvm that opens and then does not work.
-        "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2G",
+        *BOUND, "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2G",
         "-kernel", root / "vmlinuz", "-initrd", root / "initrd.img",
         "-append", "console=ttyS0 root=/dev/vda rw psi=1 quiet systemd.show_status=0",
         # The kept disk is never written to: what the machine writes goes to a temporary file.
