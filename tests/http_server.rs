@@ -149,7 +149,11 @@ impl Reply {
     }
 
     fn header(&self, name: &str) -> Option<&str> {
-        self.head.lines().filter_map(|line| line.split_once(": ")).find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value)
+        self.head
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .find(|(found, _)| found.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
     }
 
     fn json(&self) -> Value {
@@ -240,9 +244,8 @@ fn a_wrong_method_is_told_the_right_one() {
 #[test]
 fn the_page_comes_in_the_form_that_is_asked_for() {
     let server = Server::start();
-    let request = |accept: &str| {
-        server.ask(&format!("GET /metrics HTTP/1.1\r\nHost: anything\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"))
-    };
+    let request =
+        |accept: &str| server.ask(&format!("GET /metrics HTTP/1.1\r\nHost: anything\r\nAccept: {accept}\r\nConnection: close\r\n\r\n"));
     let open = request("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1");
     assert_eq!(open.header("content-type"), Some("application/openmetrics-text; version=1.0.0; charset=utf-8"));
     assert!(open.body.ends_with("# EOF\n"));
@@ -282,9 +285,8 @@ fn health_follows_the_snapshot() {
 #[test]
 fn a_key_is_asked_for_over_tcp_and_not_on_the_socket() {
     let server = Server::with(&http(Some("correct horse"), true), Limits::default(), sample::snapshot());
-    let with = |path: &str, extra: &str| {
-        server.ask(&format!("GET {path} HTTP/1.1\r\nHost: example.org\r\n{extra}Connection: close\r\n\r\n"))
-    };
+    let with =
+        |path: &str, extra: &str| server.ask(&format!("GET {path} HTTP/1.1\r\nHost: example.org\r\n{extra}Connection: close\r\n\r\n"));
     for path in ["/metrics", "/healthz", "/readyz"] {
         assert_eq!(with(path, "").status, 200, "{path}");
     }
@@ -462,9 +464,7 @@ fn read_until(stream: &mut TcpStream, part: &str) -> String {
 fn events_are_followed_from_where_one_was() {
     let server = Server::start();
     let mut follower = server.connect();
-    follower
-        .write_all(b"GET /admin/events?follow=true HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: 1\r\n\r\n")
-        .unwrap();
+    follower.write_all(b"GET /admin/events?follow=true HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: 1\r\n\r\n").unwrap();
     let first = read_until(&mut follower, "worker_started");
     assert!(first.contains("content-type: text/event-stream"), "{first}");
     assert!(first.contains("id: 2\ndata: {\"event\":\"worker_started\"}\n\n") && !first.contains("daemon_started"), "{first}");
@@ -582,7 +582,9 @@ fn one_too_many_is_told_and_the_socket_stays_open() {
     assert_eq!((refused.status, refused.error().as_str()), (503, "too_many_connections"));
     assert_eq!(over_socket(&server, "/healthz").status, 200);
     held.clear();
-    until("a place is free again", || server.ask_if_answered("GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") == 200);
+    until("a place is free again", || {
+        server.ask_if_answered("GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") == 200
+    });
 }
 
 impl Server {

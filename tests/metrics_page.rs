@@ -118,7 +118,8 @@ fn find(samples: &[Sample], name: &str, labels: &[(&str, &str)]) -> Option<f64> 
 
 #[test]
 fn the_numbers_of_the_snapshot_are_on_both_pages() {
-    let expected: &[(&str, &[(&str, &str)], Option<f64>)] = &[
+    type Expected<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<f64>);
+    let expected: &[Expected] = &[
         ("plimsoll_up", &[], Some(1.0)),
         ("plimsoll_build_info", &[("version", env!("CARGO_PKG_VERSION"))], Some(1.0)),
         (
@@ -269,25 +270,70 @@ fn the_document_is_what_the_table_says() {
     assert!(written == names::document(), "docs/metrics.md is not what src/metrics/names.rs says; PLIMSOLL_BLESS=1 writes it anew");
 }
 
-/// Hands `page` to `promtool check metrics`; `None` where it is not installed, else whether it passed and what it said.
-#[expect(clippy::disallowed_methods, reason = "the real linter is another program")]
-fn promtool(page: &str) -> Option<(bool, String)> {
-    let mut child =
-        Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().ok()?;
-    child.stdin.take().unwrap().write_all(page.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    Some((output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned()))
+/// Runs another program with `input`; `None` where it is not installed, else whether it passed and what it said.
+#[expect(clippy::disallowed_methods, reason = "the real tools are other programs")]
+fn tool(program: &str, arguments: &[&str], input: &str) -> Option<(bool, String)> {
+    let piped = Stdio::piped;
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/prometheus");
+    let mut command = Command::new(program);
+    let mut child = command.args(arguments).current_dir(folder).stdin(piped()).stdout(piped()).stderr(piped()).spawn().ok()?;
+    // A tool that does not read its input closes it.
+    let _ = child.stdin.take().expect("it is piped").write_all(input.as_bytes());
+    let output = child.wait_with_output().expect("it was started");
+    let said = [output.stdout, output.stderr].concat();
+    Some((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
 #[test]
 fn promtool_has_nothing_to_say() {
-    match promtool(&page(sample::snapshot(), Form::Text)) {
+    let check = |page: &str| tool("promtool", &["check", "metrics"], page);
+    match check(&page(sample::snapshot(), Form::Text)) {
         None => println!("skipped: promtool not installed"),
         Some((passed, said)) => {
             assert!(passed && said.is_empty(), "{said}");
-            let (passed, _) = promtool("# TYPE broken counter\nbroken{ 1\n").unwrap();
+            let (passed, _) = check("# TYPE broken counter\nbroken{ 1\n").unwrap();
             assert!(!passed, "promtool passes everything, so the check says nothing");
         }
+    }
+}
+
+/// promtool's linter reads only the older format: it does not know the type `info`. Python's client has the reference parser.
+#[test]
+fn the_reference_parser_reads_openmetrics() {
+    let reference = [
+        "-c",
+        "import sys\ntry:\n from prometheus_client.openmetrics.parser import text_string_to_metric_families as read\n\
+        except ImportError:\n sys.exit(\"absent\")\nprint(len(list(read(sys.stdin.read()))))",
+    ];
+    match tool("python3", &reference, &page(sample::snapshot(), Form::OpenMetrics)) {
+        None => println!("skipped: python3 not installed"),
+        Some((false, said)) if said.trim() == "absent" => println!("skipped: python3 has no prometheus_client"),
+        Some((passed, said)) => assert!(passed && said.trim().parse::<usize>().is_ok_and(|families| families > 40), "{said}"),
+    }
+}
+
+#[test]
+fn the_alerts_fire_when_they_should() {
+    match tool("promtool", &["test", "rules", "plimsoll.test.yml"], "") {
+        None => println!("skipped: promtool not installed"),
+        Some((passed, said)) => assert!(passed, "{said}"),
+    }
+}
+
+#[test]
+fn the_alerts_use_metrics_there_are() {
+    let rules = include_str!("../packaging/prometheus/plimsoll.rules.yml");
+    let tests = include_str!("../packaging/prometheus/plimsoll.test.yml");
+    let mut used = 0;
+    for word in [rules, tests].concat().split(|c: char| !(c.is_ascii_alphanumeric() || c == '_')) {
+        if word.starts_with("plimsoll_") {
+            assert!(names::find(word).is_some(), "{word} is not in the table");
+            used += 1;
+        }
+    }
+    assert!(used > 30, "only {used} names were found");
+    for alert in rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: ")) {
+        assert!(tests.contains(alert), "{alert} has no test");
     }
 }
 

@@ -51,3 +51,105 @@ fn the_reference_is_made_from_the_definitions() {
     let found = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(found == made, "docs/configuration.md is stale: run PLIMSOLL_BLESS=1 cargo test --test shipped_config");
 }
+
+/// The keys of a TOML text that the schema does not know, found without the product's own check.
+fn strangers(table: &toml::Table, schema: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+    for (key, value) in table {
+        let here = format!("{path}.{key}");
+        let known = schema
+            .get("properties")
+            .and_then(|known| known.get(key))
+            .or_else(|| schema.get("additionalProperties").filter(|any| any.is_object()));
+        match (known, value) {
+            (None, _) => found.push(here),
+            (Some(schema), toml::Value::Table(inner)) => strangers(inner, schema, &here, found),
+            (Some(schema), toml::Value::Array(items)) => {
+                for inner in items.iter().filter_map(toml::Value::as_table) {
+                    strangers(inner, &schema["items"], &here, found);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn shipped_files_use_only_keys_of_the_schema() {
+    let schema = config::schema();
+    let read = |name: &str| std::fs::read_to_string(root().join("config/examples").join(name)).expect("a shipped file");
+    for text in [config::BUILT_IN.to_owned(), config::example(), read("host.toml"), read("sidecar.toml")] {
+        let mut found = Vec::new();
+        strangers(&text.parse().expect("TOML"), &schema, "", &mut found);
+        assert_eq!(found, Vec::<String>::new());
+    }
+}
+
+#[test]
+fn the_built_in_file_names_every_key() {
+    let table: toml::Table = config::example().parse().expect("TOML");
+    let has = |key: &str| {
+        let mut value = toml::Value::Table(table.clone());
+        for part in key.replace("[]", "").replace('*', "web").split('.') {
+            let value_of = |value: &toml::Value| match value {
+                toml::Value::Array(items) => items.first()?.get(part).cloned(),
+                other => other.get(part).cloned(),
+            };
+            match value_of(&value) {
+                Some(inner) => value = inner,
+                None => return false,
+            }
+        }
+        true
+    };
+    let missing: Vec<String> = config::keys().into_iter().filter(|key| key != "http.api_key" && !has(key)).collect();
+    assert_eq!(missing, Vec::<String>::new());
+}
+
+#[test]
+fn what_is_commented_out_shows_the_defaults() {
+    let schema = config::schema();
+    let table: toml::Table = config::example().parse().expect("TOML");
+    let worker = table["workers"]["web"].clone();
+    let disk = table["policy"]["disks"][0].clone();
+    let places = [
+        (worker, schema.pointer("/properties/workers/additionalProperties")),
+        (disk, schema.pointer("/properties/policy/properties/disks/items")),
+    ];
+    let mut compared = 0;
+    for (written, defined) in places {
+        compare(&serde_json::to_value(written).expect("plain data"), defined.expect("in the schema"), &mut compared);
+    }
+    assert!(compared > 20, "only {compared} defaults were compared");
+}
+
+fn compare(written: &serde_json::Value, schema: &serde_json::Value, compared: &mut usize) {
+    let Some(properties) = schema["properties"].as_object() else { return };
+    for (key, property) in properties {
+        if property.get("properties").is_some() {
+            compare(&written[key], property, compared);
+        } else if let Some(default) = property.get("default").filter(|_| key != "env") {
+            assert_eq!(&written[key], default, "{key}");
+            *compared += 1;
+        }
+    }
+}
+
+#[test]
+fn every_key_is_described_and_the_schema_has_no_null() {
+    fn visit(schema: &serde_json::Value, path: &str) {
+        assert!(path.is_empty() || schema["description"].as_str().is_some_and(|text| text.ends_with('.')), "{path} is not described");
+        for (key, inner) in schema["properties"].as_object().into_iter().flatten() {
+            visit(inner, &format!("{path}.{key}"));
+        }
+        for inner in ["items", "additionalProperties"] {
+            if schema[inner].get("properties").is_some() {
+                visit(&schema[inner], &format!("{path}.*"));
+            }
+        }
+    }
+    let schema = config::schema();
+    visit(&schema, "");
+    let text = schema.to_string();
+    assert!(!text.contains("\"null\"") && !text.contains("$ref"), "editors of TOML know neither null nor references");
+    assert_eq!(schema["properties"]["policy"]["properties"]["memory"]["properties"]["critical"]["default"], "92%");
+}

@@ -5,7 +5,7 @@
 pub struct Style {
     /// ANSI colours; off for `NO_COLOR`, `--color never` and where the output is not a terminal.
     pub color: bool,
-    /// Columns of the screen; the layout needs 40 and uses 100 at most.
+    /// Columns of the screen; the layout needs 64 and uses 100 at most.
     pub width: usize,
 }
 

@@ -6,11 +6,13 @@ use crate::snapshot::{ReplicaState, ResourceState, Snapshot, WorkerState};
 
 /// The whole screen, each line ending with a line break and none wider than the style allows.
 pub fn render_status(snapshot: &Snapshot, now: Moment, style: Style) -> String {
-    let style = Style { width: style.width.clamp(40, 100), ..style };
+    let style = Style { width: style.width.clamp(64, 100), ..style };
     let mut lines = head(snapshot, now, style);
     lines.push(String::new());
+    let names = snapshot.policy.resources.iter().map(|resource| resource.resource.chars().count());
+    let name_width = names.max().unwrap_or(0).clamp(8, 20);
     for resource in &snapshot.policy.resources {
-        lines.extend(resource_lines(resource, style));
+        lines.extend(resource_lines(resource, name_width, style));
     }
     if snapshot.policy.resources.is_empty() {
         lines.push(style.paint(Tone::Quiet, "nothing has been judged yet"));
@@ -33,9 +35,11 @@ fn head(snapshot: &Snapshot, now: Moment, style: Style) -> Vec<String> {
     let title = clip(&format!("plimsoll {} (pid {}), up {up}", daemon.version, daemon.pid), style.width);
     let mut lines = vec![style.paint(Tone::Strong, &title)];
     let cpu = snapshot.cpu.limit_cores.map_or(UNKNOWN.to_owned(), |limit| from(&cores(limit), &snapshot.cpu.limit_source));
-    let memory =
-        snapshot.memory.limit_bytes.map_or(UNKNOWN.to_owned(), |limit| from(&size(limit as f64), &snapshot.memory.limit_source));
-    lines.push(clip(&format!("scope    {} on {}, cgroup {}, throttles by {}", found.scope, found.platform, found.cgroup, found.enforcement), style.width));
+    let memory = snapshot.memory.limit_bytes.map_or(UNKNOWN.to_owned(), |limit| from(&size(limit as f64), &snapshot.memory.limit_source));
+    lines.push(clip(
+        &format!("scope    {} on {}, cgroup {}, throttles by {}", found.scope, found.platform, found.cgroup, found.enforcement),
+        style.width,
+    ));
     lines.push(clip(&format!("limits   CPU {cpu}, memory {memory}"), style.width));
     let mut say = |tone, text: &str| lines.push(style.paint(tone, &clip(text, style.width)));
     match snapshot.age(now) {
@@ -62,12 +66,13 @@ fn from(limit: &str, source: &str) -> String {
     if source.is_empty() { limit.to_owned() } else { format!("{limit} ({source})") }
 }
 
-/// Columns of a resource's name and level beside its bar.
-const NAME: usize = 14;
+/// Columns beside a resource's bar, which has what is left.
 const LEVEL: usize = 8;
+const SHARE: usize = 5;
+const FIGURES: usize = 24;
 
 /// The bar and figures of one resource, and below it what was done or why nothing is.
-fn resource_lines(resource: &ResourceState, style: Style) -> Vec<String> {
+fn resource_lines(resource: &ResourceState, name_width: usize, style: Style) -> Vec<String> {
     let amount = |value: Option<f64>| match value {
         None => UNKNOWN.to_owned(),
         Some(value) if resource.resource == "cpu" => format!("{value:.2}"),
@@ -76,23 +81,24 @@ fn resource_lines(resource: &ResourceState, style: Style) -> Vec<String> {
     let share = resource.utilization.map_or(UNKNOWN.to_owned(), percent);
     let unit = if resource.resource == "cpu" { " cores" } else { "" };
     let figures = format!("{} of {}{unit}", amount(resource.used), amount(resource.limit));
-    // Name, level, bar, share and figures, each after one space, fill the line.
-    let bar_width = style.width.saturating_sub(NAME + LEVEL + 5 + 24 + 4);
+    // Five columns have four spaces between them.
+    let bar_width = style.width.saturating_sub(name_width + LEVEL + SHARE + FIGURES + 4);
     let tone = Tone::of_level(&resource.state);
     let mut lines = vec![format!(
-        "{} {} {} {share:>5} {}",
-        cell(&resource.resource, NAME),
+        "{} {} {} {:>SHARE$} {}",
+        cell(&resource.resource, name_width),
         style.paint(tone, &cell(&resource.state, LEVEL)),
         style.paint(tone, &bar(resource.utilization, &[resource.high], bar_width)),
-        clip(&figures, 24),
+        clip(&share, SHARE),
+        clip(&figures, FIGURES),
     )];
-    let indent = " ".repeat(NAME + 1);
+    let indent = " ".repeat(name_width + 1);
     let mut below = |tone, text: String| {
         lines.push(format!("{indent}{}", style.paint(tone, &clip(&text, style.width - indent.len()))));
     };
     if resource.state != "normal" || resource.throttled {
         let throttled = if resource.throttled { ", throttled" } else { "" };
-        below(Tone::Quiet, format!("line at {}, over below {}{throttled}", percent(resource.high), percent(resource.low)));
+        below(Tone::Quiet, format!("line at {}, recovers below {}{throttled}", percent(resource.high), percent(resource.low)));
     }
     if let Some(action) = &resource.last_action {
         below(Tone::Quiet, format!("last action: {action}"));
@@ -110,8 +116,16 @@ fn worker_lines(workers: &[WorkerState], style: Style) -> Vec<String> {
     }
     // The fixed columns below take 62, the spaces between them 6.
     let name_width = style.width.saturating_sub(68).clamp(8, 24);
-    let heading =
-        format!("{} {:<10} {:>8} {:>10} {:>10} {:<16} {:>8}", cell("WORKER", name_width), "STATE", "PID", "CPU", "MEMORY", "HELD TO", "RESTARTS");
+    let heading = format!(
+        "{} {:<10} {:>8} {:>10} {:>10} {:<16} {:>8}",
+        cell("WORKER", name_width),
+        "STATE",
+        "PID",
+        "CPU",
+        "MEMORY",
+        "HELD TO",
+        "RESTARTS"
+    );
     let mut lines = vec![style.paint(Tone::Strong, clip(&heading, style.width).trim_end())];
     for worker in workers {
         let several = worker.replicas.len() > 1 || worker.desired > 1;

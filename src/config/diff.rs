@@ -16,7 +16,14 @@ impl Settings {
     /// The dotted keys whose values differ, as they are called in the file; a worker or disk that came or went is named as a whole.
     pub fn diff(&self, other: &Settings) -> Vec<String> {
         let mut list = Vec::new();
-        compare!(list, "daemon", self.daemon, other.daemon, state_dir, runtime_dir, shutdown_timeout);
+        // Naming the default folder changes who answers for it, not where it is.
+        if self.daemon.state_dir.path != other.daemon.state_dir.path {
+            list.push("daemon.state_dir".to_owned());
+        }
+        if self.daemon.runtime_dir.path != other.daemon.runtime_dir.path {
+            list.push("daemon.runtime_dir".to_owned());
+        }
+        compare!(list, "daemon", self.daemon, other.daemon, shutdown_timeout);
         compare!(list, "log", self.log, other.log, level, format);
         compare!(list, "http", self.http, other.http, listen, api_key, dashboard);
         compare!(list, "host", self.host, other.host, proc, sys, cgroup);

@@ -1,6 +1,7 @@
 //! Where settings come from: the built-in file, a file, plain names in the environment, `PLIMSOLL_…`, `--set`, the command.
 
-use std::io::ErrorKind;
+use std::collections::BTreeSet;
+use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::problems::{Place, Problem, Problems};
@@ -63,7 +64,7 @@ pub fn gather(sources: &Sources, known: &[String]) -> Result<Layers, Problems> {
         }
         list.push(Layer { origin: Origin::File(source), root });
     }
-    let mut above = variables(sources, &worker_names(&list), known, &mut problems);
+    let mut above = variables(sources, &worker_names(list.iter()), known, &mut problems);
     above.extend(arguments(sources, &mut problems));
     if !sources.command.is_empty() {
         let words = sources.command.iter().map(|word| Node::new(Tree::Scalar(Scalar::Text(word.clone())))).collect();
@@ -106,8 +107,12 @@ fn read(sources: &Sources, path: &Path) -> Result<Option<String>, Problems> {
             }
         },
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
-        Err(error) => Err(whole_file(path, format!("could not be read: {error}"), error.kind() == ErrorKind::PermissionDenied)),
+        Err(error) => Err(unreadable(path, &error)),
     }
+}
+
+fn unreadable(path: &Path, error: &Error) -> Problems {
+    whole_file(path, format!("could not be read: {error}"), error.kind() == ErrorKind::PermissionDenied)
 }
 
 fn whole_file(path: &Path, message: String, denied: bool) -> Problems {
@@ -115,21 +120,17 @@ fn whole_file(path: &Path, message: String, denied: bool) -> Problems {
     Problems { list: vec![Problem { key: String::new(), place, message, allowed: None, suggestion: None }], denied }
 }
 
-fn worker_names(layers: &[Layer]) -> Vec<String> {
-    let mut names: Vec<String> = layers
-        .iter()
-        .filter_map(|layer| match &layer.root.value {
-            Tree::Table(entries) => match &entries.get("workers")?.value {
-                Tree::Table(workers) => Some(workers.keys().cloned().collect::<Vec<_>>()),
-                _ => None,
-            },
-            _ => None,
-        })
-        .flatten()
-        .collect();
-    names.sort();
-    names.dedup();
-    names
+/// Every worker any of the layers speaks of, once, in order.
+fn worker_names<'a>(layers: impl Iterator<Item = &'a Layer>) -> Vec<String> {
+    let mut names = BTreeSet::new();
+    for layer in layers {
+        if let Tree::Table(sections) = &layer.root.value
+            && let Some(Tree::Table(workers)) = sections.get("workers").map(|workers| &workers.value)
+        {
+            names.extend(workers.keys().cloned());
+        }
+    }
+    names.into_iter().collect()
 }
 
 /// `PLIMSOLL_SECTION__KEY=value`: two underscores stand for the dot.
@@ -222,69 +223,96 @@ fn aliases(sources: &Sources, below: &[Layer], above: &[Layer], problems: &mut V
     let mut layers = Vec::new();
     for (name, _) in ALIASES {
         let Some(value) = sources.variable(name).map(str::trim).filter(|value| !value.is_empty()) else { continue };
-        let (keys, text, allowed): (&[&str], Option<String>, &str) = match name {
-            "RESOURCE_CPU_THRESHOLD" => (&["policy.cpu.high"], percent(value), "a number of percent over 0 and up to 100, such as 80.0"),
-            "RESOURCE_MEMORY_THRESHOLD" => {
-                (&["policy.memory.high"], percent(value), "a number of percent over 0 and up to 100, such as 80.0")
-            }
-            "RESOURCE_MONITORING_INTERVAL" => (&["sampling.report_every"], seconds(value), "a number of seconds, 1 or more, such as 600"),
-            "RESOURCE_MONITORING_ENABLED" => match value.to_ascii_lowercase().as_str() {
-                "true" | "1" | "yes" | "on" => continue,
-                "false" | "0" | "no" | "off" => (&["policy.dry_run", "sampling.report_every"], Some(String::new()), ""),
-                _ => (&["policy.dry_run"], None, "\"true\" or \"false\""),
-            },
-            _ => {
-                let Some(worker) = replicas_target(below, above) else { continue };
-                match Count::read(&Scalar::Text(value.to_owned())) {
-                    Ok(_) => {
-                        let keys = ["workers".to_owned(), worker, "replicas".to_owned()];
-                        layers.push(Layer { origin: Origin::Variable(name.to_owned()), root: Node::from_text(value).under(&keys) });
-                        continue;
-                    }
-                    Err(_) => (&["workers.*.replicas"], None, Count::ALLOWED),
-                }
-            }
-        };
-        let Some(text) = text else {
-            problems.push(Problem {
-                key: keys.first().map_or(String::new(), |key| key.replace('*', "web")),
+        match meant_by(name, value, || replicas_target(below, above)) {
+            Ok(settings) => layers.extend(settings.into_iter().map(|(key, value)| {
+                let keys: Vec<String> = key.split('.').map(str::to_owned).collect();
+                Layer { origin: Origin::Variable(name.to_owned()), root: Node::new(Tree::Scalar(value)).under(&keys) }
+            })),
+            Err(allowed) => problems.push(Problem {
+                key: String::new(),
                 place: Place::Variable(name.to_owned()),
-                message: format!("\"{value}\" does not fit"),
+                message: format!("{value:?} is not understood"),
                 allowed: Some(allowed.to_owned()),
                 suggestion: None,
-            });
-            continue;
-        };
-        for key in keys {
-            let value = match *key {
-                "policy.dry_run" => Tree::Scalar(Scalar::Boolean(true)),
-                "sampling.report_every" if text.is_empty() => Tree::Scalar(Scalar::Text("never".to_owned())),
-                _ => Tree::Scalar(Scalar::Text(text.clone())),
-            };
-            let keys: Vec<String> = key.split('.').map(str::to_owned).collect();
-            layers.push(Layer { origin: Origin::Variable(name.to_owned()), root: Node::new(value).under(&keys) });
+            }),
         }
     }
     layers
 }
 
-fn percent(value: &str) -> Option<String> {
-    value.parse().ok().filter(|percent: &f64| *percent > 0.0 && *percent <= 100.0).map(|percent| format!("{percent}%"))
+/// The settings a plain name stands for; what is allowed, when its value is not.
+fn meant_by(name: &str, value: &str, replicas: impl Fn() -> Option<String>) -> Result<Vec<(String, Scalar)>, &'static str> {
+    const PERCENT: &str = "a number of percent over 0 and up to 100, such as 80.0";
+    let one = |key: &str, value: Scalar| vec![(key.to_owned(), value)];
+    match name {
+        "RESOURCE_CPU_THRESHOLD" => Ok(one("policy.cpu.high", percent(value).ok_or(PERCENT)?)),
+        "RESOURCE_MEMORY_THRESHOLD" => Ok(one("policy.memory.high", percent(value).ok_or(PERCENT)?)),
+        "RESOURCE_MONITORING_INTERVAL" => {
+            Ok(one("sampling.report_every", seconds(value).ok_or("a number of seconds from 1 to a year, such as 600")?))
+        }
+        "RESOURCE_MONITORING_ENABLED" => match value.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Ok(Vec::new()),
+            "false" | "0" | "no" | "off" => Ok(vec![
+                ("policy.dry_run".to_owned(), Scalar::Boolean(true)),
+                ("sampling.report_every".to_owned(), Scalar::Text("never".to_owned())),
+            ]),
+            _ => Err("\"true\" or \"false\""),
+        },
+        _ => {
+            let Some(key) = replicas() else { return Ok(Vec::new()) };
+            let count = Scalar::Text(value.to_owned());
+            Count::read(&count).map_err(|_| Count::ALLOWED)?;
+            Ok(one(&key, count))
+        }
+    }
 }
 
-fn seconds(value: &str) -> Option<String> {
-    let text = format!("{value}s");
-    Span::read(&Scalar::Text(text.clone())).ok().filter(|span| *span >= Span::from_secs(1)).map(|_| text)
+fn percent(value: &str) -> Option<Scalar> {
+    value.parse().ok().filter(|percent: &f64| *percent > 0.0 && *percent <= 100.0).map(|percent| Scalar::Text(format!("{percent}%")))
 }
 
-/// The worker `GUNICORN_WORKERS` speaks of, if the file has not said how many itself.
+fn seconds(value: &str) -> Option<Scalar> {
+    let text = Scalar::Text(format!("{value}s"));
+    let span = Span::read(&text).ok()?;
+    (Span::from_secs(1)..=Span::from_secs(365 * 86_400)).contains(&span).then_some(text)
+}
+
+/// The `replicas` that `GUNICORN_WORKERS` speaks of, if the file has not said how many itself.
 fn replicas_target(below: &[Layer], above: &[Layer]) -> Option<String> {
-    let all: Vec<Layer> = below.iter().chain(above).cloned().collect();
-    let names = worker_names(&all);
+    let names = worker_names(below.iter().chain(above));
     let name = match names.as_slice() {
         [only] => only,
-        _ => names.iter().find(|name| *name == "web").or_else(|| names.iter().find(|name| *name == "main"))?,
+        _ => ["web", "main"].into_iter().find_map(|usual| names.iter().find(|name| *name == usual))?,
     };
     let key = join(&join("workers", name), "replicas");
-    super::tree::locate(below, &key).is_none().then(|| name.clone())
+    super::tree::locate(below, &key).is_none().then_some(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_may_not_be_read_is_another_exit_code_than_a_bad_one() {
+        let denied = unreadable(Path::new("/etc/plimsoll.toml"), &Error::from(ErrorKind::PermissionDenied));
+        assert_eq!(denied.exit_code(), 77);
+        assert!(denied.to_string().starts_with("/etc/plimsoll.toml: error: could not be read: permission denied"), "{denied}");
+        assert_eq!(unreadable(Path::new("x"), &Error::from(ErrorKind::IsADirectory)).exit_code(), 78);
+    }
+
+    #[test]
+    fn two_underscores_stand_for_the_dot() {
+        let workers = ["vector-db".to_owned(), "Web".to_owned()];
+        let cases: [(&str, &[&str]); 6] = [
+            ("POLICY__MEMORY__HIGH", &["policy", "memory", "high"]),
+            ("HTTP__API_KEY", &["http", "api_key"]),
+            ("WORKERS__VECTOR_DB__REPLICAS", &["workers", "vector-db", "replicas"]),
+            ("WORKERS__WEB__LONGEST_STOP", &["workers", "Web", "longest_stop"]),
+            ("WORKERS__WEB__ENV__LOG_LEVEL", &["workers", "Web", "env", "LOG_LEVEL"]),
+            ("WORKERS__NEW__REPLICAS", &["workers", "new", "replicas"]),
+        ];
+        for (name, keys) in cases {
+            assert_eq!(variable_keys(name, &workers), keys, "{name}");
+        }
+    }
 }

@@ -28,7 +28,7 @@ pub struct Loaded {
 /// # Errors
 /// Every problem there is, at once; a file that cannot be read or is not TOML comes alone, because nothing else could be judged.
 pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
-    let schema = reference::schema();
+    let schema = reference::definition();
     let gathered = gather(sources, &reference::keys())?;
     let (mut layers, mut problems) = (gathered.list, gathered.problems);
     let mut spoiled = BTreeSet::new();

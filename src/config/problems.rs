@@ -118,9 +118,10 @@ impl Problems {
         let (red, bold, blue, plain) = (paint("\x1b[1;31m"), paint("\x1b[1m"), paint("\x1b[1;34m"), paint("\x1b[0m"));
         let mut out = String::new();
         for problem in &self.list {
-            let key = if problem.key.is_empty() { String::new() } else { format!("{bold}{}{plain}: ", problem.key) };
+            let key = if problem.key.is_empty() { String::new() } else { format!("{bold}{}{plain}: ", visible(&problem.key)) };
             // Writing to a String cannot fail.
-            let _ = writeln!(out, "{}: {red}error{plain}: {key}{}", problem.place, problem.message);
+            let (place, message) = (visible(&problem.place.to_string()), visible(&problem.message));
+            let _ = writeln!(out, "{place}: {red}error{plain}: {key}{message}");
             let mut margin = String::new();
             if let Place::Text { line, column, source, width, .. } = &problem.place {
                 let number = line.to_string();
@@ -129,7 +130,7 @@ impl Problems {
                 let _ = writeln!(out, "  {blue}{margin} |{plain} {}{red}{}{plain}", " ".repeat(column - 1), "^".repeat(*width));
             }
             if let Some(suggestion) = &problem.suggestion {
-                let _ = writeln!(out, "  {margin} {blue}={plain} did you mean `{suggestion}`?");
+                let _ = writeln!(out, "  {margin} {blue}={plain} did you mean `{}`?", visible(suggestion));
             }
             if let Some(allowed) = &problem.allowed {
                 let _ = writeln!(out, "  {margin} {blue}={plain} allowed: {allowed}");
@@ -137,6 +138,11 @@ impl Problems {
         }
         out
     }
+}
+
+/// Text that may come from anywhere, without what would steer a terminal.
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 impl fmt::Display for Problems {

@@ -11,6 +11,16 @@ use super::units::Scalar;
 
 /// The JSON Schema of the settings file, for editors: draft 7 without references, which is what TOML editors understand.
 pub fn schema() -> Schema {
+    let mut schema = definition();
+    // Only ever in the environment, so no editor should offer it.
+    if let Some(Schema::Object(http)) = schema.pointer_mut("/properties/http/properties") {
+        http.remove("api_key");
+    }
+    schema
+}
+
+/// Everything that can be set, wherever: the schema the layers are checked against.
+pub(super) fn definition() -> Schema {
     let settings = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true);
     let mut schema = settings.into_generator().into_root_schema_for::<File>().to_value();
     tidy(&mut schema);
@@ -96,22 +106,27 @@ fn to_json(node: &Node) -> Schema {
 
 /// Every key there is, as `policy.disks[].path` and `workers.*.command`, in the order of the built-in file.
 pub fn keys() -> Vec<String> {
-    let schema = schema();
+    let schema = definition();
     let mut keys = Vec::new();
-    leaves(&schema, "", &mut |key, _| keys.push(key.to_owned()));
+    leaves(&schema, "", &order(), &mut |key, _| keys.push(key.to_owned()));
     keys
 }
 
-fn leaves<'a>(schema: &'a Schema, path: &str, visit: &mut impl FnMut(&str, &'a Schema)) {
+/// The built-in file with everything taken in: keys are listed in its order.
+fn order() -> Node {
+    Source::parse("example", example()).1
+}
+
+fn leaves<'a>(schema: &'a Schema, path: &str, order: &Node, visit: &mut impl FnMut(&str, &'a Schema)) {
     let item = schema.get("items").filter(|items| items.get("properties").is_some());
     let any = schema.get("additionalProperties").filter(|any| any.get("properties").is_some());
     if let Some(item) = item {
-        leaves(item, &format!("{path}[]"), visit);
+        leaves(item, &format!("{path}[]"), order, visit);
     } else if let Some(any) = any {
-        leaves(any, &join(path, "*"), visit);
+        leaves(any, &join(path, "*"), order, visit);
     } else if let Some(properties) = schema.get("properties").and_then(Schema::as_object) {
-        for (key, inner) in ordered(properties, path) {
-            leaves(inner, &join(path, key), visit);
+        for (key, inner) in ordered(properties, path, order) {
+            leaves(inner, &join(path, key), order, visit);
         }
     } else {
         visit(path, schema);
@@ -119,11 +134,9 @@ fn leaves<'a>(schema: &'a Schema, path: &str, visit: &mut impl FnMut(&str, &'a S
 }
 
 /// In the order the built-in file introduces them; what it does not name comes last.
-fn ordered<'a>(properties: &'a Map<String, Schema>, path: &str) -> Vec<(&'a String, &'a Schema)> {
-    let example = example();
-    let (_, root, _) = Source::parse("example", example);
+fn ordered<'a>(properties: &'a Map<String, Schema>, path: &str, order: &Node) -> Vec<(&'a String, &'a Schema)> {
     let path = path.replace("[]", "[0]").replace('*', "web");
-    let place = |key: &str| super::tree::position(&root, &join(&path, key)).unwrap_or(usize::MAX);
+    let place = |key: &str| super::tree::position(order, &join(&path, key)).unwrap_or(usize::MAX);
     let mut list: Vec<(&String, &Schema)> = properties.iter().collect();
     list.sort_by_key(|(key, _)| place(key));
     list
@@ -143,10 +156,10 @@ pub fn example() -> String {
 
 /// `docs/configuration.md`.
 pub fn reference() -> String {
-    let schema = schema();
+    let schema = definition();
     let mut out = String::from(HEAD);
     let mut section = String::new();
-    leaves(&schema, "", &mut |key, leaf| {
+    leaves(&schema, "", &order(), &mut |key, leaf| {
         let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
         if table != section {
             section = table.to_owned();

@@ -12,7 +12,7 @@ use super::settings::{
     Backoff, CpuPolicy, Daemon, DiskPolicy, Folder, HostPaths, Http, Limits, Line, Log, MemoryPolicy, Policy, Recycle, Replicas, Rule,
     Rung, Sampling, Secret, Settings, Signal, Stop, Worker,
 };
-use super::tree::{Layer, Origin, locate};
+use super::tree::{Layer, Origin, Tree, locate};
 use super::units::{BytesLine, Cores, CoresLine, Count, CpuLimit, Every, MemoryLimit, Percent, RUNGS, RungName, Size, nearest};
 
 /// Works on the merged file; remembers what it finds.
@@ -75,6 +75,15 @@ impl Sense<'_> {
         self.spoiled.iter().any(|spoiled| spoiled == key || spoiled.strip_prefix(key).is_some_and(|rest| rest.starts_with(['.', '['])))
     }
 
+    /// The key of an item as it is numbered in the file; `place` is its place in what is left of the list.
+    fn item(&self, list: &str, place: usize) -> String {
+        let index = match locate(self.layers, list).map(|(_, node)| &node.value) {
+            Some(Tree::Array(items)) => items.get(place).map_or(place, |item| item.index),
+            _ => place,
+        };
+        format!("{list}[{index}]")
+    }
+
     fn refuse(&mut self, key: &str, message: String, allowed: &str) {
         let place = self.place(key);
         self.push(key, place, message, allowed, None);
@@ -106,7 +115,7 @@ impl Sense<'_> {
         let mut listen: Vec<SocketAddr> = Vec::new();
         for (index, address) in http.listen.iter().enumerate() {
             if address.0.port() != 0 && listen.contains(&address.0) {
-                self.refuse(&format!("http.listen[{index}]"), format!("\"{}\" is there twice", address.0), "");
+                self.refuse(&self.item("http.listen", index), format!("\"{}\" is there twice", address.0), "");
             }
             listen.push(address.0);
         }
@@ -148,19 +157,22 @@ impl Sense<'_> {
     }
 
     fn policy(&mut self, policy: &mut file::Policy) -> Policy {
-        Policy {
-            dry_run: policy.dry_run,
-            cpu: self.cpu(&mut policy.cpu),
-            memory: self.memory(&mut policy.memory),
-            disks: policy
-                .disks
-                .iter_mut()
-                .enumerate()
-                .collect::<Vec<_>>()
-                .into_iter()
-                .map(|(index, disk)| self.disk(index, disk))
-                .collect(),
+        let cpu = self.cpu(&mut policy.cpu);
+        let memory = self.memory(&mut policy.memory);
+        let mut disks: Vec<DiskPolicy> = Vec::new();
+        // Paths are compared as the kernel sees them: "/data" and "/data/" are one.
+        let mut seen: Vec<PathBuf> = Vec::new();
+        for (index, disk) in policy.disks.iter_mut().enumerate() {
+            let judged = self.disk(index, disk);
+            let real = std::fs::canonicalize(&judged.path).unwrap_or_else(|_| judged.path.clone());
+            if !disk.path.is_empty() && seen.contains(&real) {
+                let key = format!("{}.path", self.item("policy.disks", index));
+                self.refuse(&key, format!("{:?} is there twice", disk.path), "one rule for each folder");
+            }
+            seen.push(real);
+            disks.push(judged);
         }
+        Policy { dry_run: policy.dry_run, cpu, memory, disks }
     }
 
     fn cpu(&mut self, cpu: &mut file::Cpu) -> CpuPolicy {
@@ -175,7 +187,7 @@ impl Sense<'_> {
             };
             self.follows.insert("policy.cpu.low".to_owned(), "policy.cpu.high".to_owned());
         }
-        self.in_order("policy.cpu", cpu.low, cpu.high, cpu.critical, limit);
+        self.ascending("policy.cpu", cpu.low, cpu.high, cpu.critical, limit);
         let rule = Rule {
             high: cpu.high.line(),
             low: cpu.low.line(),
@@ -192,7 +204,6 @@ impl Sense<'_> {
             MemoryLimit::Auto => None,
             MemoryLimit::Size(Size(bytes)) => Some(bytes),
         };
-        #[expect(clippy::cast_precision_loss, reason = "compared with other sizes, not counted")]
         let against = limit.map(|bytes| bytes as f64);
         if !self.is_set("policy.memory.low") && below(memory.low, memory.high, against) != Some(true) {
             memory.low = low_under(memory.high, 10.0, 7);
@@ -204,7 +215,7 @@ impl Sense<'_> {
             memory.critical = critical.unwrap_or(BytesLine::Percent(Percent(100.0)));
             self.follows.insert("policy.memory.critical".to_owned(), "policy.memory.high".to_owned());
         }
-        self.in_order("policy.memory", memory.low, memory.high, critical, against);
+        self.ascending("policy.memory", memory.low, memory.high, critical, against);
         let rule = Rule {
             high: memory.high.line(),
             low: memory.low.line(),
@@ -217,7 +228,7 @@ impl Sense<'_> {
     }
 
     fn disk(&mut self, index: usize, disk: &mut file::Disk) -> DiskPolicy {
-        let key = format!("policy.disks[{index}]");
+        let key = self.item("policy.disks", index);
         let low = *disk.low.get_or_insert_with(|| {
             let usual = BytesLine::Percent(Percent(75.0));
             if below(usual, disk.high, None) == Some(true) {
@@ -235,7 +246,7 @@ impl Sense<'_> {
                 Some(usual)
             };
         }
-        self.in_order(&key, low, disk.high, disk.critical, None);
+        self.ascending(&key, low, disk.high, disk.critical, None);
         let path = self.disk_path(&key, &disk.path);
         let rule = Rule {
             high: disk.high.line(),
@@ -263,8 +274,14 @@ impl Sense<'_> {
     }
 
     /// low < high < critical, as far as that can be known before the limit is.
-    fn in_order<L: LineText>(&mut self, table: &str, low: L, high: L, critical: Option<L>, limit: Option<f64>) {
+    fn ascending<L: LineText>(&mut self, table: &str, low: L, high: L, critical: Option<L>, limit: Option<f64>) {
         let (low_key, high_key, critical_key) = (format!("{table}.low"), format!("{table}.high"), format!("{table}.critical"));
+        let lines = [(&low_key, Some(low)), (&high_key, Some(high)), (&critical_key, critical)];
+        let over = |line: L| limit.is_some_and(|limit| line.line().share_of(limit) > 1.0);
+        if let Some((key, Some(line))) = lines.into_iter().find(|(key, line)| line.is_some_and(over) && !self.is_spoiled(key)) {
+            self.refuse(key, format!("\"{line}\" is over the limit and never reached"), &format!("a line up to {table}.limit"));
+            return;
+        }
         if self.is_spoiled(&high_key) {
             return;
         }
@@ -290,7 +307,7 @@ impl Sense<'_> {
     fn ladder(&mut self, key: &str, names: &[RungName], here: &[&str]) -> Vec<Rung> {
         let mut rungs: Vec<Rung> = Vec::new();
         for (index, RungName(name)) in names.iter().enumerate() {
-            let item = format!("{key}[{index}]");
+            let item = self.item(key, index);
             let allowed = here.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
             if let Some(job) = name.strip_prefix("job:") {
                 self.refuse(&item, format!("there is no job \"{job}\""), &allowed);
@@ -321,7 +338,7 @@ impl Sense<'_> {
         for (name, worker) in &file.workers {
             let key = format!("workers.{name}");
             for (index, other) in worker.after.iter().enumerate() {
-                let item = format!("{key}.after[{index}]");
+                let item = self.item(&format!("{key}.after"), index);
                 if other == name {
                     self.refuse(&item, "a worker cannot start after itself".to_owned(), "names of other workers");
                 } else if !names.contains(&other.as_str()) {
@@ -422,14 +439,15 @@ impl Sense<'_> {
                     true => (self.place(&command), "is empty"),
                     false => (self.place_of_key(key), "is missing"),
                 };
-                self.push(&command, place, message.to_owned(), allowed, None);
+                let allowed = if key == "workers.main" { format!("{allowed}; or it is given after --") } else { allowed.to_owned() };
+                self.push(&command, place, message.to_owned(), &allowed, None);
             }
             return;
         };
         if self.is_spoiled(&command) {
             return;
         }
-        let item = format!("{command}[0]");
+        let item = self.item(&command, 0);
         if program.is_empty() {
             self.refuse(&item, "is empty".to_owned(), allowed);
             return;
@@ -499,7 +517,7 @@ fn circle<'a>(workers: &'a BTreeMap<String, file::Worker>, start: &'a str) -> Op
             if next == start && way.len() > 1 {
                 return Some(way);
             }
-            if seen.insert(next.as_str()) {
+            if next != start && seen.insert(next.as_str()) {
                 ways.push(way.iter().copied().chain([next.as_str()]).collect());
             }
         }
@@ -558,7 +576,7 @@ impl LineText for BytesLine {
     fn line(self) -> Line {
         match self {
             BytesLine::Percent(percent) => Line::Share(percent.share()),
-            #[expect(clippy::cast_precision_loss, reason = "a line, not a count: off by less than a page in any real machine")]
+            // Exact up to 8 PiB.
             BytesLine::Size(Size(bytes)) => Line::Amount(bytes as f64),
         }
     }

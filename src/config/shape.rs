@@ -8,11 +8,14 @@ use std::collections::BTreeSet;
 use serde_json::Value as Schema;
 
 use super::problems::Problem;
-use super::tree::{Layer, Node, Origin, Tree, is_secret, join};
-use super::units::{self, Scalar, Span, Unit as _, nearest};
+use super::tree::{Layer, Node, Origin, Tree, is_secret, join, numbered};
+use super::units::{self, Scalar, Span, Unfit, Unit as _, nearest};
 
-/// Keys of the design that this version does not carry out yet, and the values of theirs that ask for nothing.
-const LATER: [(&str, fn(&Tree) -> bool); 8] = [
+/// True for a value that asks for nothing.
+type AsksNothing = fn(&Tree) -> bool;
+
+/// Keys of the design that this version does not carry out yet, and the values of theirs that are taken nevertheless.
+const LATER: [(&str, AsksNothing); 8] = [
     ("jobs", is_empty),
     ("gateway", is_empty),
     ("workers.*.listen", is_empty),
@@ -129,10 +132,9 @@ impl Examination<'_> {
         let Some(items) = schema.get("items") else { return true };
         if let (Tree::Scalar(_), false) = (&node.value, self.origin.is_file()) {
             // In the environment a list of plain words is written with commas; arguments of a command may hold commas.
-            let whole = Node { value: node.value.clone(), at: node.at.clone(), key_at: node.key_at.clone(), raw: node.raw.clone() };
             let parts = match &node.raw {
-                Some(raw) if items.get("x-unit").is_some() => raw.split(',').map(|part| Node::from_text(part.trim())).collect(),
-                _ => vec![whole],
+                Some(raw) if items.get("x-unit").is_some() => numbered(raw.split(',').map(|part| Node::from_text(part.trim()))),
+                _ => vec![node.clone()],
             };
             node.value = Tree::Array(parts);
         }
@@ -144,7 +146,6 @@ impl Examination<'_> {
             let inner = format!("{path}[{index}]");
             if !self.fits(&mut entry, items, &inner) {
                 self.spoiled.insert(inner);
-                self.spoiled.insert(path.to_owned());
                 continue;
             }
             kept.push(entry);
@@ -157,10 +158,10 @@ impl Examination<'_> {
         let allowed = schema.get("x-allowed").and_then(Schema::as_str).unwrap_or("");
         let name = schema.get("x-unit").and_then(Schema::as_str).unwrap_or("");
         let Tree::Scalar(value) = &node.value else { return self.wrong(node, path, allowed) };
-        if let Err(why) = units::judge(name, value) {
-            let why = if why.is_empty() { "is not understood".to_owned() } else { why };
+        if let Err(Unfit { why, meant }) = units::judge(name, value) {
+            let place = self.origin.place(&node.at);
             let message = format!("{} {why}", shown(node, path));
-            self.refuse(path, &node.at, message, Some(allowed.to_owned()));
+            self.problems.push(Problem { key: path.to_owned(), place, message, allowed: Some(allowed.to_owned()), suggestion: meant });
             return false;
         }
         if let (Some((least, most)), Ok(span)) = (range(schema), Span::read(value))

@@ -19,6 +19,8 @@ pub struct Node {
     pub key_at: Range<usize>,
     /// What was given, before it was taken for a TOML value; only outside files.
     pub raw: Option<String>,
+    /// Its number in its list as written; refused items are taken out, so it may stand further to the front by now.
+    pub index: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -47,7 +49,7 @@ impl Tree {
 
 impl Node {
     pub fn new(value: Tree) -> Self {
-        Node { value, at: 0..0, key_at: 0..0, raw: None }
+        Node { value, at: 0..0, key_at: 0..0, raw: None, index: 0 }
     }
 
     /// Wraps the node into the tables of a dotted key: `policy.cpu` around `high = …`.
@@ -66,10 +68,10 @@ impl Node {
             DeValue::Float(number) => Tree::Scalar(Scalar::Float(number.as_str().parse().unwrap_or(f64::NAN))),
             DeValue::Boolean(value) => Tree::Scalar(Scalar::Boolean(*value)),
             DeValue::Datetime(date) => Tree::Date(date.to_string()),
-            DeValue::Array(items) => Tree::Array(items.iter().map(|item| Node::from_toml(item, item.span())).collect()),
+            DeValue::Array(items) => Tree::Array(numbered(items.iter().map(|item| Node::from_toml(item, item.span())))),
             DeValue::Table(table) => Tree::Table(Node::entries(table)),
         };
-        Node { value: tree, at: value.span(), key_at, raw: None }
+        Node { value: tree, at: value.span(), key_at, raw: None, index: 0 }
     }
 
     fn entries(table: &DeTable<'_>) -> BTreeMap<String, Node> {
@@ -82,8 +84,13 @@ impl Node {
             Ok(value) => Node::from_toml(&value, 0..0).value,
             Err(_) => Tree::Scalar(Scalar::Text(raw.to_owned())),
         };
-        Node { value, at: 0..0, key_at: 0..0, raw: Some(raw.to_owned()) }
+        Node { value, at: 0..0, key_at: 0..0, raw: Some(raw.to_owned()), index: 0 }
     }
+}
+
+/// Items with their numbers.
+pub fn numbered(items: impl Iterator<Item = Node>) -> Vec<Node> {
+    items.enumerate().map(|(index, item)| Node { index, ..item }).collect()
 }
 
 /// The text of a file, its name for people, and the parts of it that are nobody's business.
@@ -99,7 +106,7 @@ impl Source {
     /// Reads a text; every mistake of syntax in it is a problem.
     pub fn parse(name: &str, text: String) -> (Arc<Source>, Node, Vec<Problem>) {
         let (table, errors) = DeTable::parse_recoverable(&text);
-        let root = Node { value: Tree::Table(Node::entries(table.get_ref())), at: 0..0, key_at: 0..0, raw: None };
+        let root = Node { value: Tree::Table(Node::entries(table.get_ref())), at: 0..0, key_at: 0..0, raw: None, index: 0 };
         let mut mistakes: Vec<(Range<usize>, String)> =
             errors.iter().map(|error| (error.span().unwrap_or(0..0), error.message().trim().replace('\n', "; "))).collect();
         drop(table);
@@ -134,11 +141,8 @@ fn collect_secrets(node: &Node, path: &str, secret: &mut Vec<Range<usize>>) {
 /// True for keys whose values are never shown: the API key and the variables of workers.
 pub fn is_secret(path: &str) -> bool {
     let mut keys = path.split('.');
-    match (keys.next(), keys.next(), keys.next(), keys.next()) {
-        (Some("http"), Some("api_key"), None, None) => true,
-        (Some("workers"), Some(_), Some("env"), Some(_)) => true,
-        _ => false,
-    }
+    let first = [keys.next(), keys.next(), keys.next(), keys.next()];
+    matches!(first, [Some("http"), Some("api_key"), None, None] | [Some("workers"), Some(_), Some("env"), Some(_)])
 }
 
 /// A key below a dotted path.
@@ -191,20 +195,35 @@ enum Found<'a> {
     Hidden,
 }
 
+/// The keys of a dotted path, each with the number of the item meant below it. A variable's name is one key, whatever is in it.
+fn steps(path: &str) -> Vec<(&str, Option<usize>)> {
+    let mut steps = Vec::new();
+    let mut rest = Some(path);
+    while let Some(path) = rest {
+        if matches!(steps.as_slice(), [("workers", None), (_, None), ("env", None)]) {
+            steps.push((path, None));
+            break;
+        }
+        let (step, after) = path.split_once('.').map_or((path, None), |(step, after)| (step, Some(after)));
+        steps.push(match step.strip_suffix(']').and_then(|step| step.split_once('[')) {
+            Some((key, index)) => (key, index.parse().ok()),
+            None => (step, None),
+        });
+        rest = after;
+    }
+    steps
+}
+
 fn find<'a>(root: &'a Node, path: &str) -> Found<'a> {
     let mut node = root;
     let mut in_list = false;
-    for step in path.split('.') {
-        let (key, index) = match step.strip_suffix(']').and_then(|step| step.split_once('[')) {
-            Some((key, index)) => (key, index.parse::<usize>().ok()),
-            None => (step, None),
-        };
+    for (key, index) in steps(path) {
         let Tree::Table(entries) = &node.value else { return Found::Hidden };
         let Some(entry) = entries.get(key) else { return if in_list { Found::Hidden } else { Found::Absent } };
         node = entry;
         if let Some(index) = index {
             let Tree::Array(items) = &node.value else { return Found::Hidden };
-            let Some(item) = items.get(index) else { return Found::Hidden };
+            let Some(item) = items.iter().find(|item| item.index == index) else { return Found::Hidden };
             node = item;
             in_list = true;
         }

@@ -32,6 +32,26 @@ impl Scalar {
     }
 }
 
+/// Why a value is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfit {
+    /// A fragment that follows the value: "has no unit".
+    pub why: String,
+    /// What was probably meant.
+    pub meant: Option<String>,
+}
+
+impl Unfit {
+    fn because(why: &str) -> Self {
+        Unfit { why: why.to_owned(), meant: None }
+    }
+
+    /// There is nothing to say but what is allowed.
+    fn plain() -> Self {
+        Unfit::because("is not understood")
+    }
+}
+
 /// A kind of value with its own notation.
 pub trait Unit: Sized {
     /// The name it goes by in the schema (`x-unit`).
@@ -46,8 +66,8 @@ pub trait Unit: Sized {
     /// Reads one value.
     ///
     /// # Errors
-    /// Says in a fragment ("has no unit") why the value is none of [`Unit::ALLOWED`]; empty when there is nothing to add.
-    fn read(value: &Scalar) -> Result<Self, String>;
+    /// Says why the value is none of [`Unit::ALLOWED`].
+    fn read(value: &Scalar) -> Result<Self, Unfit>;
 
     /// The value as it would be written in the file.
     fn write(&self) -> Scalar;
@@ -60,7 +80,7 @@ macro_rules! unit {
             impl<'de> Deserialize<'de> for $unit {
                 fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                     let value = Scalar::deserialize(deserializer)?;
-                    <$unit as Unit>::read(&value).map_err(|why| D::Error::custom(refusal(&why, <$unit as Unit>::ALLOWED)))
+                    <$unit as Unit>::read(&value).map_err(|unfit| D::Error::custom(format!("{}; allowed: {}", unfit.why, <$unit as Unit>::ALLOWED)))
                 }
             }
 
@@ -96,7 +116,7 @@ macro_rules! unit {
         )+
 
         /// Reads `value` as the unit called `name` and says what is wrong with it; for a name that is no unit, nothing is.
-        pub fn judge(name: &str, value: &Scalar) -> Result<(), String> {
+        pub fn judge(name: &str, value: &Scalar) -> Result<(), Unfit> {
             match name {
                 $(<$unit as Unit>::NAME => <$unit as Unit>::read(value).map(|_| ()),)+
                 _ => Ok(()),
@@ -123,13 +143,9 @@ unit!(
     Variable
 );
 
-fn refusal(why: &str, allowed: &str) -> String {
-    if why.is_empty() { format!("allowed: {allowed}") } else { format!("{why}; allowed: {allowed}") }
-}
-
 /// Why a value of the wrong TOML type is refused.
-fn not_text() -> String {
-    "is not text".to_owned()
+fn not_text() -> Unfit {
+    Unfit::because("is not text")
 }
 
 /// Digits with at most one point, as thousandths of `unit`; exact, and `None` for anything else or too much.
@@ -180,7 +196,7 @@ impl Unit for Size {
     const TYPES: &'static [&'static str] = &["string", "integer"];
     const PATTERN: &'static str = r"^\s*\d+(\.\d+)?\s*([kKmMgGtT]([iI]?[bB]?)|[bB])?\s*$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         let text = value.as_text().ok_or_else(not_text)?;
         let (number, unit) = number_and_rest(&text);
         let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
@@ -193,14 +209,14 @@ impl Unit for Size {
             "mi" | "mib" => 1 << 20,
             "gi" | "gib" => 1 << 30,
             "ti" | "tib" => 1 << 40,
-            _ => return Err(String::new()),
+            _ => return Err(Unfit::plain()),
         };
-        let bytes = scaled(number, u128::from(factor)).ok_or_else(String::new)?;
+        let bytes = scaled(number, u128::from(factor)).ok_or_else(Unfit::plain)?;
         u64::try_from(bytes)
             .ok()
             .filter(|bytes| i64::try_from(*bytes).is_ok())
             .map(Size)
-            .ok_or_else(|| "is more than any machine has".to_owned())
+            .ok_or_else(|| Unfit::because("is more than any machine has"))
     }
 
     fn write(&self) -> Scalar {
@@ -242,7 +258,7 @@ impl Unit for Span {
     const TYPES: &'static [&'static str] = &["string", "integer"];
     const PATTERN: &'static str = r"^\s*(0|(\d+(\.\d+)?\s*(ms|s|m|h|d|w)\s*)+)\s*$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         let text = value.as_text().ok_or_else(not_text)?;
         if text == "0" {
             return Ok(Span(0));
@@ -255,17 +271,17 @@ impl Unit for Span {
             let end = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
             let (unit, next) = after.split_at(end);
             if unit.is_empty() && decimal(number).is_some() {
-                return Err("has no unit".to_owned());
+                return Err(Unfit::because("has no unit"));
             }
-            let (_, factor) = SPAN_UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(String::new)?;
-            let part = scaled(number, u128::from(*factor)).ok_or_else(String::new)?;
-            total = total.checked_add(part).ok_or_else(|| "is longer than a hundred years".to_owned())?;
+            let (_, factor) = SPAN_UNITS.iter().find(|(name, _)| *name == unit).ok_or_else(Unfit::plain)?;
+            let part = scaled(number, u128::from(*factor)).ok_or_else(Unfit::plain)?;
+            total = total.checked_add(part).ok_or_else(|| Unfit::because("is longer than a hundred years"))?;
             rest = next.trim_start();
         }
         match u64::try_from(total) {
-            _ if text.is_empty() => Err("is empty".to_owned()),
+            _ if text.is_empty() => Err(Unfit::because("is empty")),
             Ok(millis) if millis <= LONGEST_SPAN => Ok(Span(millis)),
-            _ => Err("is longer than a hundred years".to_owned()),
+            _ => Err(Unfit::because("is longer than a hundred years")),
         }
     }
 
@@ -303,7 +319,7 @@ impl Unit for Every {
     const TYPES: &'static [&'static str] = &["string", "integer"];
     const PATTERN: &'static str = r"^\s*(never|0|(\d+(\.\d+)?\s*(ms|s|m|h|d|w)\s*)+)\s*$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         match value {
             Scalar::Text(text) if text.trim() == "never" => Ok(Every::Never),
             _ => Span::read(value).map(Every::Span),
@@ -339,12 +355,12 @@ impl Unit for Percent {
     const TYPES: &'static [&'static str] = &["string"];
     const PATTERN: &'static str = r"^\s*\d+(\.\d+)?\s*%\s*$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
-        let Scalar::Text(text) = value else { return Err("has no percent sign".to_owned()) };
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
+        let Scalar::Text(text) = value else { return Err(Unfit::because("has no percent sign")) };
         match Percent::from_text(text.trim()) {
             Some(percent) if percent <= 100.0 => Ok(Percent(percent)),
-            Some(_) => Err("is over 100 %".to_owned()),
-            None => Err(String::new()),
+            Some(_) => Err(Unfit::because("is over 100 %")),
+            None => Err(Unfit::plain()),
         }
     }
 
@@ -371,12 +387,12 @@ impl Unit for Cores {
     const TYPES: &'static [&'static str] = &["string", "number"];
     const PATTERN: &'static str = r"^\s*\d+(\.\d+)?\s*%?\s*$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         let text = value.as_text().ok_or_else(not_text)?;
         let cores = if text.ends_with('%') { Percent::from_text(&text).map(|percent| percent / 100.0) } else { decimal(&text) };
         match cores {
             Some(cores) if cores > 0.0 && cores <= MOST_CORES => Ok(Cores(cores)),
-            _ => Err(String::new()),
+            _ => Err(Unfit::plain()),
         }
     }
 
@@ -404,11 +420,11 @@ impl Unit for MemoryLimit {
     const TYPES: &'static [&'static str] = &["string", "integer"];
     const PATTERN: &'static str = r"^\s*(auto|\d+(\.\d+)?\s*([kKmMgGtT]([iI]?[bB]?)|[bB])?)\s*$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         match value {
             Scalar::Text(text) if text.trim() == "auto" => Ok(MemoryLimit::Auto),
             _ => match Size::read(value)? {
-                Size(0) => Err("leaves nothing to use".to_owned()),
+                Size(0) => Err(Unfit::because("leaves nothing to use")),
                 size => Ok(MemoryLimit::Size(size)),
             },
         }
@@ -435,7 +451,7 @@ impl Unit for CpuLimit {
     const TYPES: &'static [&'static str] = &["string", "number"];
     const PATTERN: &'static str = r"^\s*(auto|\d+(\.\d+)?\s*%?)\s*$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         match value {
             Scalar::Text(text) if text.trim() == "auto" => Ok(CpuLimit::Auto),
             _ => Cores::read(value).map(CpuLimit::Cores),
@@ -451,14 +467,14 @@ impl Unit for CpuLimit {
 }
 
 /// A percentage over 0 and up to 100.
-fn line_percent(text: &str) -> Option<Result<Percent, String>> {
+fn line_percent(text: &str) -> Option<Result<Percent, Unfit>> {
     if !text.ends_with('%') {
         return None;
     }
     Some(match Percent::from_text(text) {
         Some(percent) if percent > 0.0 && percent <= 100.0 => Ok(Percent(percent)),
-        Some(_) => Err("is outside 0 % to 100 %".to_owned()),
-        None => Err(String::new()),
+        Some(_) => Err(Unfit::because("is outside 0 % to 100 %")),
+        None => Err(Unfit::plain()),
     })
 }
 
@@ -475,12 +491,12 @@ impl Unit for BytesLine {
     const TYPES: &'static [&'static str] = &["string", "integer"];
     const PATTERN: &'static str = r"^\s*\d+(\.\d+)?\s*(%|[kKmMgGtT]([iI]?[bB]?)|[bB])?\s*$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         let text = value.as_text().ok_or_else(not_text)?;
         match line_percent(&text) {
             Some(percent) => percent.map(BytesLine::Percent),
             // A bare 80 is far more often a forgotten percent sign than eighty bytes.
-            None if decimal(&text).is_some_and(|number| number <= 100.0) => Err("has no unit".to_owned()),
+            None if decimal(&text).is_some_and(|number| number <= 100.0) => Err(Unfit::because("has no unit")),
             None => Size::read(value).map(BytesLine::Size),
         }
     }
@@ -512,7 +528,7 @@ impl Unit for CoresLine {
     const TYPES: &'static [&'static str] = &["string", "number"];
     const PATTERN: &'static str = r"^\s*\d+(\.\d+)?\s*%?\s*$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         let text = value.as_text().ok_or_else(not_text)?;
         match line_percent(&text) {
             Some(percent) => percent.map(CoresLine::Percent),
@@ -578,7 +594,7 @@ impl Unit for SignalName {
     const TYPES: &'static [&'static str] = &["string", "integer"];
     const PATTERN: &'static str = r"^\s*((SIG)?[A-Z][A-Z0-9]+([+-]\d+)?|\d+)\s*$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         let text = value.as_text().ok_or_else(not_text)?.to_ascii_uppercase();
         let name = text.strip_prefix("SIG").unwrap_or(&text);
         let number = if let Some((_, number)) = SIGNALS.iter().find(|(known, _)| *known == name) {
@@ -596,10 +612,11 @@ impl Unit for SignalName {
         };
         match number {
             Some(number) if (1..=libc::SIGRTMAX()).contains(&number) => Ok(SignalName(number)),
-            Some(_) => Err("is no signal of this system".to_owned()),
-            None => Err(nearest(name, SIGNALS.iter().map(|(known, _)| *known))
-                .map(|known| format!("is unknown; did you mean SIG{known}?"))
-                .unwrap_or_default()),
+            Some(_) => Err(Unfit::because("is no signal of this system")),
+            None => {
+                let meant = nearest(name, SIGNALS.iter().map(|(known, _)| *known)).map(|known| format!("SIG{known}"));
+                Err(Unfit { why: "is no signal".to_owned(), meant })
+            }
         }
     }
 
@@ -635,18 +652,18 @@ impl Unit for Count {
     const TYPES: &'static [&'static str] = &["string", "integer"];
     const PATTERN: &'static str = r"^\s*(\d+|cpus(\s*\+\s*\d+)?)\s*$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         let text = value.as_text().ok_or_else(not_text)?;
-        let number = |text: &str| -> Result<u32, String> {
+        let number = |text: &str| -> Result<u32, Unfit> {
             let text = text.trim();
             if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-                return Err(String::new());
+                return Err(Unfit::plain());
             }
-            text.parse().ok().filter(|number| *number <= MOST_REPLICAS).ok_or_else(|| "is over 4096".to_owned())
+            text.parse().ok().filter(|number| *number <= MOST_REPLICAS).ok_or_else(|| Unfit::because("is over 4096"))
         };
         match text.strip_prefix("cpus").map(str::trim_start) {
             Some("") => Ok(Count::Cpus { plus: 0 }),
-            Some(rest) => number(rest.strip_prefix('+').ok_or_else(String::new)?).map(|plus| Count::Cpus { plus }),
+            Some(rest) => number(rest.strip_prefix('+').ok_or_else(Unfit::plain)?).map(|plus| Count::Cpus { plus }),
             None => number(&text).map(Count::Number),
         }
     }
@@ -673,12 +690,12 @@ impl Unit for RungName {
     const TYPES: &'static [&'static str] = &["string"];
     const PATTERN: &'static str = r"^(notify|shed|reclaim|throttle|recycle|kill|job:.+)$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         let Scalar::Text(text) = value else { return Err(not_text()) };
         if RUNGS.contains(&text.as_str()) || text.strip_prefix("job:").is_some_and(|name| !name.is_empty()) {
             return Ok(RungName(text.clone()));
         }
-        Err(nearest(text, RUNGS).map(|known| format!("is no rung; did you mean \"{known}\"?")).unwrap_or_default())
+        Err(Unfit { why: "is no rung".to_owned(), meant: nearest(text, RUNGS).map(str::to_owned) })
     }
 
     fn write(&self) -> Scalar {
@@ -696,14 +713,14 @@ impl Unit for Account {
     const TYPES: &'static [&'static str] = &["string", "integer"];
     const PATTERN: &'static str = r"^[^:\s]+$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         let text = match value {
             Scalar::Text(text) => text.clone(),
             Scalar::Integer(number) if u32::try_from(*number).is_ok() => number.to_string(),
-            _ => return Err(String::new()),
+            _ => return Err(Unfit::plain()),
         };
         if text.is_empty() || text.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control()) {
-            Err(String::new())
+            Err(Unfit::plain())
         } else {
             Ok(Account(text))
         }
@@ -724,13 +741,13 @@ impl Unit for Address {
     const TYPES: &'static [&'static str] = &["string"];
     const PATTERN: &'static str = r"^(localhost|[0-9.]+|\[[0-9a-fA-F:.%]+\]):\d+$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         let Scalar::Text(text) = value else { return Err(not_text()) };
         let numeric = match text.strip_prefix("localhost:") {
             Some(port) => format!("127.0.0.1:{port}"),
             None => text.clone(),
         };
-        numeric.parse().map(Address).map_err(|_| String::new())
+        numeric.parse().map(Address).map_err(|_| Unfit::plain())
     }
 
     fn write(&self) -> Scalar {
@@ -748,12 +765,12 @@ impl Unit for Variable {
     const TYPES: &'static [&'static str] = &["string", "number", "boolean"];
     const PATTERN: &'static str = r"^[^\u0000]*$";
 
-    fn read(value: &Scalar) -> Result<Self, String> {
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
         match value {
             Scalar::Boolean(value) => Ok(Variable(value.to_string())),
-            Scalar::Text(text) if text.contains('\0') => Err("holds a NUL byte".to_owned()),
+            Scalar::Text(text) if text.contains('\0') => Err(Unfit::because("holds a NUL byte")),
             Scalar::Text(text) => Ok(Variable(text.clone())),
-            number => number.as_text().map(Variable).ok_or_else(String::new),
+            number => number.as_text().map(Variable).ok_or_else(Unfit::plain),
         }
     }
 
@@ -762,13 +779,170 @@ impl Unit for Variable {
     }
 }
 
-/// The known name most like `name`, if any is like it at all.
+/// The known name most like `name`, if one is so alike that it may have been meant.
 pub fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = name.to_lowercase();
+    let slips = (lower.chars().count() / 3).max(1);
     known
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(&lower, &candidate.to_lowercase()), candidate))
-        .filter(|(likeness, _)| *likeness >= 0.8)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .filter(|candidate| candidate.chars().count() > 2)
+        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
+        .filter(|(distance, _)| *distance <= slips)
+        .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(text: &str) -> Scalar {
+        Scalar::Text(text.to_owned())
+    }
+
+    #[test]
+    fn sizes() {
+        let cases: [(&str, Option<u64>); 17] = [
+            ("350MB", Some(350_000_000)),
+            ("1GiB", Some(1 << 30)),
+            ("512M", Some(512_000_000)),
+            ("512Mi", Some(512 << 20)),
+            ("1.5GiB", Some(3 << 29)),
+            ("64 kb", Some(64_000)),
+            ("4096", Some(4096)),
+            ("0", Some(0)),
+            ("", None),
+            ("MB", None),
+            ("-1MB", None),
+            ("1e3", None),
+            ("1..5GB", None),
+            ("5 parsecs", None),
+            ("80%", None),
+            ("9999999TiB", None),
+            ("99999999999999999999999999", None),
+        ];
+        for (written, meant) in cases {
+            assert_eq!(Size::read(&text(written)).ok().map(|size| size.0), meant, "{written}");
+        }
+        assert_eq!(Size::read(&Scalar::Integer(-5)).ok(), None);
+    }
+
+    #[test]
+    fn durations() {
+        let cases: [(&str, Option<u64>); 15] = [
+            ("250ms", Some(250)),
+            ("30s", Some(30_000)),
+            ("5m", Some(300_000)),
+            ("1h30m", Some(5_400_000)),
+            ("1h 30m", Some(5_400_000)),
+            ("7d", Some(604_800_000)),
+            ("0.5s", Some(500)),
+            ("0", Some(0)),
+            ("30", None),
+            ("s", None),
+            ("", None),
+            ("-1s", None),
+            ("1x", None),
+            ("1s2", None),
+            ("101000000000d", None),
+        ];
+        for (written, meant) in cases {
+            assert_eq!(Span::read(&text(written)).ok().map(|span| span.0), meant, "{written}");
+        }
+        assert_eq!(Span::read(&text("30")).expect_err("no unit").why, "has no unit");
+        assert_eq!(Span::from_millis(5_400_250).to_string(), "1h30m250ms");
+    }
+
+    #[test]
+    fn lines_are_shares_or_amounts() {
+        assert_eq!(BytesLine::read(&text("80%")), Ok(BytesLine::Percent(Percent(80.0))));
+        assert_eq!(BytesLine::read(&text("350MB")), Ok(BytesLine::Size(Size(350_000_000))));
+        assert_eq!(CoresLine::read(&Scalar::Float(1.5)), Ok(CoresLine::Cores(Cores(1.5))));
+        for bad in ["0%", "100.1%", "%", "-5%", "nan%", "inf%", "eighty%"] {
+            assert!(BytesLine::read(&text(bad)).is_err() && CoresLine::read(&text(bad)).is_err(), "{bad}");
+        }
+        // A forgotten percent sign is not eighty bytes.
+        assert_eq!(BytesLine::read(&Scalar::Integer(80)).expect_err("80 bytes").why, "has no unit");
+    }
+
+    #[test]
+    fn cores_counts_and_signals() {
+        for written in ["1.5", "150%"] {
+            assert_eq!(Cores::read(&text(written)), Ok(Cores(1.5)), "{written}");
+        }
+        for bad in ["0", "-1", "nan", "inf", "4097", "1e2", ""] {
+            assert!(Cores::read(&text(bad)).is_err(), "{bad}");
+        }
+        let counts = [("3", Some(Count::Number(3))), ("cpus", Some(Count::Cpus { plus: 0 })), ("cpus + 1", Some(Count::Cpus { plus: 1 }))];
+        for (written, meant) in counts.into_iter().chain([("cpus-1", None), ("cpu", None), ("4097", None), ("+3", None), ("cpus+", None)]) {
+            assert_eq!(Count::read(&text(written)).ok(), meant, "{written}");
+        }
+        for written in ["SIGUSR1", "USR1", "sigusr1", "10"] {
+            assert_eq!(SignalName::read(&text(written)), Ok(SignalName(libc::SIGUSR1)), "{written}");
+        }
+        for bad in ["0", "65", "-1", "SIG", "", "SIGRTMIN+99", "SIGRTMAX-99"] {
+            assert!(SignalName::read(&text(bad)).is_err(), "{bad}");
+        }
+        assert_eq!(SignalName::read(&text("SIGUSR3")).expect_err("no such signal").meant.as_deref(), Some("SIGUSR1"));
+    }
+
+    #[test]
+    fn the_nearest_name_is_one_slip_away_or_not_offered() {
+        let known = ["command", "replicas", "low", "d"];
+        for (name, meant) in
+            [("comand", Some("command")), ("Replicas", Some("replicas")), ("lwo", Some("low")), ("db", None), ("xyzzy", None)]
+        {
+            assert_eq!(nearest(name, known), meant, "{name}");
+        }
+    }
+
+    /// Anything at all, and things that are nearly right.
+    fn anything() -> impl Strategy<Value = Scalar> {
+        let nearly = "[0-9.+%-]{0,24} ?(ms|s|m|h|d|w|k|MB|GiB|T|%|cpus|cpus\\+|auto|never|SIG|USR1|RTMIN\\+|job:)?[0-9A-Za-z:.]{0,6}";
+        prop_oneof![
+            any::<String>().prop_map(Scalar::Text),
+            nearly.prop_map(Scalar::Text),
+            any::<i64>().prop_map(Scalar::Integer),
+            any::<f64>().prop_map(Scalar::Float),
+            any::<bool>().prop_map(Scalar::Boolean),
+        ]
+    }
+
+    /// Reading never panics, and what was read reads the same once written.
+    fn returns<U: Unit + PartialEq + fmt::Debug>(value: &Scalar) -> Result<(), TestCaseError> {
+        if let Ok(unit) = U::read(value) {
+            prop_assert_eq!(U::read(&unit.write()), Ok(unit));
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_read_can_be_written_and_read_again(value in anything()) {
+            returns::<Size>(&value)?;
+            returns::<Span>(&value)?;
+            returns::<Every>(&value)?;
+            returns::<Percent>(&value)?;
+            returns::<Cores>(&value)?;
+            returns::<MemoryLimit>(&value)?;
+            returns::<CpuLimit>(&value)?;
+            returns::<BytesLine>(&value)?;
+            returns::<CoresLine>(&value)?;
+            returns::<SignalName>(&value)?;
+            returns::<Count>(&value)?;
+            returns::<RungName>(&value)?;
+            returns::<Account>(&value)?;
+            returns::<Address>(&value)?;
+            returns::<Variable>(&value)?;
+        }
+
+        #[test]
+        fn every_size_and_duration_has_a_text(number in 0..=u64::MAX / 2) {
+            prop_assert_eq!(Size::read(&Size(number).write()), Ok(Size(number)));
+            let span = Span(number % (LONGEST_SPAN + 1));
+            prop_assert_eq!(Span::read(&span.write()), Ok(span));
+        }
+    }
 }

@@ -1,1 +1,18 @@
-//! Joins everything up.
+//! Joins everything up: start, the loop, reload, shutdown.
+//! May touch everything above it.
+//! Must not be imported by any of it.
+
+pub mod events;
+pub mod folders;
+pub mod guardian;
+pub mod pacing;
+pub mod picture;
+pub mod reload;
+pub mod run;
+pub mod sentinel;
+pub mod shutdown;
+pub mod signals;
+pub mod tick;
+pub mod wiring;
+
+pub use run::run;

@@ -176,7 +176,6 @@ pub fn parse_number(text: &[u8]) -> Option<u64> {
 }
 
 /// A memory limit of either version. Outer `None`: not understood; inner `None`: no limit.
-#[expect(clippy::option_option, reason = "\"no limit\" and \"could not read\" are two answers")]
 pub fn parse_limit(text: &[u8]) -> Option<Option<u64>> {
     match text.trim_ascii() {
         b"max" => Some(None),
@@ -185,7 +184,6 @@ pub fn parse_limit(text: &[u8]) -> Option<Option<u64>> {
 }
 
 /// `cpu.max` (`max 100000`, `50000 100000`): cores. Outer `None`: not understood; inner `None`: no limit.
-#[expect(clippy::option_option, reason = "\"no limit\" and \"could not read\" are two answers")]
 pub fn parse_cpu_max(text: &[u8]) -> Option<Option<f64>> {
     let mut fields = fields(text);
     let quota = fields.next()?;
@@ -198,7 +196,6 @@ pub fn parse_cpu_max(text: &[u8]) -> Option<Option<f64>> {
 }
 
 /// `cpu.cfs_quota_us`, in microseconds. Outer `None`: not understood; inner `None` (a negative quota): no limit.
-#[expect(clippy::option_option, reason = "\"no limit\" and \"could not read\" are two answers")]
 pub fn parse_quota(text: &[u8]) -> Option<Option<u64>> {
     number::<i64>(text).map(|quota| u64::try_from(quota).ok())
 }
@@ -263,4 +260,123 @@ pub fn parse_memory_stat(text: &[u8], version: Version) -> Option<MemoryStat> {
     // Not the sum of anonymous, shared and unevictable: a worker that locks its memory would be counted twice.
     stat.unreclaimable = anonymous?.saturating_add(shared).max(listed).saturating_add(kernel);
     Some(stat)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn own(mount: &str, dir: &str) -> Own {
+        Own { version: Version::V1, mount: mount.into(), dir: dir.into() }
+    }
+
+    #[test]
+    fn the_groups_above_ours_end_at_the_top_of_the_tree() {
+        let folders = |own: &Own| own.ancestors().map(|folder| folder.display().to_string()).collect::<Vec<_>>();
+        assert_eq!(folders(&own("/c", "/c/a/b")), ["/c/a/b", "/c/a", "/c"]);
+        assert_eq!(folders(&own("/c", "/c")), ["/c"]);
+    }
+
+    /// What mountinfo's root and our path in `/proc/self/cgroup` make of each other; `/c/a/b` is there, nothing else.
+    #[test]
+    fn our_group_is_found_however_the_tree_was_mounted() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("cgroup/a/b")).unwrap();
+        let paths = Paths::below(folder.path());
+        for (name, root, path, expected) in [
+            ("the whole tree", "/", "/a/b", Some("a/b")),
+            ("a container without a namespace of its own", "/docker/x", "/docker/x", Some("")),
+            ("a group below a container's", "/docker/x", "/docker/x/a", Some("a")),
+            ("a private namespace", "/", "/", Some("")),
+            ("a namespace entered from outside", "/", "/../other", None),
+            ("a mount made above our namespace", "/..", "/", Some("")),
+            ("a mount that shows another part", "/docker/x", "/kubepods/y", Some("")),
+            ("a path not mounted here", "/", "/a/gone/deep", Some("a")),
+        ] {
+            let mounts = mounts::parse(format!("1 0 0:30 {root} /sys/fs/cgroup rw - cgroup2 cgroup rw\n").as_bytes());
+            let memberships = parse_memberships(format!("0::{path}\n").as_bytes());
+            let found = Layout::join(&paths, &mounts, &memberships);
+            let top = paths.cgroup.clone();
+            let dir = expected.map(|below| if below.is_empty() { top.clone() } else { top.join(below) });
+            assert_eq!(found.unified.as_ref().map(|own| own.dir.clone()), dir, "{name}");
+            assert_eq!(found.memory, None, "{name}: no controller is listed");
+        }
+    }
+
+    #[test]
+    fn limits_of_both_generations() {
+        for (text, limit) in [
+            ("max\n", Some(None)),
+            ("536870912\n", Some(Some(536_870_912))),
+            ("0", Some(Some(0))),
+            // No limit, with pages of 4 and 64 KiB, and as old kernels print it.
+            ("9223372036854771712", Some(None)),
+            ("9223372036854710272", Some(None)),
+            ("18446744073709551615", Some(None)),
+            ("", None),
+            ("-1", None),
+            ("max 1", None),
+        ] {
+            assert_eq!(parse_limit(text.as_bytes()), limit, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn cpu_limits_of_both_generations() {
+        for (text, limit) in [
+            ("max 100000\n", Some(None)),
+            ("50000 100000", Some(Some(0.5))),
+            ("150000", Some(Some(1.5))),
+            ("50000 0", None),
+            ("0 100000", None),
+            ("x 100000", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_cpu_max(text.as_bytes()), limit, "{text:?}");
+        }
+        assert_eq!(parse_quota(b"-1\n"), Some(None));
+        assert_eq!(parse_quota(b"25000\n"), Some(Some(25_000)));
+        assert_eq!(parse_quota(b""), None);
+    }
+
+    #[test]
+    fn what_cannot_be_given_back_counts_locked_memory_once() {
+        let v2 = "anon 100\nshmem 50\ninactive_anon 20\nactive_anon 10\nunevictable 130\ninactive_file 7\nactive_file 8\n\
+                  kernel_stack 1\npagetables 2\nslab_unreclaimable 3\nsock 4\n";
+        let stat = parse_memory_stat(v2.as_bytes(), Version::V2).unwrap();
+        // 150 anonymous and shared, 120 of them locked, and 10 of locked file: 160 in all.
+        assert_eq!((stat.unreclaimable, stat.inactive_file, stat.active_file), (160 + 10, 7, 8));
+        let v1 = "rss 1\ntotal_rss 100\ntotal_shmem 50\ntotal_inactive_file 7\ntotal_active_file 8\ntotal_swap 9\nhierarchical_memory_limit 1000\n";
+        let stat = parse_memory_stat(v1.as_bytes(), Version::V1).unwrap();
+        assert_eq!((stat.unreclaimable, stat.hierarchical_limit, stat.swap), (150, Some(1000), Some(9)));
+        assert_eq!(parse_memory_stat(b"cache 1\n", Version::V1), None);
+        assert_eq!(parse_memory_stat(b"", Version::V2), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(text in proptest::collection::vec(any::<u8>(), 0..300)) {
+            parse_memberships(&text);
+            parse_limit(&text);
+            parse_cpu_max(&text);
+            parse_quota(&text);
+            parse_number(&text);
+            value_of(&text, "usage_usec");
+            parse_memory_stat(&text, Version::V1);
+            parse_memory_stat(&text, Version::V2);
+        }
+
+        #[test]
+        fn sums_of_any_size_are_survived(values in proptest::collection::vec(any::<u64>(), 8)) {
+            let names = ["anon", "shmem", "inactive_anon", "active_anon", "unevictable", "inactive_file", "kernel_stack", "sock"];
+            let text: String = names.iter().zip(&values).map(|(name, value)| format!("{name} {value}\n")).collect();
+            prop_assert!(parse_memory_stat(text.as_bytes(), Version::V2).unwrap().unreclaimable >= values[0]);
+        }
+
+        #[test]
+        fn a_limit_is_kept_as_it_is(bytes in 0u64..1 << 62) {
+            prop_assert_eq!(parse_limit(bytes.to_string().as_bytes()), Some(Some(bytes)));
+        }
+    }
 }

@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+/// The kernel gives out no pid above this (`PID_MAX_LIMIT`).
+const LARGEST_PID: i32 = 4 * 1024 * 1024;
+
 /// CPU time process `pid` has used. The pid is only a number here: read something of the process that cannot be
 /// another's afterwards, and believe this only if that succeeded.
 ///
 /// # Errors
 /// `EINVAL` where there is no such process (also for a pid that is not above zero).
 pub fn of_process(pid: i32) -> Result<Duration, Errno> {
-    if pid <= 0 {
+    // The encoding below would cut off the top of a larger number, and so name somebody else.
+    if !(1..=LARGEST_PID).contains(&pid) {
         return Err(Errno::INVAL);
     }
     // The kernel's encoding, as clock_getcpuclockid(3) makes it: the complement of the pid, then "process, scheduler time".

@@ -57,15 +57,23 @@ mod tests {
             ("openmetrics 1.0.0", Some("application/openmetrics-text; version=1.0.0; charset=utf-8"), Form::OpenMetrics),
             ("quoted version", Some("application/openmetrics-text; version=\"1.0.0\""), Form::OpenMetrics),
             ("an openmetrics we do not write", Some("application/openmetrics-text;version=0.0.1"), Form::Text),
-            ("an openmetrics of the future before ours", Some("application/openmetrics-text;version=2.0.0,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1"), Form::OpenMetrics),
+            (
+                "an openmetrics of the future before ours",
+                Some("application/openmetrics-text;version=2.0.0,application/openmetrics-text;version=1.0.0;q=0.5,*/*;q=0.1"),
+                Form::OpenMetrics,
+            ),
             (
                 "prometheus 2.42",
-                Some("application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"),
+                Some(
+                    "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+                ),
                 Form::OpenMetrics,
             ),
             (
                 "prometheus 3",
-                Some("application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"),
+                Some(
+                    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+                ),
                 Form::OpenMetrics,
             ),
             ("text preferred", Some("application/openmetrics-text;q=0.4,text/plain;q=0.9"), Form::Text),

@@ -203,3 +203,146 @@ fn crosses_sites(claim: &Claim<'_>) -> bool {
     let foreign_origin = claim.origin.is_some_and(|origin| origin.split_once("://").map(|(_, authority)| authority) != claim.host);
     foreign_site || foreign_origin
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use settings::{Http, Secret};
+
+    fn access(key: Option<&str>) -> Access {
+        Access::new(&Http { listen: Vec::new(), api_key: key.map(|key| Secret::new(key.to_owned())), dashboard: true })
+    }
+
+    const PLAIN: Claim<'static> =
+        Claim { key: None, host: Some("localhost:18760"), origin: None, site: None, forwarded: false, changes: false };
+
+    fn peer(address: &str) -> Peer {
+        Peer::Tcp(address.parse().unwrap())
+    }
+
+    /// The rule once more, as an order of questions over plain words, for every combination there is.
+    #[test]
+    fn every_combination_follows_the_rule() {
+        let peers = [
+            ("socket", Peer::Unix),
+            ("loopback", peer("127.0.0.1:5")),
+            ("loopback", peer("[::1]:5")),
+            ("loopback", peer("[::ffff:127.0.0.2]:5")),
+            ("remote", peer("198.51.100.7:5")),
+            ("remote", peer("10.0.0.1:5")),
+            ("remote", peer("[2001:db8::1]:5")),
+        ];
+        let presented: [(&str, Option<&[u8]>); 6] = [
+            ("none", None),
+            ("none", Some(b"")),
+            ("right", Some(b"secret")),
+            ("wrong", Some(b"secre")),
+            ("wrong", Some(b"secret\0")),
+            ("wrong", Some(b"Secret")),
+        ];
+        let hosts = [("own", Some("localhost")), ("foreign", Some("evil.example")), ("foreign", None)];
+        let origins =
+            [("own", None), ("own", Some("http://localhost")), ("foreign", Some("http://evil.example")), ("foreign", Some("null"))];
+        let sites = [
+            ("own", None),
+            ("own", Some("none")),
+            ("own", Some("same-origin")),
+            ("foreign", Some("same-site")),
+            ("foreign", Some("cross-site")),
+        ];
+        let classes = [Class::Open, Class::Guarded];
+        let keys = [None, Some("secret")];
+        let total = classes.len() * keys.len() * peers.len() * presented.len() * hosts.len() * origins.len() * sites.len() * 2 * 2;
+        for combination in 0..total {
+            // Each list takes its place in the number like a digit.
+            let mut rest = combination;
+            let mut pick = |choices: usize| {
+                let at = rest % choices;
+                rest /= choices;
+                at
+            };
+            let class = classes[pick(classes.len())];
+            let set = keys[pick(keys.len())];
+            let (place, peer) = peers[pick(peers.len())];
+            let (fit, key) = presented[pick(presented.len())];
+            let (named, host) = hosts[pick(hosts.len())];
+            let (from, origin) = origins[pick(origins.len())];
+            let (via, site) = sites[pick(sites.len())];
+            let (forwarded, changes) = (pick(2) == 1, pick(2) == 1);
+            let claim = Claim { key, host, origin, site, forwarded, changes };
+            let expected = match (class, place, set) {
+                (Class::Open, _, _) | (_, "socket", _) => Ok(()),
+                (_, _, Some(_)) => match fit {
+                    "right" => Ok(()),
+                    "none" => Err(Denied::KeyMissing),
+                    _ => Err(Denied::KeyWrong),
+                },
+                (_, "remote", None) => Err(Denied::Remote),
+                _ if forwarded => Err(Denied::Forwarded),
+                _ if named == "foreign" => Err(Denied::ForeignHost),
+                _ if changes && (via == "foreign" || from == "foreign") => Err(Denied::CrossSite),
+                _ => Ok(()),
+            };
+            assert_eq!(judge(&access(set), class, peer, &claim), expected, "{class:?}, key set {set:?}, {peer:?}, {claim:?}");
+        }
+    }
+
+    #[test]
+    fn only_three_paths_are_open() {
+        for path in ["/metrics", "/healthz", "/readyz"] {
+            assert_eq!(Class::of(path), Class::Open, "{path}");
+        }
+        for path in ["/", "", "*", "/metrics/", "//metrics", "/Metrics", "/metrics/../admin", "/admin", "/admin/throttle", "/%6detrics"] {
+            assert_eq!(Class::of(path), Class::Guarded, "{path}");
+        }
+    }
+
+    #[test]
+    fn loopback_has_these_names() {
+        for host in [
+            "localhost",
+            "LOCALHOST:80",
+            "localhost.:80",
+            "app.localhost:18760",
+            "127.0.0.1",
+            "127.8.8.8:1",
+            "[::1]",
+            "[::1]:18760",
+            "[::ffff:127.0.0.1]:1",
+        ] {
+            assert!(names_loopback(host), "{host}");
+        }
+        for host in [
+            "",
+            "example.org",
+            "localhost.example.org",
+            "localhost:80:80",
+            "notlocalhost",
+            "127.0.0.1.example.org",
+            "10.0.0.1",
+            "[::2]:1",
+            "0.0.0.0",
+            "localhost:",
+            "[localhost",
+        ] {
+            assert!(!names_loopback(host), "{host}");
+        }
+    }
+
+    #[test]
+    fn a_key_opens_with_nothing_but_itself() {
+        let long = "k".repeat(1500);
+        for key in ["k", "correct horse", long.as_str()] {
+            let access = access(Some(key));
+            let opens = |presented: &str| {
+                judge(&access, Class::Guarded, peer("198.51.100.7:5"), &Claim { key: Some(presented.as_bytes()), ..PLAIN }).is_ok()
+            };
+            assert!(opens(key));
+            assert!(!opens(&format!("{key}k")) && !opens(&format!("{key}\0")) && !opens("") && !opens("\0"));
+            assert!(!opens(&key.chars().skip(1).collect::<String>()));
+        }
+        // The settings refuse an empty key; should one come through, it locks and does not open.
+        let empty = access(Some(""));
+        assert!(judge(&empty, Class::Guarded, peer("127.0.0.1:5"), &Claim { key: Some(b""), ..PLAIN }).is_err());
+    }
+}

@@ -2,8 +2,8 @@
 //! May touch the published snapshot and a queue of commands.
 //! Must not act directly, nor block on a worker or a disk.
 
-pub mod access;
 mod accept;
+pub mod access;
 pub mod control;
 mod dashboard;
 pub mod events;

@@ -31,9 +31,11 @@ impl Problem {
         let (status, error, message) = match why {
             Denied::KeyMissing => (StatusCode::UNAUTHORIZED, "key_missing", "send the key in the header X-API-Key"),
             Denied::KeyWrong => (StatusCode::UNAUTHORIZED, "key_wrong", "the key in X-API-Key is not the one that is set"),
-            Denied::Remote => {
-                (StatusCode::FORBIDDEN, "key_not_set", "no key is set (http.api_key_file), so this is served on loopback and the control socket only")
-            }
+            Denied::Remote => (
+                StatusCode::FORBIDDEN,
+                "key_not_set",
+                "no key is set (http.api_key_file), so this is served on loopback and the control socket only",
+            ),
             Denied::Forwarded => {
                 (StatusCode::FORBIDDEN, "key_not_set", "no key is set (http.api_key_file), so requests passed on by a proxy are not served")
             }

@@ -313,7 +313,8 @@ impl Front {
     async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response {
         match self.admit(&request, peer) {
             Err(why) => {
-                let door = why == Denied::KeyMissing && request.uri().path() == "/" && wants_html(&request) && self.access.current().dashboard;
+                let door =
+                    why == Denied::KeyMissing && request.uri().path() == "/" && wants_html(&request) && self.access.current().dashboard;
                 if door { dashboard::door() } else { Problem::denied(why).into_response() }
             }
             Ok(()) => match self.gather(request).await {

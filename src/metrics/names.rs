@@ -316,13 +316,9 @@ pub static TABLE: &[Metric] = &[
         "response",
         |resource| Some(resource.unanswered_seconds)
     ),
-    single(
-        "plimsoll_policy_dry_run",
-        GAUGE,
-        "1 while actions are only reported, not performed.",
-        "settings",
-        |snapshot, out| out.add(&[], flag(snapshot.daemon.dry_run)),
-    ),
+    single("plimsoll_policy_dry_run", GAUGE, "1 while actions are only reported, not performed.", "settings", |snapshot, out| {
+        out.add(&[], flag(snapshot.daemon.dry_run))
+    }),
     family(
         "plimsoll_actions_total",
         COUNTER,
@@ -335,18 +331,11 @@ pub static TABLE: &[Metric] = &[
             }
         },
     ),
-    family(
-        "plimsoll_action_failures_total",
-        COUNTER,
-        &["resource", "action"],
-        "Actions that failed.",
-        "actuators",
-        |snapshot, out| {
-            for (resource, action, count) in &snapshot.counters.action_failures_total {
-                out.add_whole(&[resource, action], *count);
-            }
-        },
-    ),
+    family("plimsoll_action_failures_total", COUNTER, &["resource", "action"], "Actions that failed.", "actuators", |snapshot, out| {
+        for (resource, action, count) in &snapshot.counters.action_failures_total {
+            out.add_whole(&[resource, action], *count);
+        }
+    }),
     family(
         "plimsoll_actions_suppressed_total",
         COUNTER,
@@ -371,35 +360,19 @@ pub static TABLE: &[Metric] = &[
         source: "control loop",
         read: Read::Histogram(|snapshot| &snapshot.counters.tick_duration_seconds),
     },
-    single(
-        "plimsoll_tick_overruns_total",
-        COUNTER,
-        "Ticks that began later than they should have.",
-        "control loop",
-        |snapshot, out| out.add_whole(&[], snapshot.counters.tick_overruns_total),
-    ),
-    family(
-        "plimsoll_source_errors_total",
-        COUNTER,
-        &["source"],
-        "Reads of the kernel that failed.",
-        "sampling",
-        |snapshot, out| out.add_each(&[], &snapshot.counters.source_errors_total),
-    ),
-    family(
-        "plimsoll_worker_replicas",
-        GAUGE,
-        &["worker", "state"],
-        "Replicas in each state.",
-        "supervisor",
-        |snapshot, out| {
-            for worker in &snapshot.workers {
-                for (state, count) in &worker.states {
-                    out.add_whole(&[&worker.name, state], u64::from(*count));
-                }
+    single("plimsoll_tick_overruns_total", COUNTER, "Ticks that began later than they should have.", "control loop", |snapshot, out| {
+        out.add_whole(&[], snapshot.counters.tick_overruns_total)
+    }),
+    family("plimsoll_source_errors_total", COUNTER, &["source"], "Reads of the kernel that failed.", "sampling", |snapshot, out| {
+        out.add_each(&[], &snapshot.counters.source_errors_total)
+    }),
+    family("plimsoll_worker_replicas", GAUGE, &["worker", "state"], "Replicas in each state.", "supervisor", |snapshot, out| {
+        for worker in &snapshot.workers {
+            for (state, count) in &worker.states {
+                out.add_whole(&[&worker.name, state], u64::from(*count));
             }
-        },
-    ),
+        }
+    }),
     per_worker!("plimsoll_worker_replicas_desired", GAUGE, "Replicas there should be.", "settings", |worker| Some(f64::from(
         worker.desired
     ))),
@@ -417,13 +390,9 @@ pub static TABLE: &[Metric] = &[
         "memory.current, /proc/PID/statm",
         |worker| worker.memory_bytes.map(|bytes| bytes as f64)
     ),
-    per_worker!(
-        "plimsoll_worker_peak_memory_bytes",
-        GAUGE,
-        "The most memory any one replica has had.",
-        "the same, over time",
-        |worker| worker.peak_memory_bytes.map(|bytes| bytes as f64)
-    ),
+    per_worker!("plimsoll_worker_peak_memory_bytes", GAUGE, "The most memory any one replica has had.", "the same, over time", |worker| {
+        worker.peak_memory_bytes.map(|bytes| bytes as f64)
+    }),
     per_worker!(
         "plimsoll_worker_throttle_ratio",
         GAUGE,
@@ -463,48 +432,24 @@ pub static TABLE: &[Metric] = &[
             }
         },
     ),
-    single(
-        "process_cpu_seconds_total",
-        COUNTER,
-        "CPU time of the daemon itself.",
-        "/proc/self/stat",
-        |snapshot, out| out.add(&[], snapshot.daemon.cpu_seconds),
-    ),
-    single(
-        "process_resident_memory_bytes",
-        GAUGE,
-        "Resident memory of the daemon itself.",
-        "/proc/self/statm",
-        |snapshot, out| out.add_whole(&[], snapshot.daemon.resident_bytes),
-    ),
-    single(
-        "process_virtual_memory_bytes",
-        GAUGE,
-        "Virtual memory of the daemon itself.",
-        "/proc/self/statm",
-        |snapshot, out| out.add_whole(&[], snapshot.daemon.virtual_bytes),
-    ),
-    single(
-        "process_open_fds",
-        GAUGE,
-        "File descriptors the daemon has open.",
-        "/proc/self/fd",
-        |snapshot, out| out.add_whole(&[], snapshot.daemon.open_fds),
-    ),
-    single(
-        "process_max_fds",
-        GAUGE,
-        "File descriptors the daemon may have open.",
-        "getrlimit",
-        |snapshot, out| out.add_whole(&[], snapshot.daemon.max_fds),
-    ),
-    single(
-        "process_start_time_seconds",
-        GAUGE,
-        "When the daemon started, in seconds since 1970.",
-        "clock",
-        |snapshot, out| out.add(&[], snapshot.daemon.started_at),
-    ),
+    single("process_cpu_seconds_total", COUNTER, "CPU time of the daemon itself.", "/proc/self/stat", |snapshot, out| {
+        out.add(&[], snapshot.daemon.cpu_seconds)
+    }),
+    single("process_resident_memory_bytes", GAUGE, "Resident memory of the daemon itself.", "/proc/self/statm", |snapshot, out| {
+        out.add_whole(&[], snapshot.daemon.resident_bytes)
+    }),
+    single("process_virtual_memory_bytes", GAUGE, "Virtual memory of the daemon itself.", "/proc/self/statm", |snapshot, out| {
+        out.add_whole(&[], snapshot.daemon.virtual_bytes)
+    }),
+    single("process_open_fds", GAUGE, "File descriptors the daemon has open.", "/proc/self/fd", |snapshot, out| {
+        out.add_whole(&[], snapshot.daemon.open_fds)
+    }),
+    single("process_max_fds", GAUGE, "File descriptors the daemon may have open.", "getrlimit", |snapshot, out| {
+        out.add_whole(&[], snapshot.daemon.max_fds)
+    }),
+    single("process_start_time_seconds", GAUGE, "When the daemon started, in seconds since 1970.", "clock", |snapshot, out| {
+        out.add(&[], snapshot.daemon.started_at)
+    }),
 ];
 
 /// The entry of a name on the page.
@@ -544,15 +489,8 @@ pub fn document() -> String {
     );
     for metric in TABLE {
         let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
-        let _ = writeln!(
-            text,
-            "| `{}` | {} | {} | {} | {} |",
-            metric.name,
-            metric.kind.word(),
-            labels.join(", "),
-            metric.help,
-            metric.source
-        );
+        let _ =
+            writeln!(text, "| `{}` | {} | {} | {} | {} |", metric.name, metric.kind.word(), labels.join(", "), metric.help, metric.source);
     }
     text
 }

@@ -1,6 +1,6 @@
 //! Readings in, verdicts out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,7 +87,8 @@ impl Engine {
         }));
         looks.extend(readings.workers.iter().filter_map(|worker| self.look_at_worker(worker)));
 
-        self.watches.retain(|resource, _| looks.iter().any(|look| look.resource == *resource));
+        let judged: BTreeSet<&Resource> = looks.iter().map(|look| &look.resource).collect();
+        self.watches.retain(|resource, _| judged.contains(resource));
         looks.into_iter().map(|look| self.form(look, now)).collect()
     }
 
@@ -103,7 +104,8 @@ impl Engine {
         if let Reading::Known(cores) = worker_cores(&readings.workers) {
             self.worker_cores.feed(gap, cores);
         }
-        self.growth.retain(|slot, _| readings.workers.iter().any(|worker| worker.slot == *slot));
+        let live: BTreeSet<SlotId> = readings.workers.iter().map(|worker| worker.slot).collect();
+        self.growth.retain(|slot, _| live.contains(slot));
         for worker in &readings.workers {
             let slope = self.growth.entry(worker.slot).or_insert_with(|| Slope::new(GROWTH_WINDOW));
             slope.expire(now);

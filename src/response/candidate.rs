@@ -14,6 +14,7 @@ pub struct Candidate {
     /// Its number among the worker's replicas, from 0.
     pub replica: u32,
     pub settings: Arc<Worker>,
+    /// Its process lives, also while it is being stopped.
     pub running: bool,
     /// Some throttle works on it here.
     pub can_throttle: bool,

@@ -24,6 +24,12 @@ impl Cooldowns {
         self.spare(worker, now);
     }
 
+    /// The act did not happen after all.
+    pub fn cancel(&mut self, resource: &Resource, worker: &Arc<str>) {
+        self.resources.remove(resource);
+        self.workers.remove(worker);
+    }
+
     /// Spares `worker` from now on, whatever it was ended for.
     pub fn spare(&mut self, worker: &Arc<str>, now: Moment) {
         self.workers.insert(worker.clone(), now);

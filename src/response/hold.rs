@@ -1,6 +1,6 @@
 //! The CPU throttle while it is on: who uses what, what was last sent, and when that is worth sending again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::config::settings::ThrottleMethod;
@@ -24,10 +24,10 @@ pub struct Hold {
 impl Hold {
     /// Moves the windows: once in each tick, whether the throttle is on or not.
     pub fn feed(&mut self, candidates: &[Candidate], gap: Duration) {
-        let lives = |slot: &SlotId| candidates.iter().any(|candidate| candidate.slot == *slot);
-        self.sent.retain(|slot, _| lives(slot));
-        self.used.retain(|slot, _| lives(slot));
-        self.held.retain(|slot, _| lives(slot));
+        let live: BTreeSet<SlotId> = candidates.iter().map(|candidate| candidate.slot).collect();
+        self.sent.retain(|slot, _| live.contains(slot));
+        self.used.retain(|slot, _| live.contains(slot));
+        self.held.retain(|slot, _| live.contains(slot));
         for candidate in candidates {
             let slot = candidate.slot;
             if let Some(cores) = candidate.cores {
@@ -55,13 +55,6 @@ impl Hold {
         self.engaged = None;
         self.sent.clear();
         self.held.clear();
-    }
-
-    /// What was sent could not be done: it is sent again.
-    pub fn let_go_of_limits(&mut self) {
-        if self.engaged.is_none() {
-            self.sent.clear();
-        }
     }
 
     /// What all but the throttleable replicas use, and what those use together, in cores.
@@ -120,12 +113,17 @@ impl Hold {
         candidates
             .iter()
             .filter(|candidate| is_throttleable(candidate))
-            .map(|candidate| Claim {
-                slot: candidate.slot,
-                weight: candidate.settings.weight,
-                used: self.used.get(&candidate.slot).and_then(Mean::so_far).unwrap_or(0.0),
-                held: self.held.get(&candidate.slot).and_then(Mean::so_far),
-                most: candidate.settings.limits.cpu,
+            .map(|candidate| {
+                let used = self.used.get(&candidate.slot).and_then(Mean::so_far);
+                let held = self.held.get(&candidate.slot).and_then(Mean::so_far);
+                Claim {
+                    slot: candidate.slot,
+                    weight: candidate.settings.weight,
+                    used: used.unwrap_or(0.0),
+                    // One that has only just started is taken for hungry: nothing slows a start as much as no processor.
+                    held: if used.is_some() { held } else { Some(0.0) },
+                    most: candidate.settings.limits.cpu,
+                }
             })
             .collect()
     }

@@ -9,6 +9,8 @@ use crate::response::candidate::Candidate;
 use crate::response::cooldown::PAUSE;
 use crate::sampling::readings::SlotId;
 
+/// A throttle is given this long to follow: to show an effect when it is put on, and to catch up when others use more.
+pub const THROTTLE_SETTLING: Duration = Duration::from_secs(5);
 /// A throttle aims at the line itself: within two points of it, it holds.
 pub const TOLERANCE: f64 = 0.02;
 /// Usage that fell by this part of the limit, or by this part of what was over the line, shows that a rung helps.
@@ -16,7 +18,7 @@ const MEANINGFUL: f64 = 0.02;
 const MEANINGFUL_EXCESS: f64 = 0.25;
 /// How often a rung that helps, but not enough, is given its time again before the next is tried.
 const RENEWALS: u8 = 3;
-/// What nothing but notices can be done about is notified about less and less often, up to this.
+/// A ladder of mild rungs none of which helps is walked less and less often, up to this.
 const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 
 /// Which list of rungs.
@@ -65,13 +67,13 @@ pub fn rungs(policy: &Policy, resource: &Resource, worker: Option<&Worker>, tier
 
 /// How long a rung is given to show an effect.
 fn settling(rung: &Rung, level: Level) -> Duration {
-    Duration::from_secs(match rung {
-        Rung::Notify => 0,
-        Rung::Shed if level == Level::Critical => 2,
-        Rung::Shed | Rung::Job(_) => 10,
-        Rung::Throttle | Rung::Reclaim => 5,
-        Rung::Recycle | Rung::Kill => 2,
-    })
+    match rung {
+        Rung::Notify => Duration::ZERO,
+        Rung::Shed if level == Level::Critical => Duration::from_secs(2),
+        Rung::Shed | Rung::Job(_) => Duration::from_secs(10),
+        Rung::Throttle | Rung::Reclaim => THROTTLE_SETTLING,
+        Rung::Recycle | Rung::Kill => Duration::from_secs(2),
+    }
 }
 
 /// A rung that was tried and is being watched.
@@ -176,21 +178,23 @@ impl Trial {
         }
     }
 
-    /// A graceful end is not waited for while the rest fills up: at a replica's own limit, or half-way from critical to
-    /// the limit, and still growing a second after it was asked.
+    /// At critical nothing is waited for that is seen to be of no use: a mild rung after which usage only grew, and a
+    /// graceful end that is overtaken: at a replica's own limit, or half-way from critical to the limit, and still
+    /// growing a second after it was asked.
     fn is_out_of_time(&self, verdict: &Verdict, used: f64, usage: f64, now: Moment) -> bool {
+        let is_filling = verdict.level == Level::Critical && verdict.growth > 0.0 && used > self.before;
+        if !is_filling || verdict.resource == Resource::Cpu || self.dry {
+            return false;
+        }
         let edge = match verdict.resource {
             Resource::Worker(_) => 1.0,
             _ => f64::midpoint(verdict.critical.unwrap_or(1.0), 1.0),
         };
-        self.rung == Rung::Recycle
-            && self.ended.is_none()
-            && !self.dry
-            && verdict.level == Level::Critical
-            && usage >= edge
-            && verdict.growth > 0.0
-            && used > self.before
-            && now.since(self.at) >= Duration::from_secs(1)
+        match self.rung {
+            Rung::Recycle => self.ended.is_none() && usage >= edge && now.since(self.at) >= Duration::from_secs(1),
+            Rung::Kill => false,
+            _ => self.tier == Tier::High && now.since(self.at) > Duration::ZERO,
+        }
     }
 }
 
@@ -199,14 +203,14 @@ impl Trial {
 pub struct Round {
     /// The rung to try next.
     pub next: usize,
-    /// When a rung was last found wanting, or did its work.
+    /// When a rung was last tried, found wanting, or did its work.
     rested: Option<Moment>,
     /// The rung at `next` did its work at that moment.
     worked: bool,
-    /// Something other than a notice was tried in this round.
-    loud: bool,
-    /// Rounds in a row in which there was nothing but notices.
-    quiet_rounds: u32,
+    /// In this round something helped, or a replica was ended: the next one is not put off.
+    mattered: bool,
+    /// Rounds in a row that did not matter.
+    fruitless: u32,
 }
 
 impl Round {
@@ -215,18 +219,20 @@ impl Round {
         self.next = at + 1;
         self.worked = false;
         self.rested = Some(now);
-        self.loud |= *rung != Rung::Notify;
+        self.mattered |= rung.is_drastic();
     }
 
-    /// The last rung tried was not enough.
-    pub fn wanting(&mut self, now: Moment) {
+    /// The last rung tried was not enough; `helped`: but better than nothing.
+    pub fn wanting(&mut self, helped: bool, now: Moment) {
         self.rested = Some(now);
+        self.mattered |= helped;
     }
 
     /// The last rung tried was enough: when usage comes back it is tried again, unless that is soon.
     pub fn enough(&mut self, now: Moment) {
         self.next = self.next.saturating_sub(1);
         self.worked = true;
+        self.mattered = true;
         self.rested = Some(now);
     }
 
@@ -238,17 +244,19 @@ impl Round {
         self.worked = false;
     }
 
-    /// How long until the list may be tried from its start again.
+    /// How long until the list may be tried from its start again: the pause, doubled with each round that brought nothing.
+    /// Nobody is asked every quarter of a minute, day and night, for what is not his to give.
     pub fn again_in(&self, now: Moment) -> Duration {
-        let pause = if self.loud { PAUSE } else { PAUSE.saturating_mul(1 << self.quiet_rounds.min(10)).min(LONGEST_SILENCE) };
+        let times = if self.mattered { 1 } else { 1 << self.fruitless.min(10) };
+        let pause = PAUSE.saturating_mul(times).min(LONGEST_SILENCE);
         self.rested.map_or(Duration::ZERO, |at| pause.saturating_sub(now.since(at)))
     }
 
     /// Starts again from the first rung.
     pub fn restart(&mut self) {
-        self.quiet_rounds = if self.loud { 0 } else { self.quiet_rounds.saturating_add(1) };
+        self.fruitless = if self.mattered { 0 } else { self.fruitless.saturating_add(1) };
         self.next = 0;
-        self.loud = false;
+        self.mattered = false;
         self.worked = false;
     }
 }

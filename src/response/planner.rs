@@ -15,7 +15,7 @@ use crate::response::action::{Action, Cause, Deed, Share};
 use crate::response::candidate::Candidate;
 use crate::response::cooldown::{Cooldowns, PAUSE};
 use crate::response::hold::{self, Hold};
-use crate::response::ladder::{self, Progress, Round, TOLERANCE, Tier, Trial};
+use crate::response::ladder::{self, Progress, Round, THROTTLE_SETTLING, TOLERANCE, Tier, Trial};
 use crate::response::refusal::{Reason, Refusal};
 use crate::response::victim::{self, Ranked, Yield};
 use crate::response::words;
@@ -26,6 +26,8 @@ const SLOWED: f64 = 0.25;
 const SLOWED_CORES: f64 = 0.05;
 /// A refusal that lasts is told again this often.
 const REMIND: Duration = Duration::from_secs(60);
+/// A release that failed is repeated after this long.
+const RELEASE_AGAIN: Duration = Duration::from_secs(5);
 /// Effects measured at a time for one resource.
 const PROBES: usize = 8;
 
@@ -90,6 +92,8 @@ struct Course {
     critical_round: Round,
     /// The replica slowed for memory, and the action that slowed it.
     slowed: Option<(SlotId, u64)>,
+    /// Since when a budget that is on has not held the line.
+    slipped: Option<Moment>,
     /// Asked to end gracefully by this course, and not known to have ended.
     asked: Option<SlotId>,
     /// Why the last action could not be performed.
@@ -177,8 +181,15 @@ impl Planner {
         }
     }
 
-    /// Takes changed settings. What is in flight stays in flight; a changed ladder is walked from where the old one stood.
+    /// Takes changed settings. What is in flight stays in flight; a changed ladder is walked from where the old one stood. When
+    /// `policy.dry_run` changes everything begins anew: the caller takes off what is on before it turns a dry run on.
     pub fn apply(&mut self, settings: &Settings) {
+        if settings.policy.dry_run != self.policy.dry_run {
+            // What was only planned is not there to build on, and what was done is for the caller to undo.
+            self.hold.let_go();
+            self.ending.clear();
+            self.courses.clear();
+        }
         self.policy = settings.policy.clone();
     }
 
@@ -222,7 +233,9 @@ impl Planner {
         };
         let holds = fresh.iter().any(|verdict| verdict.resource == action.resource && verdict.level > Level::Normal && verdict.over);
         if !holds {
-            self.ending.remove(&slot);
+            if let Some(ending) = self.ending.remove(&slot) {
+                self.cooldowns.cancel(&action.resource, &ending.worker);
+            }
             if let Some(course) = self.courses.get_mut(&action.resource)
                 && let Some(trial) = course.trial.take_if(|trial| trial.action == action.id)
             {
@@ -258,31 +271,20 @@ impl Planner {
             }
         }
         let failed = match &effect.outcome {
-            Outcome::Done => None,
-            Outcome::DryRun => None,
-            Outcome::Gone => None,
+            Outcome::Done | Outcome::DryRun | Outcome::Gone => None,
             Outcome::Unavailable(why) | Outcome::Failed(why) => Some(why.clone()),
         };
-        if failed.is_some() && matches!(action.deed, Deed::Throttle(_)) && action.resource == Resource::Cpu {
-            match self.hold.engaged() {
-                Some(engaged) if engaged == action.id => self.hold.let_go(),
-                _ => {
-                    self.hold.let_go_of_limits();
-                    self.limits_again = Some(now.after(PAUSE));
-                }
-            }
+        let is_own_limit = action.resource == Resource::Cpu && self.hold.engaged().is_none();
+        if failed.is_some() && is_own_limit && matches!(action.deed, Deed::Throttle(_)) {
+            self.hold.let_go();
+            self.limits_again = Some(now.after(PAUSE));
         }
         let Some(course) = self.courses.get_mut(&action.resource) else { return };
-        if failed.is_some() {
-            if course.slowed.is_some_and(|(_, id)| id == action.id) {
-                course.slowed = None;
-            }
-            if action.deed == Deed::Release {
-                course.release_again = Some(now.after(Duration::from_secs(5)));
-            }
-        }
         if let Some(why) = &failed {
             course.failure = Some((Reason::Unavailable, why.clone()));
+            if action.deed == Deed::Release {
+                course.release_again = Some(now.after(RELEASE_AGAIN));
+            }
         }
         let Some(trial) = course.trial.as_mut().filter(|trial| trial.action == action.id) else { return };
         match &effect.outcome {
@@ -291,6 +293,14 @@ impl Planner {
             Outcome::Gone if trial.victim.is_some() => trial.end(now),
             Outcome::Gone => trial.failed = Some("it has ended in the meantime".to_owned()),
             Outcome::Unavailable(why) | Outcome::Failed(why) => trial.failed = Some(why.clone()),
+        }
+        if trial.failed.is_some() && trial.rung == Rung::Throttle {
+            // Some of it may have been done: it is released with the rest, when usage is back.
+            course.release_again = Some(now);
+            match action.resource {
+                Resource::Cpu => self.hold.let_go(),
+                _ => course.slowed = None,
+            }
         }
     }
 
@@ -309,8 +319,9 @@ impl Planner {
 
     /// A replica that has ended takes its course with it: whatever was on trial for it was enough.
     fn forget_missing(&mut self, verdicts: &[Verdict], plan: &mut Plan) {
+        let judged: BTreeSet<&Resource> = verdicts.iter().map(|verdict| &verdict.resource).collect();
         self.courses.retain(|resource, course| {
-            let is_judged = verdicts.iter().any(|verdict| verdict.resource == *resource);
+            let is_judged = judged.contains(resource);
             if !is_judged {
                 plan.measured.extend(course.probes.drain(..).map(|probe| Measured {
                     action: probe.action,
@@ -335,6 +346,7 @@ impl Planner {
         }
         if course.slowed.is_some_and(|(slot, _)| scene.candidate(slot).is_none()) {
             course.slowed = None;
+            self.act(verdict.resource.clone(), Deed::Release, "the replica that was slowed has ended".to_owned(), plan);
         }
         if verdict.level == Level::Normal {
             self.rest(verdict, course, scene, plan);
@@ -342,7 +354,7 @@ impl Planner {
         }
         let is_critical = verdict.level == Level::Critical;
         if is_critical && !course.critical {
-            course.critical_round.restart();
+            course.critical_round = Round::default();
         }
         course.critical = is_critical;
 
@@ -366,6 +378,12 @@ impl Planner {
         let holds = self.hold.engaged().is_some() && verdict.resource == Resource::Cpu;
         let line = if holds { verdict.high + TOLERANCE } else { verdict.high };
         if verdict.utilization.is_some_and(|usage| usage < line) {
+            course.slipped = None;
+            course.answer();
+            return;
+        }
+        // What others use changed and the budget follows: that takes as long as putting it on did.
+        if holds && scene.now.since(*course.slipped.get_or_insert(scene.now)) < THROTTLE_SETTLING {
             course.answer();
             return;
         }
@@ -392,6 +410,7 @@ impl Planner {
         }
         course.answer();
         course.critical = false;
+        course.slipped = None;
         course.failure = None;
         course.high_round = Round::default();
         course.critical_round = Round::default();
@@ -432,7 +451,7 @@ impl Planner {
                 course.round(trial.tier).enough(scene.now);
             }
             Progress::NotEnough { helped } => {
-                course.round(trial.tier).wanting(scene.now);
+                course.round(trial.tier).wanting(helped && !trial.dry, scene.now);
                 let next = self.next_in_words(verdict, course, &trial, scene);
                 if let Some(at) = course.probes.iter().position(|probe| probe.action == trial.action) {
                     let probe = course.probes.remove(at);
@@ -492,7 +511,14 @@ impl Planner {
                 } else {
                     let is_quiet = rungs.iter().all(|rung| *rung == Rung::Notify);
                     let reason = if is_quiet { Reason::NoRung } else { Reason::Cooldown };
-                    refusals.push((reason, format!("all of the ladder was tried, again in {} s", pause.as_secs() + 1)));
+                    // Those that could do nothing now anyway say more than the pause does.
+                    let tried = course.round(*tier).next;
+                    for rung in rungs.iter().take(tried) {
+                        if let Step::Pass(reason, detail) = self.consider(rung, verdict, course, scene, plan) {
+                            refusals.push((reason, format!("{}: {detail}", rung.word())));
+                        }
+                    }
+                    refusals.push((reason, format!("the ladder was tried, again in {} s", pause.as_secs() + 1)));
                 }
             }
         }
@@ -919,3 +945,6 @@ fn order_in_words(ranking: &[Ranked]) -> String {
         more => format!("memory: {}; and {more} more", shown.join("; ")),
     }
 }
+
+#[cfg(test)]
+mod tests;

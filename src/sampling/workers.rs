@@ -361,3 +361,119 @@ fn pss(paths: &Paths, pid: i32) -> Result<u64, Errno> {
     let rollup = procfs::process::SmapsRollup::from_buf_read(text.as_slice()).map_err(|_| Errno::BADMSG)?;
     rollup.memory_map_rollup.iter().find_map(|map| map.extension.map.get("Pss").copied()).ok_or(Errno::BADMSG)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::settings::{Sampling, Scope};
+    use crate::host::cgroupfs::Layout;
+    use crate::sampling::Sampler;
+    use std::process::{Child, Command};
+
+    /// A process tree in a session of its own, killed with all its members when it goes out of scope.
+    struct Replica(Child);
+
+    impl Replica {
+        #[expect(clippy::disallowed_methods, reason = "a test needs processes of its own")]
+        fn start(script: &str) -> Replica {
+            Replica(Command::new("setsid").args(["sh", "-c", script]).spawn().unwrap())
+        }
+
+        fn target(&self) -> Target {
+            Target { slot: SlotId(7), worker: "web".into(), pid: self.0.id() as i32, cpu_group: None, memory_group: None }
+        }
+
+        fn kill(&mut self) {
+            let group = rustix::process::Pid::from_child(&self.0);
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    impl Drop for Replica {
+        fn drop(&mut self) {
+            self.kill();
+        }
+    }
+
+    fn sampler() -> Sampler {
+        let paths = Paths::default();
+        let sampling = Sampling { interval: Duration::from_secs(2), scope: Scope::Auto, report_every: None };
+        Sampler::new(&paths, &sampling, &Layout::discover(&paths), [])
+    }
+
+    /// Looks until `done` says so; each look is told that enough time has passed for all processes to be looked through.
+    fn look_until(sampler: &mut Sampler, target: &Target, done: impl Fn(&WorkerReadings) -> bool) -> WorkerReadings {
+        let begun = Moment::now();
+        for step in 1.. {
+            let now = Moment::now();
+            let readings = sampler.read(std::slice::from_ref(target), now.after(SCAN_GAP * step));
+            if done(&readings.workers[0]) {
+                return readings.workers[0].clone();
+            }
+            assert!(now.since(begun) < Duration::from_secs(20), "still {:?}", readings.workers[0]);
+            std::thread::yield_now();
+        }
+        unreachable!("the loop ends by returning or failing")
+    }
+
+    const SCAN_GAP: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_tree_is_followed_to_its_end() {
+        let mut replica = Replica::start("sleep 1000 & (sleep 1000 & sleep 1000) & wait");
+        let target = replica.target();
+        let mut sampler = sampler();
+        // The shell, its two children and the grandchildren; a shell may run the last command of a list in its own place.
+        let seen = look_until(&mut sampler, &target, |seen| seen.processes.known() >= Some(4) && seen.descriptors.known() >= Some(12));
+        assert!(seen.threads.known() >= Some(4), "{seen:?}");
+        let memory = seen.memory.known().unwrap();
+        assert!((100_000..64 << 20).contains(&memory), "{memory} bytes for sleeping processes");
+        let members = sampler.trees().members(SlotId(7)).to_vec();
+        assert_eq!(members[0].pid, target.pid);
+        replica.kill();
+        let end = look_until(&mut sampler, &target, |seen| seen.memory == Reading::Gone);
+        assert_eq!((end.cpu_total, end.processes), (Reading::Gone, Reading::Gone));
+        sampler.trees_mut().rescan(Moment::now()).unwrap();
+        assert_eq!(sampler.trees().members(SlotId(7)), []);
+    }
+
+    #[test]
+    fn a_process_that_cuts_itself_loose_stays_ours() {
+        // The subshell ends at once and leaves its child to init; `setsid` takes it out of the session too.
+        let replica = Replica::start("(setsid sleep 1000 &) ; sleep 1000");
+        let target = replica.target();
+        let mut sampler = sampler();
+        look_until(&mut sampler, &target, |seen| seen.processes.known() >= Some(2));
+        for member in &sampler.trees().members(SlotId(7))[1..] {
+            let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(member.pid).unwrap(), rustix::process::Signal::KILL);
+        }
+    }
+
+    #[test]
+    fn cpu_of_a_child_counts_and_never_goes_down() {
+        let replica = Replica::start("(while :; do :; done) & sleep 1000");
+        let target = replica.target();
+        let mut sampler = sampler();
+        look_until(&mut sampler, &target, |seen| seen.processes.known() >= Some(2));
+        let before = look_until(&mut sampler, &target, |seen| seen.cpu_total.known() > Some(Duration::from_millis(50)));
+        let after = look_until(&mut sampler, &target, |seen| seen.cpu_total.known() > before.cpu_total.known());
+        assert!(after.cpu_total.known() < Some(Duration::from_secs(60)));
+        let spinning = sampler.trees().members(SlotId(7)).last().unwrap().pid;
+        rustix::process::kill_process(rustix::process::Pid::from_raw(spinning).unwrap(), rustix::process::Signal::KILL).unwrap();
+        let end = look_until(&mut sampler, &target, |seen| seen.processes.known() == Some(1));
+        assert!(end.cpu_total.known() >= after.cpu_total.known(), "{end:?}");
+    }
+
+    #[test]
+    fn shared_memory_is_measured_once_when_asked() {
+        let replica = Replica::start("sleep 1000 & sleep 1000 & wait");
+        let target = replica.target();
+        let mut sampler = sampler();
+        let cheap = look_until(&mut sampler, &target, |seen| seen.processes.known() == Some(3)).memory.known().unwrap();
+        sampler.want_pss(SlotId(7));
+        let exact = sampler.read(std::slice::from_ref(&target), Moment::now()).workers[0].memory.known().unwrap();
+        assert!(exact > 0 && exact != cheap && exact < cheap * 3, "estimate {cheap}, exact {exact}");
+    }
+}

@@ -206,20 +206,23 @@ impl Supervisor {
         }
     }
 
-    /// Reaps every child that has ended, orphans included. True if one of them was a replica's process.
-    pub fn reap(&mut self, now: Moment, events: &mut Vec<Event>) -> bool {
-        let mut any = false;
+    /// Reaps every child that has ended. Returns the pids of those that were no replica's process: orphans of some tree,
+    /// and children the daemon started itself.
+    pub fn reap(&mut self, now: Moment, events: &mut Vec<Event>) -> Vec<i32> {
+        let mut others = Vec::new();
         while let Some(exit) = process::reap_one() {
-            any |= self.on_exit(exit, now, events);
+            if !self.on_exit(exit, now, events) {
+                others.push(exit.pid);
+            }
         }
-        any
+        others
     }
 
     fn on_exit(&mut self, exit: Exit, now: Moment, events: &mut Vec<Event>) -> bool {
         let Some(place) = self.replicas.iter().position(|replica| {
             replica.life.as_ref().is_some_and(|life| life.exit.is_none() && life.process.pid() == exit.pid)
         }) else {
-            return false; // An orphan of some tree: reaping it was all there was to do.
+            return false;
         };
         let Some(replica) = self.replicas.get_mut(place) else { return false };
         let Some(life) = replica.life.as_mut() else { return false };

@@ -1,0 +1,97 @@
+//! Everything the loop owns.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use crate::actuators::throttle::Throttle;
+use crate::config::{Settings, Sources};
+use crate::host::clock::Moment;
+use crate::host::stops::StopTable;
+use crate::http::access::CurrentAccess;
+use crate::http::control::Request;
+use crate::http::server::Handle;
+use crate::journal::log::Guard;
+use crate::journal::{Event, Journal};
+use crate::policy::{Engine, Level, Resource, Verdict};
+use crate::response::Planner;
+use crate::response::planner::Status;
+use crate::sampling::Readings;
+use crate::sampling::sampler::Sampler;
+use crate::snapshot::{Counters, Environment, Published};
+use crate::supervisor::Supervisor;
+
+use super::folders::Folders;
+use super::sentinel::Sentinel;
+use super::signals::Signals;
+
+/// The daemon, between its start and its end. Fields are grouped by who uses them.
+pub struct Guardian {
+    // What was asked.
+    pub sources: Sources,
+    pub settings: Settings,
+
+    // The four stages and the workers.
+    pub sampler: Sampler,
+    pub readings: Readings,
+    pub engine: Engine,
+    pub planner: Planner,
+    pub throttle: Throttle,
+    pub supervisor: Supervisor,
+
+    // What the outside sees.
+    pub journal: Journal,
+    pub published: Arc<Published>,
+    pub access: Arc<CurrentAccess>,
+    pub effective: Arc<RwLock<serde_json::Value>>,
+    pub http: Option<Handle>,
+    pub environment: Environment,
+    pub tally: Tally,
+
+    // What wakes the loop.
+    pub signals: Signals,
+    pub wake: Arc<OwnedFd>,
+    pub commands: Receiver<Request>,
+
+    // What is held for as long as the daemon lives.
+    pub folders: Folders,
+    pub stops: Arc<StopTable>,
+    pub sentinel: Option<Sentinel>,
+    pub log: Guard,
+}
+
+/// What is remembered from tick to tick in order to tell of changes, and counted over the daemon's life.
+#[derive(Debug)]
+pub struct Tally {
+    pub tick: u64,
+    pub started: Moment,
+    pub next_tick: Duration,
+    pub gap: Duration,
+    pub reported: Option<Moment>,
+    pub reloaded: Moment,
+    pub reload_successful: bool,
+    pub shutting_down: bool,
+    pub levels: BTreeMap<Resource, Level>,
+    pub limits: [Option<f64>; 2],
+    /// Since when each resource's throttle has been on.
+    pub engaged: BTreeMap<Resource, Moment>,
+    /// What was told last of each resource that nothing is done about.
+    pub told: BTreeMap<Resource, &'static str>,
+    pub verdicts: Vec<Verdict>,
+    pub statuses: BTreeMap<Resource, Status>,
+    pub counters: Counters,
+    pub actions: BTreeMap<(String, &'static str), (u64, u64)>,
+    pub suppressed: BTreeMap<&'static str, u64>,
+    pub source_errors: [u64; 4],
+}
+
+impl Guardian {
+    /// Writes events down.
+    pub fn tell(&self, events: &[Event], now: Moment) {
+        for event in events {
+            self.journal.record(event, now);
+        }
+    }
+}

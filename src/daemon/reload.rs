@@ -1,0 +1,56 @@
+//! Applies a changed file whole or not at all.
+
+use std::sync::Arc;
+
+use crate::config;
+use crate::host::clock::Moment;
+use crate::http::control::Answer;
+use crate::journal::Event;
+
+use super::guardian::Guardian;
+
+/// What a running daemon cannot change: it holds these open.
+const FIXED: [&str; 6] = ["daemon.state_dir", "daemon.runtime_dir", "http.listen", "log", "host", "sampling.scope"];
+
+impl Guardian {
+    /// Reads the settings again. A bad file leaves the old ones running, and says so in the log, the metrics and the answer.
+    pub fn reload(&mut self, now: Moment) -> Answer {
+        let file = self.settings.file.as_ref().map(|file| file.display().to_string());
+        match config::load(&self.sources) {
+            Err(problems) => {
+                self.tally.reload_successful = false;
+                let list: Vec<String> = problems.list.iter().map(ToString::to_string).collect();
+                self.tell(&[Event::ConfigRejected { file, problems: list }], now);
+                self.picture_now(now);
+                Answer::Refused(problems.render(false))
+            }
+            Ok(loaded) => {
+                let changed = self.settings.diff(&loaded.settings);
+                *self.effective.write().unwrap_or_else(std::sync::PoisonError::into_inner) = loaded.to_json();
+                let fixed: Vec<&String> = changed.iter().filter(|key| FIXED.iter().any(|fixed| key.starts_with(fixed))).collect();
+                let mut said = match changed.len() {
+                    0 => "settings read again, nothing changed".to_owned(),
+                    _ => format!("settings applied, changed: {}", changed.join(", ")),
+                };
+                if !fixed.is_empty() {
+                    let keys: Vec<&str> = fixed.iter().map(|key| key.as_str()).collect();
+                    said.push_str(&format!("; only after a restart: {}", keys.join(", ")));
+                }
+                self.settings = loaded.settings;
+                self.access.replace(&self.settings.http);
+                self.sampler.set_disks(self.settings.policy.disks.iter().map(|disk| Arc::from(disk.path.as_path())));
+                self.engine.apply(&self.settings);
+                self.planner.apply(&self.settings);
+                let (workers, cores) = (self.settings.workers.clone(), self.cpu_limit());
+                self.supervisor.apply(&workers, cores, now);
+                self.tally.reload_successful = true;
+                self.tally.reloaded = now;
+                self.tally.next_tick = now.steady;
+                let file = self.settings.file.as_ref().map(|file| file.display().to_string());
+                self.tell(&[Event::ConfigReloaded { file, changed }], now);
+                self.picture_now(now);
+                Answer::Done(said)
+            }
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The loop: one thread that waits, ticks, acts, and starts workers.
+
+use std::ffi::OsString;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::config::{Loaded, Sources};
+use crate::host::clock::Moment;
+use crate::http::control::{Answer, Request};
+use crate::journal::Event;
+
+use super::events::{self, Order};
+use super::guardian::Guardian;
+use super::wiring::{self, StartError};
+
+/// After something has happened to a worker, the next tick is at most this far away, so that what is published follows.
+const SOON: Duration = Duration::from_millis(100);
+
+/// Runs the daemon until it is told to end, or its command has ended. Returns the exit code.
+///
+/// # Errors
+/// When it could not be started; nothing is left behind then.
+pub fn run(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) -> Result<u8, StartError> {
+    let mut guardian = wiring::wire(sources, loaded, env)?;
+    let code = guardian.run();
+    Ok(code)
+}
+
+impl Guardian {
+    fn run(&mut self) -> u8 {
+        self.begin(Moment::now());
+        let (reason, code) = loop {
+            let now = Moment::now();
+            if let Some(reason) = self.take_orders(now) {
+                break (reason, 0);
+            }
+            let mut events = Vec::new();
+            self.reap(now, &mut events);
+            self.supervisor.advance(now, &mut events);
+            self.throttle.step(&self.supervisor, now.steady);
+            if !events.is_empty() {
+                self.tell(&events, now);
+                self.throttle.forget_missing_folders();
+                self.tally.next_tick = self.tally.next_tick.min(now.steady + SOON);
+            }
+            if let Some(code) = self.supervisor.finished() {
+                break ("the command has ended".to_owned(), u8::try_from(code.clamp(0, 255)).unwrap_or(1));
+            }
+            if self.tally.next_tick <= now.steady {
+                self.tick(now);
+            }
+            self.wait();
+        };
+        self.shut_down(reason);
+        code
+    }
+
+    /// The first look, so that limits are known before replicas are counted, then the workers.
+    fn begin(&mut self, now: Moment) {
+        self.sampler.read_into(&[], now, &mut self.readings);
+        self.environment.scope = self.sampler.scope().extent.word().to_owned();
+        self.environment.limit_source = self.readings.memory.limit_source.word().to_owned();
+        let cores = self.cpu_limit();
+        let workers = self.settings.workers.clone();
+        let started = Event::DaemonStarted {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            platform: self.environment.platform.clone(),
+            cgroup: self.environment.cgroup.clone(),
+            enforcement: self.environment.enforcement.clone(),
+            scope: self.environment.scope.clone(),
+            cpu_limit_cores: self.readings.cpu.limit_cores.known(),
+            memory_limit_bytes: self.readings.memory.limit.known(),
+            config_file: self.settings.file.as_ref().map(|file| file.display().to_string()),
+            workers: u32::try_from(workers.len()).unwrap_or(u32::MAX),
+        };
+        self.tell(&[started], now);
+        self.supervisor.apply(&workers, cores, now);
+    }
+
+    /// The cores replicas are counted by: the setting, else the effective limit, else one.
+    pub fn cpu_limit(&self) -> f64 {
+        let effective = self.readings.cpu.limit_cores.known();
+        let asked = self.settings.policy.cpu.limit;
+        match (effective, asked) {
+            (Some(effective), Some(asked)) => effective.min(asked),
+            (effective, asked) => effective.or(asked).unwrap_or(1.0),
+        }
+    }
+
+    /// Reaps children; a sentinel that has ended is replaced.
+    pub fn reap(&mut self, now: Moment, events: &mut Vec<Event>) {
+        let others = self.supervisor.reap(now, events);
+        if self.sentinel.as_ref().is_some_and(|sentinel| others.contains(&sentinel.pid())) {
+            self.sentinel = super::sentinel::Sentinel::start(&self.stops, &self.folders.undo_log(), &self.settings.host).ok();
+            let detail = if self.sentinel.is_some() { "it ended and was started again" } else { "it ended and could not be started again" };
+            events.push(Event::Degraded { part: "sentinel", detail: detail.to_owned() });
+        }
+    }
+
+    /// Takes in what has arrived and performs it. The reason, when it is time to end.
+    fn take_orders(&mut self, now: Moment) -> Option<String> {
+        let mut buffer = [0_u8; 8];
+        // Empties the counter; nothing in it is no error.
+        let _ = rustix::io::read(self.wake.as_fd(), &mut buffer);
+        for signal in self.signals.pending() {
+            if let Some(reason) = self.perform_order(events::of_signal(signal), None, now) {
+                return Some(reason);
+            }
+        }
+        while let Ok(request) = self.commands.try_recv() {
+            let order = events::of_command(&request.command);
+            if let Some(reason) = self.perform_order(order, Some(request), now) {
+                return Some(reason);
+            }
+        }
+        None
+    }
+
+    fn perform_order(&mut self, order: Order, request: Option<Request>, now: Moment) -> Option<String> {
+        let answer = match order {
+            Order::Reap => Answer::Done(String::new()),
+            Order::Reload => self.reload(now),
+            Order::Release => self.release(now),
+            Order::Forward(signal) => {
+                self.supervisor.signal_command(signal);
+                Answer::Done(String::new())
+            }
+            Order::Stop(reason) => {
+                if let Some(request) = request {
+                    let _ = request.answer.send(Answer::Done("stopping".to_owned()));
+                }
+                return Some(reason);
+            }
+        };
+        if let Some(request) = request {
+            // Whoever asked may have gone away.
+            let _ = request.answer.send(answer);
+        }
+        None
+    }
+
+    fn release(&mut self, now: Moment) -> Answer {
+        match self.throttle.let_all_go(now.steady) {
+            Ok(count) => Answer::Done(format!("{count} replicas were held and are free; the policy may act again from the next tick on")),
+            Err(why) => Answer::Refused(format!("not everything could be put back: {why}")),
+        }
+    }
+
+    /// Waits for a signal, a request, or the next thing that is due.
+    fn wait(&mut self) {
+        let due = [Some(self.tally.next_tick), self.throttle.next_deadline(), self.supervisor.next_deadline()];
+        let now = Moment::now().steady;
+        let left = due.into_iter().flatten().min().unwrap_or(now).saturating_sub(now);
+        self.wait_for(left);
+    }
+
+    /// Waits at most so long.
+    pub fn wait_for(&mut self, longest: Duration) {
+        let timeout = Timespec { tv_sec: i64::try_from(longest.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(longest.subsec_nanos()) };
+        let mut fds = [PollFd::new(&self.wake, PollFlags::IN), PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN)];
+        // An interrupted wait is a signal that has arrived; whatever it was, the loop looks.
+        let _ = rustix::event::poll(&mut fds, Some(&timeout));
+    }
+}

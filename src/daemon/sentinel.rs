@@ -1,0 +1,107 @@
+//! The sentinel: a small child of the daemon that waits for it to die and then undoes what it left behind.
+//!
+//! It holds the reading end of a pipe whose writing end only the daemon has. When that closes without a word, the daemon
+//! was killed: every process in the table of held ones is let go (by pidfd, its start time verified), and everything in
+//! the undo log is put back. A daemon that ends in order says so first.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::actuators::undo;
+use crate::config::settings::{HostPaths, Signal};
+use crate::host::Paths;
+use crate::host::process::Process;
+use crate::host::stops::StopTable;
+
+/// The hidden subcommand.
+pub const SUBCOMMAND: &str = "sentinel";
+
+/// The daemon's side.
+#[derive(Debug)]
+pub struct Sentinel {
+    pid: i32,
+    lifeline: File,
+}
+
+impl Sentinel {
+    /// Starts one, as a child process of the same binary in a session of its own.
+    #[expect(clippy::disallowed_methods, reason = "one of the two places that start processes")]
+    pub fn start(stops: &StopTable, undo_log: &Path, paths: &HostPaths) -> io::Result<Sentinel> {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        let inherited = [read.as_raw_fd(), stops.fd().as_raw_fd()];
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("plimsoll").arg(SUBCOMMAND).args(inherited.map(|fd| fd.to_string())).arg(undo_log).arg(&paths.proc);
+        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
+        // SAFETY: between fork and exec only system calls on numbers that were prepared before.
+        unsafe {
+            command.pre_exec(move || {
+                rustix::process::setsid()?;
+                inherited.iter().try_for_each(|fd| inherit(*fd))
+            });
+        }
+        let child = command.spawn()?;
+        let pid = i32::try_from(child.id()).map_err(|_| io::Error::other("pid out of range"))?;
+        Ok(Sentinel { pid, lifeline: File::from(write) })
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Tells it that all is undone already; it ends.
+    pub fn dismiss(mut self) -> io::Result<()> {
+        self.lifeline.write_all(b"x")
+    }
+}
+
+/// Lets a descriptor survive exec.
+fn inherit(fd: RawFd) -> io::Result<()> {
+    // SAFETY: the descriptor is open in the parent and so in the child.
+    let fd = unsafe { rustix::fd::BorrowedFd::borrow_raw(fd) };
+    Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?)
+}
+
+/// The sentinel's side: `args` are what [`Sentinel::start`] put after the subcommand. Returns the exit code.
+pub fn main(args: &[String]) -> u8 {
+    let [lifeline, table, undo_log, proc] = args else { return 2 };
+    let (Ok(lifeline), Ok(table)) = (lifeline.parse::<RawFd>(), table.parse::<RawFd>()) else { return 2 };
+    // A word from the terminal or the service manager is meant for the daemon, which tells us when it is over.
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP] {
+        let ignored = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        if signal_hook::flag::register(signal, ignored).is_err() {
+            return 1;
+        }
+    }
+    // SAFETY: `start` passed these two descriptors on, and nothing else in this process uses their numbers.
+    let (mut lifeline, table) = unsafe { (File::from_raw_fd(lifeline), OwnedFd::from_raw_fd(table)) };
+    let Ok(table) = StopTable::open(table) else { return 1 };
+    let mut word = [0_u8; 1];
+    let ended_in_order = loop {
+        match lifeline.read(&mut word) {
+            Ok(0) => break false,
+            Ok(_) => break true,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break false,
+        }
+    };
+    if ended_in_order {
+        return 0;
+    }
+    let paths = Paths::from(&HostPaths { proc: PathBuf::from(proc), sys: "/sys".into(), cgroup: "/sys/fs/cgroup".into() });
+    let _ = table.fd().as_fd();
+    for (pid, started) in table.held() {
+        if let Ok(Some(process)) = Process::open(&paths, pid, Some(started)) {
+            // One that has ended needs nothing any more.
+            let _ = process.signal(Signal(libc::SIGCONT));
+        }
+    }
+    match undo::sweep(Path::new(undo_log), &paths) {
+        Ok(swept) if swept.failed.is_empty() => 0,
+        // The next start tries again.
+        _ => 1,
+    }
+}

@@ -1,0 +1,91 @@
+//! The end, in a fixed order: let everybody go, stop workers, undo, close the doors, write out the record. A step that
+//! fails does not stop the next; each is told; the exit code is that of the reason, not of the steps (seeds row C3).
+
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::host::clock::Moment;
+use crate::http::listen::{self, SOCKET};
+use crate::journal::Event;
+
+use super::guardian::Guardian;
+
+/// While workers are being stopped they are looked at this often at least.
+const LOOK: Duration = Duration::from_millis(50);
+/// For requests that are being answered.
+const HTTP_GRACE: Duration = Duration::from_millis(500);
+/// For the last rows of the state database.
+const HISTORY_GRACE: Duration = Duration::from_secs(2);
+
+impl Guardian {
+    /// Ends everything. Takes `daemon.shutdown_timeout` at the longest, plus what the kernel needs to end killed processes.
+    pub fn shut_down(&mut self, reason: String) {
+        let begun = Moment::now();
+        let deadline = begun.steady + self.settings.daemon.shutdown_timeout;
+        self.tally.shutting_down = true;
+        self.tell(&[Event::DaemonStopping { reason }], begun);
+        self.picture_now(begun);
+
+        // First of all: a stopped process does not get the signal that asks it to end.
+        self.step("throttles", |guardian| {
+            guardian.throttle.let_all_go(Moment::now().steady).map(|count| format!("{count} replicas were held and are free"))
+        });
+        self.step("workers", |guardian| guardian.stop_workers(deadline));
+        self.step("undo", |guardian| {
+            guardian.supervisor.remove_groups();
+            guardian.throttle.forget_missing_folders();
+            guardian.throttle.let_all_go(Moment::now().steady).map(|_| String::new())
+        });
+        self.step("sentinel", |guardian| match guardian.sentinel.take() {
+            Some(sentinel) => sentinel.dismiss().map(|()| String::new()).map_err(|error| error.to_string()),
+            None => Ok("there was none".to_owned()),
+        });
+        self.step("http", |guardian| {
+            let socket = guardian.folders.runtime.join(SOCKET);
+            let drained = guardian.http.take().is_none_or(|http| http.shutdown(HTTP_GRACE));
+            listen::remove_socket(&socket).map_err(|error| error.to_string())?;
+            if drained { Ok(String::new()) } else { Err("some requests were cut off".to_owned()) }
+        });
+        self.step("history", |guardian| guardian.journal.close(HISTORY_GRACE).map(|()| String::new()));
+    }
+
+    fn step(&mut self, step: &'static str, perform: impl FnOnce(&mut Guardian) -> Result<String, String>) {
+        let begun = Moment::now();
+        let result = perform(self);
+        let now = Moment::now();
+        let took_seconds = now.since(begun).as_secs_f64();
+        let (ok, detail) = match result {
+            Ok(detail) => (true, detail),
+            Err(why) => (false, why),
+        };
+        self.tell(&[Event::ShutdownStep { step, ok, took_seconds, detail }], now);
+    }
+
+    fn stop_workers(&mut self, deadline: Duration) -> Result<String, String> {
+        let mut deadline = deadline;
+        let running = self.supervisor.replicas().iter().filter(|replica| replica.life.is_some()).count();
+        self.supervisor.close(Moment::now(), deadline);
+        loop {
+            let now = Moment::now();
+            // Asked a second time: at once.
+            if self.signals.pending().iter().any(|signal| [SIGTERM, SIGINT].contains(signal)) {
+                deadline = deadline.min(now.steady);
+            }
+            let mut events = Vec::new();
+            self.reap(now, &mut events);
+            self.supervisor.stop_next(now, deadline);
+            self.supervisor.advance(now, &mut events);
+            self.tell(&events, now);
+            if self.supervisor.is_empty() {
+                return Ok(format!("{running} replicas were running and have ended"));
+            }
+            // Killed processes end when the kernel lets them; one in uninterruptible sleep must not hold us for ever.
+            if now.steady > deadline + Duration::from_secs(5) {
+                return Err("some processes did not end although they were killed".to_owned());
+            }
+            let next = self.supervisor.next_deadline().map_or(LOOK, |at| at.saturating_sub(now.steady)).min(LOOK);
+            self.wait_for(next.max(Duration::from_millis(1)));
+        }
+    }
+}

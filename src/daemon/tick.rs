@@ -1,0 +1,333 @@
+//! One tick: readings → verdicts → actions → effects, all four recorded.
+
+use crate::actuators::effect::{Effect, Outcome};
+use crate::actuators::hands::{DryRun, Hands, Perform};
+use crate::host::clock::Moment;
+use crate::journal::Event;
+use crate::policy::{Level, Resource, Verdict};
+use crate::response::action::{Action, Deed};
+use crate::response::candidate::Candidate;
+use crate::response::planner::{Measured, Plan};
+use crate::response::refusal::Refusal;
+use crate::sampling::readings::{LimitSource, Source};
+
+use super::guardian::Guardian;
+use super::pacing;
+
+/// From this share of its line on, a worker's shared pages are counted exactly (dear, so not before).
+const NEAR: f64 = 0.85;
+
+impl Guardian {
+    /// Looks, judges, plans, acts, records and publishes.
+    pub fn tick(&mut self, now: Moment) {
+        let targets = self.supervisor.targets();
+        self.sampler.read_into(&targets, now, &mut self.readings);
+        self.supervisor.note_readings(&self.readings);
+        for target in &targets {
+            let members = self.sampler.trees().members(target.slot).iter().map(|member| (member.pid, member.started));
+            self.supervisor.note_members(target.slot, members);
+        }
+        self.throttle.measure(now.steady);
+
+        let verdicts = self.engine.judge(&self.readings, now);
+        let candidates = self.candidates(now);
+        let Plan { actions, refusals, measured } = self.planner.plan(&verdicts, &self.readings, &candidates, now);
+        let effects = self.perform(actions, now);
+        self.planner.note(&effects, now);
+
+        let mut events = self.changes(&verdicts);
+        self.tell_effects(&effects, &verdicts, now, &mut events);
+        self.tell_measured(measured, &mut events);
+        self.tell_refusals(&refusals, &verdicts, &mut events);
+        self.report(&verdicts, now, &mut events);
+        self.tell(&events, now);
+        self.look_closer(&verdicts);
+
+        self.tally.tick += 1;
+        self.tally.verdicts = verdicts;
+        self.pace(now);
+        self.picture_now(now);
+    }
+
+    /// Everybody an action may be about.
+    fn candidates(&self, now: Moment) -> Vec<Candidate> {
+        let means = self.throttle.means();
+        let candidate = |replica: &crate::supervisor::Replica| {
+            let life = replica.life.as_ref()?;
+            let read = self.readings.workers.iter().find(|read| read.slot == life.slot);
+            Some(Candidate {
+                slot: life.slot,
+                worker: replica.worker.name.clone(),
+                replica: replica.index,
+                settings: replica.worker.clone(),
+                running: replica.is_running(),
+                can_throttle: means.method(&replica.worker).is_ok(),
+                since: life.started,
+                cores: read.and_then(|read| read.used_cores.known()),
+                memory: read.and_then(|read| read.memory.known()),
+                growth: self.engine.growth(life.slot),
+                busy: replica.busy(),
+                lifetime_due: life.lifetime_due.is_some_and(|due| due <= now.steady),
+            })
+        };
+        self.supervisor.replicas().iter().filter_map(candidate).collect()
+    }
+
+    fn perform(&mut self, actions: Vec<Action>, begun: Moment) -> Vec<Effect> {
+        let mut effects = Vec::with_capacity(actions.len());
+        for action in actions {
+            if action.deed.rung().is_some_and(|rung| rung.is_drastic()) && !self.still_needed(&action) {
+                effects.push(Effect { action, at: begun, took: std::time::Duration::ZERO, outcome: Outcome::Gone });
+                continue;
+            }
+            let hands = Hands { supervisor: &mut self.supervisor, throttle: &mut self.throttle };
+            let outcome = if self.settings.policy.dry_run { DryRun(hands).perform(&action, begun) } else { { hands }.perform(&action, begun) };
+            let at = Moment::now();
+            effects.push(Effect { action, at, took: at.since(begun), outcome });
+        }
+        effects
+    }
+
+    /// Looks again right before a drastic act: things may have recovered since the tick began.
+    fn still_needed(&mut self, action: &Action) -> bool {
+        let now = Moment::now();
+        let targets = self.supervisor.targets();
+        let fresh = self.sampler.read(&targets, now);
+        let verdicts = self.engine.judge(&fresh, now);
+        self.planner.confirm(action, &verdicts)
+    }
+
+    /// What crossed a line, and which limits moved.
+    fn changes(&mut self, verdicts: &[Verdict]) -> Vec<Event> {
+        let mut events = Vec::new();
+        let source = |source: LimitSource| source.word();
+        let limits = [
+            ("cpu", self.readings.cpu.limit_cores.known(), source(self.readings.cpu.limit_source)),
+            ("memory", self.readings.memory.limit.known().map(|bytes| bytes as f64), source(self.readings.memory.limit_source)),
+        ];
+        for (place, (resource, now, source)) in limits.into_iter().enumerate() {
+            let Some(was) = self.tally.limits.get_mut(place) else { continue };
+            if now.is_some() && *was != now {
+                if was.is_some() {
+                    events.push(Event::LimitChanged { resource, was: *was, now, source });
+                }
+                *was = now;
+            }
+        }
+        for verdict in verdicts {
+            let was = self.tally.levels.insert(verdict.resource.clone(), verdict.level).unwrap_or(Level::Normal);
+            if was != verdict.level {
+                events.push(Event::VerdictChanged {
+                    resource: self.label(&verdict.resource),
+                    state: verdict.level.word(),
+                    was: was.word(),
+                    used: verdict.used,
+                    limit: verdict.limit,
+                    utilization: verdict.utilization,
+                    high: verdict.high,
+                    low: verdict.low,
+                });
+            }
+        }
+        self.tally.levels.retain(|resource, _| verdicts.iter().any(|verdict| verdict.resource == *resource));
+        events
+    }
+
+    fn tell_effects(&mut self, effects: &[Effect], verdicts: &[Verdict], now: Moment, events: &mut Vec<Event>) {
+        for effect in effects {
+            let Effect { action, outcome, took, .. } = effect;
+            let resource = self.label(&action.resource);
+            let verdict = verdicts.iter().find(|verdict| verdict.resource == action.resource);
+            let (used, limit, utilization) = verdict.map_or((None, None, None), |verdict| (verdict.used, verdict.limit, verdict.utilization));
+            let (high, low) = verdict.map_or((0.0, 0.0), |verdict| (verdict.high, verdict.low));
+            if action.deed == Deed::Release {
+                if let Some(since) = self.tally.engaged.remove(&action.resource) {
+                    let held_seconds = now.since(since).as_secs_f64();
+                    events.push(Event::ThrottleReleased { resource: resource.clone(), utilization, low, held_seconds, reason: action.reason.clone() });
+                }
+                if let Outcome::Failed(detail) = outcome {
+                    events.push(Event::Degraded { part: "undo", detail: detail.clone() });
+                }
+                continue;
+            }
+            let workers = self.whom(&action.deed);
+            let adjusts = matches!(action.deed, Deed::Throttle(_)) && self.tally.engaged.contains_key(&action.resource);
+            if matches!(action.deed, Deed::Throttle(_)) && matches!(outcome, Outcome::Done) && !adjusts {
+                self.tally.engaged.insert(action.resource.clone(), now);
+                let reason = action.reason.clone();
+                events.push(Event::ThrottleEngaged { resource: resource.clone(), used, limit, utilization, high, workers: workers.clone(), reason });
+            }
+            let failed = matches!(outcome, Outcome::Failed(_));
+            // A budget that is shared anew is the same action going on.
+            if adjusts && !failed {
+                continue;
+            }
+            let rung = action.deed.rung().map_or("release", |rung| rung.word());
+            if matches!(outcome, Outcome::Done | Outcome::Failed(_)) {
+                let counts = self.tally.actions.entry((resource.clone(), rung)).or_default();
+                counts.0 += 1;
+                counts.1 += u64::from(failed);
+                self.tally.counters.reaction_seconds.observe(*took);
+            }
+            let (outcome, detail) = match outcome {
+                Outcome::Done => ("done", String::new()),
+                Outcome::DryRun => ("dry_run", String::new()),
+                Outcome::Gone => ("gone", String::new()),
+                Outcome::Unavailable(why) => ("unavailable", why.clone()),
+                Outcome::Failed(why) => ("failed", why.clone()),
+            };
+            if outcome == "dry_run" {
+                *self.tally.suppressed.entry("dry_run").or_default() += 1;
+            }
+            events.push(Event::ActionPerformed {
+                action_id: action.id,
+                resource,
+                action: rung,
+                workers,
+                outcome,
+                detail,
+                reason: action.reason.clone(),
+                took_seconds: took.as_secs_f64(),
+            });
+        }
+        // Whoever was held and has ended took its throttle along.
+        let held: Vec<Resource> = self.tally.engaged.keys().filter(|resource| !self.throttle.holds_for(resource)).cloned().collect();
+        for resource in held {
+            if let Some(since) = self.tally.engaged.remove(&resource) {
+                let verdict = verdicts.iter().find(|verdict| verdict.resource == resource);
+                events.push(Event::ThrottleReleased {
+                    resource: self.label(&resource),
+                    utilization: verdict.and_then(|verdict| verdict.utilization),
+                    low: verdict.map_or(0.0, |verdict| verdict.low),
+                    held_seconds: now.since(since).as_secs_f64(),
+                    reason: "nobody is held any more".to_owned(),
+                });
+            }
+        }
+    }
+
+    fn tell_measured(&self, measured: Vec<Measured>, events: &mut Vec<Event>) {
+        for Measured { action, resource, rung, before, after_1s, after_10s, effective, .. } in measured {
+            let limit = self.tally.verdicts.iter().find(|verdict| verdict.resource == resource).and_then(|verdict| verdict.limit);
+            let share = |amount: Option<f64>| match (amount, limit) {
+                (Some(amount), Some(limit)) if limit > 0.0 => Some(amount / limit),
+                _ => None,
+            };
+            let resource = self.label(&resource);
+            let (before, after_1s, after_10s) = (share(Some(before)), share(after_1s), share(after_10s));
+            events.push(if effective {
+                Event::ActionEffective { action_id: action, resource, action: rung, before, after_1s, after_10s }
+            } else {
+                Event::ActionIneffective { action_id: action, resource, action: rung, before, after_1s, after_10s }
+            });
+        }
+    }
+
+    /// The planner says itself how often a refusal is worth telling.
+    fn tell_refusals(&mut self, refusals: &[Refusal], verdicts: &[Verdict], events: &mut Vec<Event>) {
+        for refusal in refusals {
+            *self.tally.suppressed.entry(refusal.reason).or_default() += 1;
+            events.push(Event::ActionSuppressed {
+                resource: self.label(&refusal.resource),
+                reason: refusal.reason,
+                detail: refusal.detail.clone(),
+                unanswered_seconds: refusal.unanswered.as_secs_f64(),
+            });
+        }
+        self.tally.statuses = verdicts.iter().map(|verdict| (verdict.resource.clone(), self.planner.status(&verdict.resource))).collect();
+    }
+
+    /// Seeds row B1: the figures, every so often.
+    fn report(&mut self, verdicts: &[Verdict], now: Moment, events: &mut Vec<Event>) {
+        let Some(every) = self.settings.sampling.report_every else { return };
+        // The first look has no rate yet.
+        if self.readings.cpu.used_cores.known().is_none() || self.tally.reported.is_some_and(|at| now.since(at) < every) {
+            return;
+        }
+        self.tally.reported = Some(now);
+        let of = |resource: &Resource| verdicts.iter().find(|verdict| verdict.resource == *resource);
+        let percent = |verdict: Option<&Verdict>| verdict.and_then(|verdict| verdict.utilization).map(|share| share * 100.0);
+        let bytes = |amount: Option<f64>| amount.map(|amount| amount as u64);
+        let (cpu, memory) = (of(&Resource::Cpu), of(&Resource::Memory));
+        let disk = self.readings.disks.first();
+        let space = disk.and_then(|disk| disk.space.known());
+        let used = space.map(|space| space.size.saturating_sub(space.avail));
+        events.push(Event::ResourceMetrics {
+            cpu_percent: percent(cpu),
+            cpu_limit_cores: cpu.and_then(|verdict| verdict.limit),
+            memory_used_bytes: bytes(memory.and_then(|verdict| verdict.used)),
+            memory_total_bytes: bytes(memory.and_then(|verdict| verdict.limit)),
+            memory_percent: percent(memory),
+            disk_path: disk.map(|disk| disk.path.display().to_string()),
+            disk_used_bytes: used,
+            disk_total_bytes: space.map(|space| space.size),
+            disk_percent: space.filter(|space| space.size > 0).zip(used).map(|(space, used)| used as f64 / space.size as f64 * 100.0),
+            workers_running: u32::try_from(self.supervisor.replicas().iter().filter(|replica| replica.is_running()).count()).unwrap_or(u32::MAX),
+            throttled: !self.tally.engaged.is_empty(),
+        });
+        if let Some(history) = self.journal.history() {
+            for verdict in verdicts {
+                history.sample(now, &self.label(&verdict.resource), verdict.used, verdict.limit);
+            }
+        }
+    }
+
+    /// Asks for exact figures where a line is near.
+    fn look_closer(&mut self, verdicts: &[Verdict]) {
+        let near = |verdict: &&Verdict| verdict.utilization.is_some_and(|share| share >= NEAR * verdict.high);
+        for verdict in verdicts.iter().filter(near) {
+            match verdict.resource {
+                Resource::Worker(slot) => self.sampler.want_pss(slot),
+                Resource::Memory => {
+                    for target in self.supervisor.targets() {
+                        self.sampler.want_pss(target.slot);
+                    }
+                }
+                Resource::Cpu | Resource::Disk(_) => {}
+            }
+        }
+    }
+
+    /// Sets the next tick, and counts this one.
+    fn pace(&mut self, began: Moment) {
+        for (total, failed) in self.tally.source_errors.iter_mut().zip(self.readings.failures) {
+            *total += u64::from(failed);
+        }
+        debug_assert_eq!(self.tally.source_errors.len(), Source::ALL.len());
+        let now = Moment::now();
+        let took = now.since(began);
+        self.tally.counters.tick_duration_seconds.observe(took);
+        let gap = pacing::gap(&self.tally.verdicts, !self.tally.engaged.is_empty(), self.settings.sampling.interval);
+        // Late by more than a whole gap, or longer than one: the next tick starts afresh instead of catching up.
+        if took > gap {
+            self.tally.counters.tick_overruns_total += 1;
+        }
+        self.tally.gap = gap;
+        self.tally.next_tick = (began.steady + gap).max(now.steady);
+    }
+
+    /// The replicas a deed is about, by name.
+    fn whom(&self, deed: &Deed) -> Vec<String> {
+        let slots = match deed {
+            Deed::Shed(slots) => slots.clone(),
+            Deed::Throttle(shares) => shares.iter().map(|share| share.slot).collect(),
+            Deed::Recycle(slot, _) | Deed::Kill(slot) => vec![*slot],
+            Deed::Notify | Deed::Job(_) | Deed::Release => Vec::new(),
+        };
+        let name = |slot| self.supervisor.replica(slot).map(|replica| format!("{}.{}", replica.worker.name, replica.index));
+        slots.into_iter().filter_map(name).collect()
+    }
+
+    /// The label of a resource: `cpu`, `memory`, `disk:PATH`, `worker:NAME`.
+    pub fn label(&self, resource: &Resource) -> String {
+        match resource {
+            Resource::Cpu => "cpu".to_owned(),
+            Resource::Memory => "memory".to_owned(),
+            Resource::Disk(path) => format!("disk:{}", path.display()),
+            Resource::Worker(slot) => match self.supervisor.replica(*slot) {
+                Some(replica) => format!("worker:{}", replica.worker.name),
+                None => "worker".to_owned(),
+            },
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! From settings to a running daemon, so ordered that whatever fails, nothing is half started and nothing is left behind:
+//! folders and lock, listeners, log, what an earlier run left, then threads, then workers.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use rustix::event::EventfdFlags;
+
+use crate::actuators::throttle::{Means, Throttle};
+use crate::actuators::undo::{self, UndoLog};
+use crate::config::{Loaded, Sources};
+use crate::host::Paths;
+use crate::host::cgroupfs::Layout;
+use crate::host::clock::Moment;
+use crate::host::group::Groups;
+use crate::host::process;
+use crate::host::stops::StopTable;
+use crate::http::access::CurrentAccess;
+use crate::http::control::CommandQueue;
+use crate::http::listen::{self, ListenError, SOCKET};
+use crate::http::server::{self, Limits, Parts};
+use crate::journal::history::History;
+use crate::journal::{Event, Journal, log};
+use crate::policy::Engine;
+use crate::response::Planner;
+use crate::sampling::inventory;
+use crate::sampling::sampler::Sampler;
+use crate::snapshot::{Counters, Environment, Histogram, Published};
+use crate::supervisor::Supervisor;
+use crate::supervisor::supervisor::{Command, Surroundings};
+
+use super::folders::{FolderError, Folders};
+use super::guardian::{Guardian, Tally};
+use super::sentinel::Sentinel;
+use super::signals::Signals;
+
+/// Requests that may wait for the loop at once.
+const COMMANDS: usize = 64;
+/// A worker's `oom_score_adj` above the daemon's: the kernel takes any of them before it.
+const ABOVE_OURS: i32 = 300;
+/// The daemon's own, where it may be lowered.
+const OURS: i32 = -500;
+
+/// Bucket bounds in seconds of `plimsoll_reaction_seconds` and `plimsoll_tick_duration_seconds`.
+pub const REACTION_BOUNDS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.03, 0.06, 0.1, 0.25, 1.0, 5.0];
+pub const TICK_BOUNDS: [f64; 10] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0];
+
+/// Why the daemon did not start: one clear line and an exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("could not start: {0}")]
+    Io(#[from] io::Error),
+}
+
+impl StartError {
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            StartError::Folder(error) => error.exit_code(),
+            StartError::Listen(_) | StartError::Io(_) => 1,
+        }
+    }
+}
+
+/// Builds the daemon; its workers wait to be started by the loop.
+pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) -> Result<Guardian, StartError> {
+    let settings = loaded.settings.clone();
+    let paths = Paths::from(&settings.host);
+    // Before anything else: a signal that arrives while we start must not be lost (PID 1) nor kill us half way.
+    let signals = Signals::listen()?;
+    let folders = Folders::take(&settings.daemon, &sources)?;
+    let tcp = listen::bind_tcp(&settings.http.listen)?;
+    let socket = listen::bind_socket(&folders.runtime.join(SOCKET))?;
+    let log = log::start(&settings.log, sources.variable("JOURNAL_STREAM"))?;
+
+    let now = Moment::now();
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    let mut early = sweep(&folders, &paths);
+    let stops = Arc::new(StopTable::create()?);
+    let sentinel = match Sentinel::start(&stops, &folders.undo_log(), &settings.host) {
+        Ok(sentinel) => Some(sentinel),
+        Err(error) => {
+            early.push(Event::Degraded { part: "sentinel", detail: format!("{error}; workers are not stopped for a duty cycle") });
+            None
+        }
+    };
+    let layout = Layout::discover(&paths);
+    let groups = Groups::probe(&layout, pid, &pid.to_string());
+    let means = Means { quota: groups.has_quota(), duty: sentinel.is_some(), nice: sentinel.as_ref().is_some_and(|s| can_take_nice_back(s.pid())) };
+    let mut throttle = Throttle::new(paths.clone(), means, pid, stops.clone(), UndoLog::new(folders.undo_log()));
+    for folder in groups.made() {
+        if let Err(error) = throttle.note_folder(folder) {
+            early.push(Event::Degraded { part: "undo log", detail: error.to_string() });
+        }
+    }
+    let environment = Environment {
+        platform: inventory::platform(&|name| sources.variable(name).map(str::to_owned)).to_owned(),
+        cgroup: layout.kind.word().to_owned(),
+        enforcement: enforcement(means).to_owned(),
+        limitations: groups.limitations().to_vec(),
+        ..Environment::default()
+    };
+    let disks = settings.policy.disks.iter().map(|disk| Arc::from(disk.path.as_path()));
+    let sampler = Sampler::new(&paths, &settings.sampling, &layout, disks);
+
+    if let Err(error) = process::become_subreaper() {
+        early.push(Event::Degraded { part: "subreaper", detail: error.to_string() });
+    }
+    let descriptors = process::raise_descriptor_limit();
+    let inherited_score = process::own_oom_score_adj(&paths).unwrap_or(0);
+    // Lowering it needs a privilege we may not have; workers are above us either way.
+    let ours = if inherited_score > OURS && process::set_own_oom_score_adj(&paths, OURS).is_ok() { OURS } else { inherited_score };
+    // Nobody waits for the daemon's own priority; workers get the ordinary one back.
+    let _ = process::set_nice(pid, -10);
+    let command = (!sources.command.is_empty()).then(|| Command {
+        worker: Arc::from("main"),
+        restart_was_set: loaded.effective().iter().any(|setting| setting.key == "workers.main.restart" && setting.origin != "built-in"),
+    });
+    let supervisor = Supervisor::new(Surroundings {
+        paths: paths.clone(),
+        groups,
+        env,
+        keeper: pid,
+        oom_score_adj: Some((ours + ABOVE_OURS).max(inherited_score).clamp(-1000, 1000)),
+        descriptors,
+        command,
+    });
+
+    let history = match &folders.stateless {
+        None => History::start(&folders.state, now, env!("CARGO_PKG_VERSION"), std::process::id()).ok(),
+        Some(why) => {
+            early.push(Event::Degraded { part: "state database", detail: why.clone() });
+            None
+        }
+    };
+    let journal = Journal::new(history);
+    let published = Arc::new(Published::default());
+    let access = Arc::new(CurrentAccess::new(&settings.http));
+    let effective = Arc::new(RwLock::new(loaded.to_json()));
+    let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?);
+    let ring = wake.clone();
+    let (queue, commands) = CommandQueue::new(COMMANDS, Arc::new(move || ring_bell(&ring)));
+    let http = server::spawn(Parts {
+        tcp,
+        unix: Some(socket),
+        published: published.clone(),
+        commands: queue,
+        access: access.clone(),
+        effective: effective.clone(),
+        events: journal.ring(),
+        clock: Arc::new(Moment::now),
+        limits: Limits::default(),
+    })?;
+
+    let engine = Engine::new(&settings);
+    let planner = Planner::new(&settings);
+    for event in &early {
+        journal.record(event, now);
+    }
+    let readings = sampler.blank(now);
+    Ok(Guardian {
+        sources,
+        settings,
+        sampler,
+        readings,
+        engine,
+        planner,
+        throttle,
+        supervisor,
+        journal,
+        published,
+        access,
+        effective,
+        http: Some(http),
+        environment,
+        tally: tally(now),
+        signals,
+        wake,
+        commands,
+        folders,
+        stops,
+        sentinel,
+        log,
+    })
+}
+
+fn tally(now: Moment) -> Tally {
+    Tally {
+        tick: 0,
+        started: now,
+        next_tick: now.steady,
+        gap: Duration::ZERO,
+        reported: None,
+        reloaded: now,
+        reload_successful: true,
+        shutting_down: false,
+        levels: BTreeMap::new(),
+        limits: [None, None],
+        engaged: BTreeMap::new(),
+        told: BTreeMap::new(),
+        verdicts: Vec::new(),
+        statuses: BTreeMap::new(),
+        counters: Counters {
+            reaction_seconds: Histogram::new(&REACTION_BOUNDS),
+            tick_duration_seconds: Histogram::new(&TICK_BOUNDS),
+            ..Counters::default()
+        },
+        actions: BTreeMap::new(),
+        suppressed: BTreeMap::new(),
+        source_errors: [0; 4],
+    }
+}
+
+/// Gets the loop out of its wait.
+fn ring_bell(bell: &OwnedFd) {
+    // Only a counter that is already enormous would refuse, and then the loop is awake anyway.
+    let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
+}
+
+/// Puts back what an earlier run left behind.
+fn sweep(folders: &Folders, paths: &Paths) -> Vec<Event> {
+    match undo::sweep(&folders.undo_log(), paths) {
+        Ok(swept) if swept == undo::Swept::default() => Vec::new(),
+        Ok(swept) => vec![Event::UndoSwept {
+            restored: swept.restored,
+            gone: swept.gone,
+            failed: u32::try_from(swept.failed.len()).unwrap_or(u32::MAX),
+            detail: swept.failed.join("; "),
+        }],
+        Err(error) => vec![Event::Degraded { part: "undo log", detail: format!("what an earlier run left could not be put back: {error}") }],
+    }
+}
+
+/// Finds out by doing it to the sentinel whether a worse nice value can be taken back.
+fn can_take_nice_back(pid: i32) -> bool {
+    let Ok(before) = process::nice(pid) else { return false };
+    process::set_nice(pid, before + 1).is_ok() && process::set_nice(pid, before).is_ok()
+}
+
+/// The best throttle that works here: the label of `plimsoll_environment_info{enforcement}`.
+fn enforcement(means: Means) -> &'static str {
+    match means {
+        Means { quota: true, .. } => "cgroup",
+        Means { duty: true, .. } => "signal",
+        Means { nice: true, .. } => "nice",
+        _ => "observe",
+    }
+}

@@ -1,0 +1,445 @@
+use super::*;
+use crate::config::settings::{DiskPolicy, Signal, Worker};
+use crate::policy::tests::{MB, at, readings, rule, settings, worker};
+use crate::policy::verdict::Basis;
+use crate::response::tests::candidate;
+use proptest::prelude::*;
+
+/// A verdict on `resource` at `usage` of a limit of 1000 MB (two cores for the CPU).
+fn verdict(resource: Resource, level: Level, usage: f64) -> Verdict {
+    let limit = if resource == Resource::Cpu { 2.0 } else { 1000.0 * MB as f64 };
+    Verdict {
+        resource,
+        level,
+        since: at(0.0),
+        basis: Basis::Scope,
+        used: Some(usage * limit),
+        limit: Some(limit),
+        utilization: Some(usage),
+        high: 0.8,
+        low: 0.7,
+        critical: Some(0.92),
+        over: usage >= 0.8,
+        over_for: Duration::ZERO,
+        growth: 0.0,
+        unknown: None,
+    }
+}
+
+fn memory(level: Level, usage: f64) -> Verdict {
+    verdict(Resource::Memory, level, usage)
+}
+
+fn shedding(slot: u64, megabytes: u64) -> Candidate {
+    let mut one = candidate(slot, "web", 0.5, megabytes);
+    Arc::make_mut(&mut one.settings).shed_signal = Some(Signal(10));
+    one
+}
+
+struct Run {
+    planner: Planner,
+}
+
+impl Run {
+    fn new(settings: &Settings) -> Self {
+        Run { planner: Planner::new(settings) }
+    }
+
+    fn plan(&mut self, second: f64, verdict: &Verdict, candidates: &[Candidate]) -> Plan {
+        self.planner.plan(std::slice::from_ref(verdict), &readings(at(second)), candidates, at(second))
+    }
+
+    fn note(&mut self, second: f64, action: &Action, outcome: Outcome) {
+        self.planner.note(&[Effect { action: action.clone(), at: at(second), took: Duration::ZERO, outcome }], at(second));
+    }
+}
+
+fn deeds(plan: &Plan) -> Vec<&'static str> {
+    plan.actions.iter().map(|action| action.deed.rung().map_or("release", |rung| rung.word())).collect()
+}
+
+fn reasons(plan: &Plan) -> Vec<&'static str> {
+    plan.refusals.iter().map(|refusal| refusal.reason).collect()
+}
+
+#[test]
+fn an_effect_is_measured_before_after_one_second_and_after_ten() {
+    let mut run = Run::new(&settings(vec![]));
+    let web = [shedding(1, 500)];
+    assert_eq!(deeds(&run.plan(0.0, &memory(Level::High, 0.85), &web)), ["shed"]);
+    let mut measured = Vec::new();
+    for (second, usage) in [(1.0, 0.75), (5.0, 0.74), (9.5, 0.73), (10.0, 0.72), (20.0, 0.72)] {
+        measured.extend(run.plan(second, &memory(Level::High, usage), &web).measured);
+    }
+    let expected = Measured {
+        action: 1,
+        resource: Resource::Memory,
+        rung: "shed",
+        before: 850.0 * MB as f64,
+        after_1s: Some(750.0 * MB as f64),
+        after_10s: Some(720.0 * MB as f64),
+        effective: true,
+        next: "nothing, it was enough".to_owned(),
+    };
+    assert_eq!(measured, [expected]);
+}
+
+#[test]
+fn a_rung_that_does_not_help_makes_way_for_the_next_after_its_time() {
+    let mut run = Run::new(&settings(vec![]));
+    let web = [Candidate { growth: 1e6, ..shedding(1, 500) }];
+    let high = memory(Level::High, 0.85);
+    assert_eq!(deeds(&run.plan(0.0, &high, &web)), ["shed"]);
+    for second in 1..10 {
+        assert_eq!(run.plan(f64::from(second), &high, &web), Plan::default(), "second {second}");
+    }
+    let plan = run.plan(10.0, &high, &web);
+    assert_eq!(deeds(&plan), ["throttle"]);
+    assert_eq!((plan.measured[0].effective, plan.measured[0].next.as_str()), (false, "throttle"));
+    assert_eq!(plan.actions[0].deed, Deed::Throttle(vec![Share { slot: SlotId(1), cores: Some(0.125) }]));
+}
+
+#[test]
+fn a_rung_that_helps_but_not_enough_is_given_its_time_again() {
+    let mut run = Run::new(&settings(vec![]));
+    let web = [Candidate { growth: 1e6, ..shedding(1, 500) }];
+    run.plan(0.0, &memory(Level::High, 0.90), &web);
+    assert_eq!(deeds(&run.plan(10.0, &memory(Level::High, 0.86), &web)), [""; 0]);
+    let plan = run.plan(20.0, &memory(Level::High, 0.86), &web);
+    assert_eq!(deeds(&plan), ["throttle"]);
+    assert!(plan.measured[0].effective, "{plan:?}");
+}
+
+#[test]
+fn what_cannot_be_done_makes_way_in_the_next_tick() {
+    for outcome in [Outcome::Unavailable("no signal".into()), Outcome::Failed("EPERM".into())] {
+        let mut run = Run::new(&settings(vec![]));
+        let web = [Candidate { growth: 1e6, ..shedding(1, 500) }];
+        let plan = run.plan(0.0, &memory(Level::High, 0.85), &web);
+        run.note(0.0, &plan.actions[0], outcome);
+        let plan = run.plan(0.1, &memory(Level::High, 0.85), &web);
+        assert_eq!(deeds(&plan), ["throttle"]);
+        run.note(0.1, &plan.actions[0], Outcome::Failed("EROFS".into()));
+        let plan = run.plan(0.2, &memory(Level::High, 0.85), &web);
+        assert_eq!((deeds(&plan), reasons(&plan)), (vec![], vec!["cooldown"]));
+        let status = run.planner.status(&Resource::Memory);
+        assert!(status.detail.as_ref().is_some_and(|detail| detail.contains("EROFS")), "{status:?}");
+        // It may have been half done.
+        assert_eq!(deeds(&run.plan(0.3, &memory(Level::Normal, 0.5), &web)), ["release"]);
+        assert_eq!(deeds(&run.plan(0.4, &memory(Level::Normal, 0.5), &web)), [""; 0]);
+    }
+}
+
+#[test]
+fn a_release_that_failed_is_repeated() {
+    let mut run = Run::new(&settings(vec![]));
+    let web = [Candidate { growth: 1e6, ..candidate(1, "web", 0.5, 500) }];
+    assert_eq!(deeds(&run.plan(0.0, &memory(Level::High, 0.85), &web)), ["throttle"]);
+    assert!(run.planner.status(&Resource::Memory).throttled);
+    let plan = run.plan(1.0, &memory(Level::Normal, 0.5), &web);
+    assert_eq!(deeds(&plan), ["release"]);
+    run.note(1.0, &plan.actions[0], Outcome::Failed("EBUSY".into()));
+    assert_eq!(deeds(&run.plan(2.0, &memory(Level::Normal, 0.5), &web)), [""; 0]);
+    assert_eq!(deeds(&run.plan(6.0, &memory(Level::Normal, 0.5), &web)), ["release"]);
+    assert_eq!(deeds(&run.plan(60.0, &memory(Level::Normal, 0.5), &web)), [""; 0]);
+}
+
+#[test]
+fn at_critical_the_milder_rungs_are_skipped_and_a_filling_machine_does_not_wait_for_them() {
+    let mut run = Run::new(&settings(vec![]));
+    let web = [shedding(1, 500)];
+    assert_eq!(deeds(&run.plan(0.0, &memory(Level::Critical, 0.93), &web)), ["recycle"]);
+
+    let mut run = Run::new(&settings(vec![]));
+    assert_eq!(deeds(&run.plan(0.0, &memory(Level::High, 0.85), &web)), ["shed"]);
+    let filling = Verdict { growth: 1e8, ..memory(Level::Critical, 0.93) };
+    assert_eq!(deeds(&run.plan(0.5, &filling, &web)), ["recycle"]);
+}
+
+#[test]
+fn the_second_look_withdraws_what_is_no_longer_needed() {
+    let mut run = Run::new(&settings(vec![]));
+    let web = [candidate(1, "web", 0.5, 500)];
+    let action = run.plan(0.0, &memory(Level::Critical, 0.93), &web).actions.remove(0);
+    assert!(run.planner.confirm(&action, &[memory(Level::Critical, 0.93)]));
+    assert!(!run.planner.confirm(&action, &[memory(Level::High, 0.75)]));
+    assert!(!run.planner.confirm(&action, &[]), "without a verdict nobody is ended");
+    // Nothing of it is left: when it comes back, so does the answer.
+    let plan = run.plan(0.1, &memory(Level::Critical, 0.93), &web);
+    assert_eq!(deeds(&plan), ["recycle"]);
+    let manual = Action { deed: Deed::Recycle(SlotId(1), Cause::Manual), ..action };
+    assert!(run.planner.confirm(&manual, &[]));
+}
+
+#[test]
+fn ended_replicas_are_waited_for_and_their_successors_are_spared() {
+    let mut run = Run::new(&settings(vec![]));
+    let critical = memory(Level::Critical, 0.93);
+    assert_eq!(deeds(&run.plan(0.0, &critical, &[candidate(1, "web", 0.5, 500)])), ["recycle"]);
+    let stopping = [Candidate { busy: Some("recycling"), ..candidate(1, "web", 0.5, 500) }];
+    assert_eq!(run.plan(20.0, &critical, &stopping), Plan::default());
+    // Replaced at 25; two seconds for memory to come back; then nobody is ripe for fifteen.
+    let fresh = [candidate(2, "web", 0.5, 500)];
+    assert_eq!(run.plan(25.0, &critical, &fresh), Plan::default());
+    assert_eq!(run.plan(26.9, &critical, &fresh), Plan::default());
+    let plan = run.plan(27.0, &critical, &fresh);
+    assert_eq!((deeds(&plan), reasons(&plan)), (vec![], vec!["cooldown"]));
+    assert_eq!(deeds(&run.plan(39.0, &critical, &fresh)), [""; 0]);
+    assert_eq!(deeds(&run.plan(40.0, &critical, &fresh)), ["kill"]);
+}
+
+#[test]
+fn one_that_does_not_end_in_time_is_killed_and_nobody_else() {
+    let mut run = Run::new(&settings(vec![]));
+    let critical = memory(Level::Critical, 0.93);
+    run.plan(0.0, &critical, &[candidate(1, "web", 0.5, 500), candidate(2, "api", 0.5, 400)]);
+    let stopping = [Candidate { busy: Some("recycling"), ..candidate(1, "web", 0.5, 500) }, candidate(2, "api", 0.5, 400)];
+    assert_eq!(deeds(&run.plan(31.9, &critical, &stopping)), [""; 0]);
+    let plan = run.plan(32.0, &critical, &stopping);
+    assert_eq!(plan.actions.len(), 1);
+    assert_eq!(plan.actions[0].deed, Deed::Kill(SlotId(1)));
+}
+
+#[test]
+fn refusals_say_which_of_the_possible_reasons_it_is() {
+    let protected = |slot, megabytes| {
+        let mut one = candidate(slot, "db", 0.1, megabytes);
+        Arc::make_mut(&mut one.settings).protected = true;
+        one
+    };
+    let starting = Candidate { busy: Some("starting"), ..candidate(1, "web", 0.1, 500) };
+    let cases: Vec<(&str, Vec<Candidate>, &str)> = vec![
+        ("nobody is there", vec![], "no_worker"),
+        ("all are too small", vec![candidate(1, "web", 0.1, 50)], "outside_usage"),
+        ("the one that counts is protected", vec![candidate(1, "web", 0.1, 50), protected(2, 500)], "protected"),
+        ("the one that counts is starting", vec![starting], "in_flight"),
+        ("nobody, protected or not, is large enough", vec![candidate(1, "web", 0.1, 50), protected(2, 10)], "outside_usage"),
+    ];
+    for (name, candidates, reason) in cases {
+        let mut run = Run::new(&settings(vec![]));
+        let plan = run.plan(0.0, &memory(Level::Critical, 0.93), &candidates);
+        assert_eq!((deeds(&plan), reasons(&plan)), (vec![], vec![reason]), "{name}");
+        let status = run.planner.status(&Resource::Memory);
+        assert_eq!(status.reason, Some(reason), "{name}: {status:?}");
+        // Told once, then once a minute; the seconds go on.
+        let told: usize =
+            (1..=60).map(|second| run.plan(f64::from(second), &memory(Level::Critical, 0.93), &candidates).refusals.len()).sum();
+        assert_eq!(told, 1, "{name}");
+        assert_eq!(run.planner.status(&Resource::Memory).unanswered, Duration::from_secs(60), "{name}");
+        run.plan(61.0, &memory(Level::High, 0.75), &candidates);
+        assert_eq!(run.planner.status(&Resource::Memory).unanswered, Duration::ZERO, "{name}: back under the line");
+    }
+}
+
+#[test]
+fn a_replica_on_its_own_line_follows_its_own_ladder() {
+    let own = |level, usage| verdict(Resource::Worker(SlotId(1)), level, usage);
+    let with = |set: fn(&mut Worker)| {
+        let mut one = candidate(1, "web", 0.5, 900);
+        set(Arc::make_mut(&mut one.settings));
+        one
+    };
+    let limited = with(|worker| worker.limits.memory = Some(1000 * MB));
+    let protected = with(|worker| worker.protected = true);
+
+    let mut run = Run::new(&settings(vec![]));
+    let plan = run.plan(0.0, &own(Level::High, 0.85), &[limited.clone()]);
+    assert_eq!(reasons(&plan), ["unavailable"], "it cannot be asked");
+    assert_eq!(deeds(&run.plan(1.0, &own(Level::Critical, 0.93), &[limited.clone()])), ["recycle"]);
+    let stopping = [Candidate { busy: Some("recycling"), ..limited.clone() }];
+    let growing = Verdict { growth: 1e7, ..own(Level::Critical, 1.01) };
+    assert_eq!(deeds(&run.plan(1.5, &growing, &stopping)), [""; 0], "a second to end by itself");
+    assert_eq!(deeds(&run.plan(2.0, &growing, &stopping)), ["kill"]);
+
+    let mut run = Run::new(&settings(vec![]));
+    assert_eq!(reasons(&run.plan(0.0, &own(Level::Critical, 1.2), &[protected])), ["protected"]);
+
+    // Only one replica of all is away at a time, unless it is at its limit.
+    let mut other = candidate(2, "api", 0.1, 10);
+    other.busy = Some("recycling");
+    let mut run = Run::new(&settings(vec![]));
+    assert_eq!(reasons(&run.plan(0.0, &own(Level::Critical, 0.95), &[limited.clone(), other.clone()])), ["in_flight"]);
+    assert_eq!(deeds(&run.plan(1.0, &own(Level::Critical, 1.0), &[limited, other])), ["recycle"]);
+}
+
+#[test]
+fn a_recycle_line_is_kept_whatever_the_ladder_of_the_machine() {
+    let mut settings = settings(vec![]);
+    settings.policy.memory.rule.on_critical = vec![Rung::Notify];
+    let mut web = candidate(1, "web", 0.5, 900);
+    Arc::make_mut(&mut web.settings).recycle.memory = Some(900 * MB);
+    let mut run = Run::new(&settings);
+    let plan = run.plan(0.0, &verdict(Resource::Worker(SlotId(1)), Level::Critical, 0.93), &[web]);
+    assert_eq!(plan.actions[0].deed, Deed::Recycle(SlotId(1), Cause::Memory));
+    assert!(plan.actions[0].reason.contains("memory"), "{}", plan.actions[0].reason);
+}
+
+#[test]
+fn a_lifetime_ends_one_replica_at_a_time_protected_or_not() {
+    let due = |slot, second| {
+        let mut one = Candidate { lifetime_due: true, since: at(second), ..candidate(slot, "web", 0.1, 10) };
+        Arc::make_mut(&mut one.settings).protected = true;
+        one
+    };
+    let mut run = Run::new(&settings(vec![]));
+    let calm = memory(Level::Normal, 0.3);
+    let plan = run.plan(100.0, &calm, &[due(1, 5.0), due(2, 4.0)]);
+    assert_eq!(plan.actions.len(), 1);
+    assert_eq!(plan.actions[0].deed, Deed::Recycle(SlotId(2), Cause::Lifetime));
+    assert!(plan.actions[0].reason.starts_with("lifetime"), "{}", plan.actions[0].reason);
+    assert_eq!(run.plan(101.0, &calm, &[due(1, 5.0), due(2, 4.0)]), Plan::default());
+    let plan = run.plan(102.0, &calm, &[due(1, 5.0), candidate(3, "web", 0.1, 10)]);
+    assert_eq!(plan.actions[0].deed, Deed::Recycle(SlotId(1), Cause::Lifetime));
+}
+
+#[test]
+fn a_failed_own_cpu_limit_is_tried_again_after_a_pause() {
+    let mut web = candidate(1, "web", 1.0, 10);
+    Arc::make_mut(&mut web.settings).limits.cpu = Some(0.5);
+    let calm = verdict(Resource::Cpu, Level::Normal, 0.5);
+    let mut run = Run::new(&settings(vec![]));
+    let plan = run.plan(0.0, &calm, &[web.clone()]);
+    assert_eq!(plan.actions[0].deed, Deed::Throttle(vec![Share { slot: SlotId(1), cores: Some(0.5) }]));
+    run.note(0.0, &plan.actions[0], Outcome::Failed("EACCES".into()));
+    assert_eq!(deeds(&run.plan(1.0, &calm, &[web.clone()])), [""; 0]);
+    assert_eq!(deeds(&run.plan(15.0, &calm, &[web.clone()])), ["throttle"]);
+    assert_eq!(deeds(&run.plan(16.0, &calm, &[web.clone()])), [""; 0]);
+    Arc::make_mut(&mut web.settings).limits.cpu = None;
+    let plan = run.plan(17.0, &calm, &[web]);
+    assert_eq!(plan.actions[0].deed, Deed::Throttle(vec![Share { slot: SlotId(1), cores: None }]));
+}
+
+#[derive(Clone, Debug)]
+struct Tick {
+    gap: u64,
+    usages: [(f64, u8); 3],
+    outcome: u8,
+    changes: (u8, u64),
+}
+
+fn ticks() -> impl Strategy<Value = Vec<Tick>> {
+    let usage = || (0.0f64..1.1, 0u8..12);
+    let one = (1u64..4000, [usage(), usage(), usage()], 0u8..8, (0u8..6, 0u64..900));
+    let one = one.prop_map(|(gap, usages, outcome, changes)| Tick { gap, usages, outcome, changes });
+    prop::collection::vec(one, 1..120)
+}
+
+fn levelled(resource: Resource, (usage, odd): (f64, u8)) -> Verdict {
+    let level = match usage {
+        usage if usage >= 0.92 => Level::Critical,
+        usage if usage >= 0.75 => Level::High,
+        _ => Level::Normal,
+    };
+    let mut verdict = verdict(resource, level, usage);
+    verdict.growth = f64::from(odd) * 1e6 - 3e6;
+    if odd == 0 {
+        (verdict.used, verdict.utilization, verdict.over) = (None, None, false);
+    }
+    verdict
+}
+
+proptest! {
+    #[test]
+    fn whatever_happens_the_promises_hold(ticks in ticks(), dry in prop::bool::weighted(0.1), strict in prop::bool::ANY) {
+        let mut settings = settings(vec![worker("web"), worker("db")]);
+        settings.policy.dry_run = dry;
+        settings.policy.disks = vec![DiskPolicy { path: "/data".into(), rule: rule() }];
+        settings.policy.cpu.rule.on_critical = if strict { vec![Rung::Kill] } else { vec![] };
+        let disk = Resource::Disk(Arc::from(std::path::Path::new("/data")));
+        let (mut planner, mut twin) = (Planner::new(&settings), Planner::new(&settings));
+        let (mut now, mut slots, mut newest) = (0, 4, 0);
+        let mut candidates: Vec<Candidate> = (1..=4).map(|slot| shedding(slot, slot * 100)).collect();
+        let protect = |one: &mut Candidate| Arc::make_mut(&mut one.settings).protected = true;
+        protect(&mut candidates[3]);
+        let mut held: BTreeSet<Resource> = BTreeSet::new();
+        for tick in ticks {
+            now += tick.gap;
+            let moment = at(now as f64 / 1000.0);
+            let which = tick.changes.0 as usize % candidates.len();
+            match tick.changes.0 {
+                0 => candidates[which].memory = Some(tick.changes.1 * MB),
+                1 => candidates[which].memory = None,
+                2 => candidates[which].growth = tick.changes.1 as f64 * 1e4,
+                3 => candidates[which].busy = (tick.changes.1 % 2 == 0).then_some("stopping"),
+                4 => {
+                    slots += 1;
+                    candidates[which] = shedding(slots, tick.changes.1);
+                    if which == 3 {
+                        protect(&mut candidates[which]);
+                    }
+                }
+                _ => candidates[which].cores = Some(tick.changes.1 as f64 / 450.0),
+            }
+            let verdicts = [
+                levelled(Resource::Cpu, tick.usages[0]),
+                levelled(Resource::Memory, tick.usages[1]),
+                levelled(disk.clone(), tick.usages[2]),
+            ];
+            let seen = readings(moment);
+            let plan = planner.plan(&verdicts, &seen, &candidates, moment);
+            prop_assert_eq!(&plan, &twin.plan(&verdicts, &seen, &candidates, moment), "the same twice");
+
+            let mut tried: Vec<&Resource> = Vec::new();
+            for action in &plan.actions {
+                // Ids rise; shares sent anew keep theirs.
+                prop_assert!(action.id > newest || matches!(action.deed, Deed::Throttle(_)));
+                let is_new = action.id > newest;
+                newest = newest.max(action.id);
+                prop_assert!(!action.reason.is_empty());
+                match &action.deed {
+                    Deed::Recycle(slot, _) | Deed::Kill(slot) => {
+                        let victim = candidates.iter().find(|one| one.slot == *slot).expect("a victim is a candidate");
+                        prop_assert!(!victim.settings.protected);
+                        prop_assert!(victim.busy.is_none() || matches!(action.deed, Deed::Kill(_)));
+                        let verdict = verdicts.iter().find(|verdict| verdict.resource == action.resource).unwrap();
+                        prop_assert!(verdict.over && verdict.level == Level::Critical);
+                    }
+                    Deed::Throttle(shares) => {
+                        prop_assert!(shares.iter().all(|share| share.cores.is_none_or(|cores| cores.is_finite() && cores >= 0.0)));
+                        held.insert(action.resource.clone());
+                    }
+                    Deed::Release => drop(held.remove(&action.resource)),
+                    _ => {}
+                }
+                if is_new && !matches!(action.deed, Deed::Notify | Deed::Release) {
+                    prop_assert!(!tried.contains(&&action.resource), "one action in flight per resource: {:?}", plan);
+                    tried.push(&action.resource);
+                }
+            }
+            for verdict in &verdicts {
+                let course = &planner.courses[&verdict.resource];
+                if verdict.level == Level::Normal {
+                    prop_assert!(course.trial.is_none() && course.unanswered.is_none());
+                    prop_assert!(!held.contains(&verdict.resource), "everything is undone at normal: {:?}", verdict.resource);
+                } else if verdict.over {
+                    let is_held = verdict.resource == Resource::Cpu && planner.hold.engaged().is_some();
+                    prop_assert!(course.trial.is_some() || course.refusal.is_some() || is_held, "silent: {:?}", verdict);
+                }
+            }
+            let effects: Vec<Effect> = plan
+                .actions
+                .iter()
+                .map(|action| Effect {
+                    action: action.clone(),
+                    at: moment,
+                    took: Duration::ZERO,
+                    outcome: match tick.outcome {
+                        _ if dry => Outcome::DryRun,
+                        0 => Outcome::Failed("it failed".into()),
+                        1 => Outcome::Unavailable("not here".into()),
+                        2 => Outcome::Gone,
+                        _ => Outcome::Done,
+                    },
+                })
+                .collect();
+            // A release that failed is on record as still to be done.
+            for effect in &effects {
+                if effect.action.deed == Deed::Release && matches!(effect.outcome, Outcome::Failed(_) | Outcome::Unavailable(_)) {
+                    prop_assert!(planner.courses.contains_key(&effect.action.resource));
+                }
+            }
+            planner.note(&effects, moment);
+            twin.note(&effects, moment);
+        }
+    }
+}

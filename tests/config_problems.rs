@@ -1,0 +1,506 @@
+//! Every impossible setting is refused, all at once, each with its place; and what is possible comes from the layer it should.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use plimsoll::config::settings::{Line, Replicas, Rung};
+use plimsoll::config::{self, Loaded, Place, Problems, Sources};
+use proptest::prelude::*;
+
+/// A folder with one settings file, and everything else that can say something.
+struct Case {
+    folder: tempfile::TempDir,
+    sources: Sources,
+}
+
+impl Case {
+    fn new(file: &str) -> Case {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("plimsoll.toml");
+        std::fs::write(path, file).expect("a writable folder");
+        let env = vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())];
+        let sources = Sources { env, working_dir: folder.path().to_path_buf(), ..Sources::default() };
+        Case { folder, sources }
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Case {
+        self.sources.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    fn set(mut self, argument: &str) -> Case {
+        self.sources.set.push(argument.to_owned());
+        self
+    }
+
+    fn command(mut self, words: &[&str]) -> Case {
+        self.sources.command = words.iter().map(|word| (*word).to_owned()).collect();
+        self
+    }
+
+    fn load(&self) -> Result<Loaded, Problems> {
+        config::load(&self.sources)
+    }
+
+    fn good(&self) -> Loaded {
+        self.load().unwrap_or_else(|problems| panic!("refused:\n{problems}"))
+    }
+
+    fn bad(&self) -> Problems {
+        match self.load() {
+            Ok(_) => panic!("accepted"),
+            Err(problems) => problems,
+        }
+    }
+}
+
+/// `line:column key: message` for each problem, without the folder.
+fn told(problems: &Problems) -> Vec<String> {
+    problems
+        .list
+        .iter()
+        .map(|problem| {
+            let place = match &problem.place {
+                Place::Text { line, column, .. } => format!("{line}:{column}"),
+                other => other.to_string(),
+            };
+            format!("{place} {}: {}", problem.key, problem.message)
+        })
+        .collect()
+}
+
+const WORKER: &str = "[workers.web]\ncommand = [\"sh\"]\n";
+
+#[test]
+fn each_impossible_setting_is_refused_at_its_place() {
+    let worker = |rest: &str| format!("{WORKER}{rest}");
+    let cases: Vec<(&str, String, &str)> = vec![
+        ("unknown section", "[gatway]".into(), "1:2 gatway: unknown section"),
+        ("unknown key", "[daemon]\nstate_dri = \"/x\"".into(), "2:1 daemon.state_dri: unknown key"),
+        ("relative state folder", "[daemon]\nstate_dir = \"state\"".into(), "2:13 daemon.state_dir: \"state\" is a relative path"),
+        ("empty path", "[daemon]\nstate_dir = \"\"".into(), "2:13 daemon.state_dir: is empty"),
+        ("no unit", "[daemon]\nshutdown_timeout = 5".into(), "2:20 daemon.shutdown_timeout: 5 has no unit"),
+        ("unknown word", "[log]\nlevel = \"inof\"".into(), "2:9 log.level: \"inof\" is not one of them"),
+        ("text for a boolean", "[http]\ndashboard = \"yes\"".into(), "2:13 http.dashboard: \"yes\" is text"),
+        ("not an address", "[http]\nlisten = [\"[::1]:1\", \"localhost\"]".into(), "2:22 http.listen[1]: \"localhost\" is not understood"),
+        (
+            "address twice",
+            "[http]\nlisten = [\"127.0.0.1:1\", \"localhost:1\"]".into(),
+            "2:26 http.listen[1]: \"127.0.0.1:1\" is there twice",
+        ),
+        (
+            "no key file",
+            "[http]\napi_key_file = \"/no/such/key\"".into(),
+            "2:16 http.api_key_file: \"/no/such/key\" could not be read: No such file or directory (os error 2)",
+        ),
+        ("empty key file", "[http]\napi_key_file = \"/dev/null\"".into(), "2:16 http.api_key_file: does not give a usable key"),
+        ("a key in the file", "[http]\napi_key = \"k\"".into(), "2:11 http.api_key: a key does not belong here, where others can read it"),
+        ("interval too short", "[sampling]\ninterval = \"99ms\"".into(), "2:12 sampling.interval: \"99ms\" is out of range"),
+        ("a date", "[sampling]\ninterval = 2026-01-01".into(), "2:12 sampling.interval: 2026-01-01 is a date"),
+        ("over 100 %", "[policy.cpu]\nhigh = \"101%\"".into(), "2:8 policy.cpu.high: \"101%\" is outside 0 % to 100 %"),
+        ("nothing at all", "[policy.cpu]\nhigh = \"0%\"".into(), "2:8 policy.cpu.high: \"0%\" is outside 0 % to 100 %"),
+        ("low over high", "[policy.memory]\nlow = \"80%\"".into(), "2:7 policy.memory.low: \"80%\" is not below high, \"80%\""),
+        (
+            "high over critical",
+            "[policy.cpu]\nhigh = \"90%\"\ncritical = \"85%\"".into(),
+            "3:12 policy.cpu.critical: \"85%\" is not above high, \"90%\"",
+        ),
+        (
+            "sizes the wrong way round",
+            "[policy.memory]\nhigh = \"300MB\"\nlow = \"350MB\"".into(),
+            "3:7 policy.memory.low: \"350MB\" is not below high, \"300MB\"",
+        ),
+        (
+            "a size and a share, known by the limit",
+            "[policy.memory]\nlimit = \"500MB\"\nhigh = \"300MB\"\nlow = \"70%\"".into(),
+            "4:7 policy.memory.low: \"70%\" is not below high, \"300MB\"",
+        ),
+        (
+            "over the limit",
+            "[policy.cpu]\nlimit = 1.5\nhigh = 2\ncritical = \"99%\"".into(),
+            "3:8 policy.cpu.high: \"2\" is over the limit and never reached",
+        ),
+        ("unknown rung", "[policy.cpu]\non_high = [\"notify\", \"throtle\"]".into(), "2:22 policy.cpu.on_high[1]: \"throtle\" is no rung"),
+        (
+            "a rung of another resource",
+            "[policy.cpu]\non_high = [\"shed\"]".into(),
+            "2:12 policy.cpu.on_high[0]: \"shed\" does nothing for this resource",
+        ),
+        (
+            "a rung twice",
+            "[policy.cpu]\non_high = [\"notify\", \"notify\"]".into(),
+            "2:22 policy.cpu.on_high[1]: \"notify\" is there twice",
+        ),
+        (
+            "no such job",
+            "[[policy.disks]]\npath = \"/\"\non_high = [\"job:tidy\"]".into(),
+            "3:12 policy.disks[0].on_high[0]: there is no job \"tidy\"",
+        ),
+        ("a disk that is not there", "[[policy.disks]]\npath = \"/no/disk\"".into(), "2:8 policy.disks[0].path: \"/no/disk\" is not there"),
+        ("a disk without a path", "[[policy.disks]]\nhigh = \"80%\"".into(), "1:1 policy.disks[0].path: is missing"),
+        (
+            "a disk twice",
+            "[[policy.disks]]\npath = \"/\"\n[[policy.disks]]\npath = \"/.\"".into(),
+            "4:8 policy.disks[1].path: \"/.\" is there twice",
+        ),
+        ("no command", "[workers.web]\npriority = 1".into(), "1:10 workers.web.command: is missing"),
+        ("empty command", "[workers.web]\ncommand = []".into(), "2:11 workers.web.command: is empty"),
+        ("a command line", "[workers.web]\ncommand = \"sh -c x\"".into(), "2:11 workers.web.command: \"sh -c x\" is text"),
+        (
+            "no such program",
+            "[workers.web]\ncommand = [\"no-such-program\"]".into(),
+            "2:12 workers.web.command[0]: \"no-such-program\" is in no folder of PATH",
+        ),
+        ("no such path", "[workers.web]\ncommand = [\"./no-such\"]".into(), "2:12 workers.web.command[0]: \"./no-such\" is not there"),
+        (
+            "not executable",
+            "[workers.web]\ncommand = [\"/etc/passwd\"]".into(),
+            "2:12 workers.web.command[0]: \"/etc/passwd\" is not executable",
+        ),
+        ("a folder as a program", "[workers.web]\ncommand = [\"/etc\"]".into(), "2:12 workers.web.command[0]: \"/etc\" is a folder"),
+        (
+            "not on its own PATH",
+            "[workers.web]\ncommand = [\"sh\"]\nenv.PATH = \"/no/such\"".into(),
+            "2:12 workers.web.command[0]: \"sh\" is in no folder of PATH",
+        ),
+        ("no such folder", worker("directory = \"/nope\""), "3:13 workers.web.directory: \"/nope\" is not there"),
+        ("a file as a folder", worker("directory = \"/etc/passwd\""), "3:13 workers.web.directory: \"/etc/passwd\" is not a folder"),
+        ("no such user", worker("user = \"rooot\""), "3:8 workers.web.user: there is no user \"rooot\" in /etc/passwd"),
+        ("no such group", worker("group = \"nogroupx\""), "3:9 workers.web.group: there is no group \"nogroupx\" in /etc/group"),
+        ("unknown signal", worker("shed_signal = \"SIGUSR3\""), "3:15 workers.web.shed_signal: \"SIGUSR3\" is no signal"),
+        (
+            "a signal nobody catches",
+            worker("shed_signal = 9"),
+            "3:15 workers.web.shed_signal: SIGKILL cannot be caught, or means something else",
+        ),
+        ("a signal that ends nothing", worker("stop.signal = \"STOP\""), "3:15 workers.web.stop.signal: SIGSTOP ends nothing"),
+        ("too many", worker("replicas = 4097"), "3:12 workers.web.replicas: 4097 is over 4096"),
+        ("no weight", worker("weight = 0"), "3:10 workers.web.weight: 0 is out of range"),
+        ("a long stop", worker("longest_stop = \"11s\""), "3:16 workers.web.longest_stop: \"11s\" is out of range"),
+        (
+            "backoff backwards",
+            worker("backoff = { first = \"1m\", longest = \"1s\" }"),
+            "3:37 workers.web.backoff.longest: is shorter than first",
+        ),
+        (
+            "recycled after the limit",
+            worker("limits.memory = \"1GB\"\nrecycle.memory = \"1GB\""),
+            "4:18 workers.web.recycle.memory: \"1GB\" is not below limits.memory, \"1GB\": the limit would strike first",
+        ),
+        ("after nobody", worker("after = [\"wbe\"]"), "3:10 workers.web.after[0]: there is no worker \"wbe\""),
+        ("after itself", worker("after = [\"web\"]"), "3:10 workers.web.after[0]: a worker cannot start after itself"),
+        ("a bad name", "[workers.\"a.b\"]\ncommand = [\"sh\"]".into(), "1:10 workers.a.b: \"a.b\" cannot be a name here"),
+        ("a section that comes later", "[jobs.tidy]\nkind = \"files\"".into(), "1:2 jobs: not available in this version yet"),
+        ("a socket, later", worker("listen = [\"0.0.0.0:1\"]"), "3:1 workers.web.listen: not available in this version yet"),
+        ("members, later", worker("members = \"children\""), "3:1 workers.web.members: not available in this version yet"),
+        ("requests, later", worker("recycle.requests = 500"), "3:9 workers.web.recycle.requests: not available in this version yet"),
+        ("leak, later", worker("recycle.leak = true"), "3:9 workers.web.recycle.leak: not available in this version yet"),
+        ("ready, later", worker("ready = { delay = \"1s\" }"), "3:1 workers.web.ready: not available in this version yet"),
+        ("a number beyond all numbers", worker("weight = 99999999999999999999"), "3:10 workers.web.weight: "),
+    ];
+    for (name, file, expected) in cases {
+        let problems = Case::new(&file).load().err().unwrap_or_else(|| panic!("{name}: accepted"));
+        let told = told(&problems);
+        assert_eq!(told.len(), 1, "{name}: {told:#?}");
+        assert!(told[0].starts_with(expected), "{name}: {} instead of {expected}", told[0]);
+        assert_eq!(problems.exit_code(), 78, "{name}");
+    }
+}
+
+#[test]
+fn all_problems_are_told_at_once_in_the_order_of_the_file() {
+    let case = Case::new(
+        "[log]\nlevel = \"loud\"\n[policy.cpu]\non_high = [\"throtle\", \"shed\"]\n[policy.memory]\nlow = \"85%\"\n[workers.b]\ncommand = [\"nope-b\"]\nafter = [\"a\"]\n\
+         [workers.a]\ncomand = [\"sh\"]\nafter = [\"b\"]\n[jobs.x]\n",
+    )
+    .env("PLIMSOLL_SAMPLING__SCOPE", "pod")
+    .set("policy.cpu.sustain=soon")
+    .set("nonsense");
+    let expected = [
+        "2:9 log.level: \"loud\" is not one of them",
+        "4:12 policy.cpu.on_high[0]: \"throtle\" is no rung",
+        "4:23 policy.cpu.on_high[1]: \"shed\" does nothing for this resource",
+        "6:7 policy.memory.low: \"85%\" is not below high, \"80%\"",
+        "8:12 workers.b.command[0]: \"nope-b\" is in no folder of PATH",
+        "11:1 workers.a.comand: unknown key",
+        "12:9 workers.a.after: the order is a circle: a → b → a",
+        "13:2 jobs: not available in this version yet",
+        "--set nonsense : is not key=value",
+        "environment PLIMSOLL_SAMPLING__SCOPE sampling.scope: \"pod\" is not one of them",
+        "--set policy.cpu.sustain policy.cpu.sustain: \"soon\" is not understood",
+    ];
+    assert_eq!(told(&case.bad()), expected);
+}
+
+#[test]
+fn a_problem_is_shown_with_its_line_and_what_was_meant() {
+    let problems = Case::new("# täglich\n[policy.memory]\n\thgih = \"8€%\"  # hoch\n").bad();
+    let expected =
+        "plimsoll.toml:3:2: error: policy.memory.hgih: unknown key\n  3 |  hgih = \"8€%\"  # hoch\n    |  ^^^^\n    = did you mean `high`?";
+    assert_eq!(problems.to_string(), expected);
+    assert!(problems.render(true).contains("\u{1b}["), "colour was asked for");
+    assert!(!problems.render(false).contains('\u{1b}'), "colour was not asked for");
+}
+
+#[test]
+fn mistakes_of_syntax_have_a_place_too() {
+    for (name, file, place) in [
+        ("no value", "[log]\nlevel =\n", 2),
+        ("open text", "[log]\nlevel = \"info\nformat = \"json\"\n", 2),
+        ("key twice", "[log]\nlevel = \"info\"\nlevel = \"warn\"\n", 3),
+        ("table twice", "[workers.web]\ncommand = [\"sh\"]\n[workers.web]\n", 3),
+    ] {
+        let problems = Case::new(file).bad();
+        let Some(Place::Text { line, .. }) = problems.list.first().map(|problem| &problem.place) else {
+            panic!("{name}: no place in {problems}");
+        };
+        assert_eq!(*line, place, "{name}: {problems}");
+        assert!(!problems.list[0].message.is_empty(), "{name}");
+    }
+}
+
+#[test]
+fn files_that_are_not_there_or_not_text_get_one_line() {
+    let mut case = Case::new("");
+    case.sources.file = Some(PathBuf::from("other.toml"));
+    assert_eq!(case.bad().to_string(), "other.toml: error: there is no such file (asked for with -c)");
+    case.sources.file = None;
+    let case = case.env("PLIMSOLL_CONFIG", "/no/such.toml");
+    assert_eq!(case.bad().to_string(), "/no/such.toml: error: there is no such file (asked for with PLIMSOLL_CONFIG)");
+    let case = Case::new("");
+    std::fs::write(case.folder.path().join("plimsoll.toml"), b"[log]\nlevel = \"\xff\"\n").expect("a writable folder");
+    assert_eq!(case.bad().to_string(), "plimsoll.toml: error: line 2 is not UTF-8 text");
+}
+
+#[test]
+fn values_that_ask_for_nothing_are_taken() {
+    let file = format!("{WORKER}listen = []\nmembers = \"tree\"\nrecycle.leak = false\n[jobs]\n[gateway]\n");
+    assert_eq!(Case::new(&file).good().settings.workers.len(), 1);
+}
+
+#[test]
+fn later_layers_win_key_by_key() {
+    let file = "[policy.cpu]\nhigh = \"81%\"\nlow = \"11%\"\nsustain = \"1s\"\n[policy.memory]\nhigh = \"82%\"\n";
+    let case = Case::new(file)
+        .env("RESOURCE_CPU_THRESHOLD", "83.5")
+        .env("RESOURCE_MEMORY_THRESHOLD", "83")
+        .env("PLIMSOLL_POLICY__MEMORY__HIGH", "84%")
+        .env("PLIMSOLL_POLICY__CPU__SUSTAIN", "2s")
+        .set("policy.cpu.sustain=3s");
+    let loaded = case.good();
+    let policy = &loaded.settings.policy;
+    assert_eq!(policy.cpu.rule.high, Line::Share(0.835));
+    assert_eq!(policy.cpu.rule.low, Line::Share(0.11));
+    assert_eq!(policy.cpu.rule.sustain, Duration::from_secs(3));
+    assert_eq!(policy.memory.rule.high, Line::Share(0.84));
+    for (key, origin) in [
+        ("policy.cpu.high", "environment RESOURCE_CPU_THRESHOLD"),
+        ("policy.cpu.low", "plimsoll.toml:3:1"),
+        ("policy.cpu.sustain", "--set policy.cpu.sustain"),
+        ("policy.memory.high", "environment PLIMSOLL_POLICY__MEMORY__HIGH"),
+        ("policy.memory.critical", "built-in"),
+    ] {
+        assert_eq!(loaded.origin(key), origin, "{key}");
+        assert!(loaded.effective().iter().any(|setting| setting.key == key && setting.origin == origin), "{key}");
+    }
+}
+
+#[test]
+fn low_and_critical_follow_a_high_that_leaves_them_no_room() {
+    let share = |percent: f64| Line::Share(percent / 100.0);
+    for (high, low, critical) in [
+        ("80%", share(70.0), Some(share(92.0))),
+        ("71%", share(70.0), Some(share(92.0))),
+        ("70%", share(60.0), Some(share(92.0))),
+        ("15%", share(7.5), Some(share(92.0))),
+        ("95%", share(70.0), Some(share(97.5))),
+        ("100%", share(70.0), None),
+        ("400MB", Line::Amount(350e6), Some(share(92.0))),
+    ] {
+        let loaded = Case::new("").set(&format!("policy.memory.high={high}")).good();
+        let rule = &loaded.settings.policy.memory.rule;
+        assert_eq!((rule.low, rule.critical), (low, critical), "{high}");
+    }
+    let loaded = Case::new("").env("RESOURCE_CPU_THRESHOLD", "50").good();
+    assert_eq!(loaded.settings.policy.cpu.rule.low, share(40.0));
+    assert_eq!(loaded.origin("policy.cpu.low"), "follows policy.cpu.high");
+}
+
+#[test]
+fn plain_names_are_honoured_below_our_own() {
+    let loaded = Case::new("").env("RESOURCE_MONITORING_INTERVAL", "90").good();
+    assert_eq!(loaded.settings.sampling.report_every, Some(Duration::from_secs(90)));
+    let loaded = Case::new("").env("RESOURCE_MONITORING_INTERVAL", "90").env("RESOURCE_MONITORING_ENABLED", "False").good();
+    assert!(loaded.settings.policy.dry_run && loaded.settings.sampling.report_every.is_none());
+    let loaded = Case::new("").env("RESOURCE_MONITORING_ENABLED", "false").env("PLIMSOLL_POLICY__DRY_RUN", "false").good();
+    assert!(!loaded.settings.policy.dry_run);
+    let cases = [
+        ("RESOURCE_CPU_THRESHOLD", "hot"),
+        ("RESOURCE_MEMORY_THRESHOLD", "101"),
+        ("RESOURCE_MONITORING_INTERVAL", "0"),
+        ("RESOURCE_MONITORING_ENABLED", "maybe"),
+    ];
+    for (name, value) in cases {
+        let problems = Case::new("").env(name, value).bad();
+        assert_eq!(told(&problems), [format!("environment {name} : {value:?} is not understood")]);
+    }
+}
+
+#[test]
+fn gunicorn_workers_counts_where_nothing_else_does() {
+    let replicas =
+        |loaded: &Loaded, name: &str| loaded.settings.workers.iter().find(|worker| &*worker.name == name).map(|worker| worker.replicas);
+    let two = "[workers.web]\ncommand = [\"sh\"]\n[workers.queue]\ncommand = [\"sh\"]\n";
+    for (name, file, worker, expected) in [
+        ("the only one", "[workers.api]\ncommand = [\"sh\"]\n", "api", Replicas::Count(3)),
+        ("called web", two, "web", Replicas::Count(3)),
+        ("not the other", two, "queue", Replicas::Count(1)),
+        ("set in the file", "[workers.api]\ncommand = [\"sh\"]\nreplicas = \"cpus+1\"\n", "api", Replicas::Cpus { plus: 1 }),
+    ] {
+        let loaded = Case::new(file).env("GUNICORN_WORKERS", "3").good();
+        assert_eq!(replicas(&loaded, worker), Some(expected), "{name}");
+    }
+    let loaded = Case::new("").env("GUNICORN_WORKERS", "3").command(&["sh"]).good();
+    assert_eq!(replicas(&loaded, "main"), Some(Replicas::Count(3)));
+    let loaded = Case::new("").env("GUNICORN_WORKERS", "3").env("PLIMSOLL_WORKERS__MAIN__REPLICAS", "2").command(&["sh"]).good();
+    assert_eq!(replicas(&loaded, "main"), Some(Replicas::Count(2)));
+    // No worker, no meaning: an application beside us may have it in its environment.
+    assert!(Case::new("").env("GUNICORN_WORKERS", "many").load().is_ok());
+}
+
+#[test]
+fn a_command_becomes_worker_main_and_the_file_speaks_about_it() {
+    let file = "[workers.main]\ncommand = [\"replaced\"]\npriority = 5\n[workers.other]\ncommand = [\"sh\"]\n";
+    let loaded = Case::new(file).set("workers.main.weight=7").command(&["sh", "-c", "a,b"]).good();
+    let main = loaded.settings.workers.iter().find(|worker| &*worker.name == "main").expect("worker main");
+    assert_eq!(main.command, ["sh", "-c", "a,b"]);
+    assert_eq!((main.priority, main.weight), (5, 7));
+    assert_eq!(loaded.settings.workers.len(), 2);
+    let problems = Case::new("").command(&["no-such-program"]).bad();
+    assert_eq!(told(&problems), ["command line workers.main.command[0]: \"no-such-program\" is in no folder of PATH"]);
+}
+
+#[test]
+fn the_environment_reaches_every_kind_of_key() {
+    let case = Case::new("[workers.vector-db]\ncommand = [\"sh\"]\nenv = { KEEP = \"1\" }\n")
+        .env("PLIMSOLL_WORKERS__VECTOR_DB__REPLICAS", "cpus+2")
+        .env("PLIMSOLL_WORKERS__VECTOR_DB__ENV__Mixed", "2")
+        .env("PLIMSOLL_WORKERS__VECTOR_DB__DIRECTORY", "/")
+        .env("PLIMSOLL_WORKERS__VECTOR_DB__USER", "0")
+        .env("PLIMSOLL_HTTP__LISTEN", "127.0.0.1:1, [::1]:2")
+        .env("PLIMSOLL_POLICY__DISKS", "[{ path = \"/\", high = \"60%\" }]")
+        .env("PLIMSOLL_POLICY__MEMORY__ON_HIGH", "[\"notify\"]")
+        .env("PLIMSOLL_CONFIG", "")
+        .env("PLIMSOLL_SERVICE_HOST", "10.0.0.1");
+    let settings = case.good().settings;
+    let worker = &settings.workers[0];
+    assert_eq!(worker.replicas, Replicas::Cpus { plus: 2 });
+    assert_eq!(worker.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(), ["KEEP=1", "Mixed=2"]);
+    assert_eq!(worker.user.as_deref(), Some("0"));
+    assert_eq!(settings.http.listen.len(), 2);
+    assert_eq!(settings.policy.memory.rule.on_high, [Rung::Notify]);
+    assert_eq!(settings.policy.disks[0].rule.low, Line::Share(0.55));
+    let problems = Case::new("").env("PLIMSOLL_POLICY_CPU_HIGH", "70%").env("PLIMSOLL_POLICY__CPU__HIHG", "70%").bad();
+    let meant: Vec<_> = problems.list.iter().map(|problem| problem.suggestion.as_deref().unwrap_or("")).collect();
+    assert_eq!(meant, ["PLIMSOLL_POLICY__CPU__HIGH", "high"]);
+}
+
+#[test]
+fn relative_paths_start_in_the_working_folder() {
+    let case = Case::new("[http]\napi_key_file = \"key\"\n[workers.web]\ncommand = [\"./run\"]\ndirectory = \"app\"\n");
+    let app = case.folder.path().join("app");
+    std::fs::create_dir(&app).expect("a writable folder");
+    std::fs::write(case.folder.path().join("key"), "k3y-of-file\nsecond line\n").expect("a writable folder");
+    std::os::unix::fs::symlink("/bin/sh", app.join("run")).expect("a writable folder");
+    let settings = case.good().settings;
+    assert_eq!(settings.workers[0].directory.as_deref(), Some(app.as_path()));
+    assert_eq!(settings.http.api_key.as_ref().map(|key| key.reveal()), Some("k3y-of-file"));
+    assert_eq!(settings.file, Some(case.folder.path().join("plimsoll.toml")));
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    const SECRET: &str = "s3cr3t-value";
+    let file = format!("[workers.web]\ncommand = [\"sh\"]\nenv = {{ TOKEN = \"{SECRET}\", \"a.b\" = \"{SECRET}\" }}\n");
+    let loaded = Case::new(&file).env("PLIMSOLL_HTTP__API_KEY", SECRET).good();
+    assert_eq!(loaded.settings.http.api_key.as_ref().map(|key| key.reveal()), Some(SECRET));
+    assert_eq!(loaded.settings.workers[0].env.get("a.b").map(String::as_str), Some(SECRET));
+    for shown in
+        [loaded.to_toml(true), loaded.to_json().to_string(), format!("{:?}", loaded.settings.http), format!("{:?}", loaded.effective())]
+    {
+        assert!(!shown.contains(SECRET), "{shown}");
+    }
+    assert_eq!(loaded.origin("workers.web.env.a.b"), "plimsoll.toml:3:33");
+    let bad = [
+        Case::new(&format!("[http]\napi_key = \"{SECRET}\"")),
+        Case::new(&format!("[workers.web]\ncommnd = [\"sh\"]\nenv = {{ TOKEN = [\"{SECRET}\"] }}\n")),
+        Case::new(&format!("[workers.web]\ncommand = [\"sh\"]\nenv = {{ TOKEN = \"{SECRET}\" }} trailing\n")),
+        Case::new("").set(&format!("http.api_key={SECRET}")),
+        Case::new("").env("PLIMSOLL_HTTP__API_KEY", &format!("{SECRET} with blanks")),
+    ];
+    for case in bad {
+        let problems = case.bad();
+        let json = serde_json::to_string(&problems.list).expect("plain data");
+        assert!(!problems.to_string().contains(SECRET) && !json.contains(SECRET), "{problems}");
+    }
+}
+
+#[test]
+fn a_reload_names_what_changed() {
+    let before = Case::new(WORKER).good().settings;
+    let file = "[log]\nlevel = \"debug\"\n[policy.cpu]\nhigh = \"81%\"\n[[policy.disks]]\npath = \"/\"\n[workers.web]\ncommand = [\"sh\"]\nstop.within = \"5s\"\n[workers.new]\ncommand = [\"sh\"]\n";
+    let after = Case::new(file).good().settings;
+    assert_eq!(before.diff(&after), ["log.level", "policy.cpu.high", "policy.disks[0]", "workers.new", "workers.web.stop.within"]);
+    assert!(after.diff(&after).is_empty());
+}
+
+#[test]
+fn what_is_shown_loads_to_the_same_settings() {
+    let file = "[policy.memory]\nhigh = \"350MB\"\n[[policy.disks]]\npath = \"/\"\n[workers.web]\ncommand = [\"sh\", \"-c\", \"a \\\"b\\\" \\\\ \\u007f\"]\nreplicas = \"cpus+1\"\nuser = 0\n\
+                [workers.web.limits]\nmemory = \"1.5GiB\"\ncpu = \"150%\"\n";
+    let first = Case::new(file).good();
+    let second = Case::new(&first.to_toml(true)).good();
+    assert_eq!(first.settings.diff(&second.settings), Vec::<String>::new());
+}
+
+/// Pieces of settings files, good and bad.
+fn fragment() -> impl Strategy<Value = String> {
+    let key = prop::sample::select(vec![
+        "policy", "cpu", "high", "low", "workers", "web", "env", "command", "disks", "http", "listen", "jobs", "log", "x",
+    ]);
+    let value = prop_oneof![
+        Just("\"80%\"".to_owned()),
+        Just("[]".to_owned()),
+        Just("[{ path = \"/\" }, 1]".to_owned()),
+        Just("{ web = { command = [\"sh\"] } }".to_owned()),
+        any::<i64>().prop_map(|number| number.to_string()),
+        any::<String>().prop_map(|text| format!("{text:?}")),
+        any::<String>(),
+    ];
+    let keys = prop::collection::vec(key, 1..4).prop_map(|keys| keys.join("."));
+    prop_oneof![
+        (keys.clone(), value).prop_map(|(keys, value)| format!("{keys} = {value}\n")),
+        keys.clone().prop_map(|keys| format!("[{keys}]\n")),
+        keys.prop_map(|keys| format!("[[{keys}]]\n")),
+        any::<String>(),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn no_input_panics_and_every_refusal_says_something(
+        parts in prop::collection::vec(fragment(), 0..6),
+        variable in "PLIMSOLL_[A-Z_]{0,12}__[A-Z_]{0,12}",
+        value in any::<String>(),
+        argument in any::<String>(),
+    ) {
+        let case = Case::new(&parts.concat()).env(&variable, &value).set(&argument);
+        if let Err(problems) = case.load() {
+            prop_assert!(!problems.list.is_empty());
+            prop_assert!(problems.list.iter().all(|problem| !problem.message.is_empty()));
+            prop_assert!(!problems.render(true).is_empty());
+        }
+    }
+}
