@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import time
 import urllib.request
@@ -43,7 +45,7 @@ class Unit:
 
     def __exit__(self, *_: object) -> None:
         subprocess.run(["systemctl", "stop", UNIT], check=False)
-        DROP_IN.unlink()
+        DROP_IN.unlink(missing_ok=True)
 
     def show(self, name: str) -> str:
         return systemctl("show", "--value", f"--property={name}", UNIT)
@@ -122,6 +124,13 @@ def processes(command: str) -> dict[int, str]:
         if name == command:
             found[int(folder.name)] = rest.split()[0]
     return found
+
+
+def kill_all(command: str) -> None:
+    """Ends every process of that name: what a case left behind on purpose."""
+    for pid in processes(command):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(f"every {command} is gone", 10, lambda: not processes(command))
 
 
 def wait_until_throttled(unit: Unit, resource: str, limit_seconds: float = 90) -> None:
