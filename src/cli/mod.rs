@@ -1,5 +1,262 @@
-//! Commands.
+//! The commands people type. Owns the command line: what is asked becomes one call; what comes back becomes text and an
+//! exit code. May read the environment and the working folder, once. Must not act on the machine by itself.
 
+pub mod arguments;
 pub mod client;
 pub mod render;
+pub mod settings;
 pub mod status;
+
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser};
+
+use crate::actuators::undo;
+use crate::config::{self, Loaded, Sources};
+use crate::daemon::{self, folders, sentinel};
+use crate::host::Paths;
+use crate::host::clock::Moment;
+use crate::http::listen::SOCKET;
+use crate::snapshot::Snapshot;
+
+use arguments::{Arguments, Command, Common, ConfigCommand, Output};
+use client::{Client, ClientError};
+use render::Style;
+
+/// 0 ok, 1 failed, 2 usage; 69, 77 and 78 as in sysexits.h.
+pub const FAILED: u8 = 1;
+pub const USAGE: u8 = 2;
+
+/// Runs one command; `args` begin with the program's name. Returns the exit code.
+pub fn main(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> u8 {
+    // The sentinel is not for people: it is not on the command line they see.
+    if args.get(1).is_some_and(|word| word == sentinel::SUBCOMMAND) {
+        let rest: Vec<String> = args.iter().skip(2).map(|word| word.to_string_lossy().into_owned()).collect();
+        return sentinel::main(&rest);
+    }
+    let arguments = match Arguments::try_parse_from(args) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // --help and --version are answers, not errors; clap knows which stream and code each takes.
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).unwrap_or(USAGE);
+        }
+    };
+    let session = Session { common: arguments.common, env };
+    match arguments.command {
+        Some(command) => session.perform(command),
+        None => {
+            // Nobody is there to read it if this fails.
+            let _ = Arguments::command().print_help();
+            USAGE
+        }
+    }
+}
+
+/// What every command needs.
+struct Session {
+    common: Common,
+    env: Vec<(OsString, OsString)>,
+}
+
+impl Session {
+    fn perform(self, command: Command) -> u8 {
+        match command {
+            Command::Run { command } => self.run(command),
+            Command::Check => settings::check(&self.sources(Vec::new()), self.common.json(), self.stderr_colour()),
+            Command::Config { command } => match command {
+                ConfigCommand::Show { origin } => self.config_show(origin),
+                ConfigCommand::Schema => print_line(&pretty(&config::schema())),
+            },
+            Command::Status => self.status(),
+            Command::Reload => self.ask("/admin/config/reload"),
+            Command::Release => self.release(),
+            Command::Health => self.health(),
+            Command::Metrics { describe } => self.metrics(describe),
+            Command::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Arguments::command(), "plimsoll", &mut script);
+                print_line(String::from_utf8_lossy(&script).trim_end())
+            }
+        }
+    }
+
+    fn run(self, command: Vec<String>) -> u8 {
+        let sources = self.sources(command);
+        let loaded = match self.load(&sources) {
+            Ok(loaded) => loaded,
+            Err(code) => return code,
+        };
+        if loaded.settings.workers.is_empty() {
+            complain("nothing to supervise: no [workers.NAME] in the settings and no command after --; watching the machine only");
+        }
+        match daemon::run(sources, loaded, self.env) {
+            Ok(code) => code,
+            Err(error) => {
+                complain(&error.to_string());
+                error.exit_code()
+            }
+        }
+    }
+
+    fn load(&self, sources: &Sources) -> Result<Loaded, u8> {
+        config::load(sources).map_err(|problems| {
+            eprint!("{}", problems.render(self.stderr_colour()));
+            problems.exit_code()
+        })
+    }
+
+    fn sources(&self, command: Vec<String>) -> Sources {
+        let env = self.env.iter().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())).collect();
+        Sources {
+            file: self.common.config.clone(),
+            env,
+            set: self.common.set.clone(),
+            command,
+            working_dir: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+        }
+    }
+
+    fn config_show(&self, origin: bool) -> u8 {
+        let loaded = match self.load(&self.sources(Vec::new())) {
+            Ok(loaded) => loaded,
+            Err(code) => return code,
+        };
+        match (self.common.json(), origin) {
+            (true, true) => print_line(&pretty(&serde_json::to_value(loaded.effective()).unwrap_or_default())),
+            (true, false) => print_line(&pretty(&loaded.to_json())),
+            (false, origin) => print_line(loaded.to_toml(origin).trim_end()),
+        }
+    }
+
+    /// The runtime folders a daemon with our settings may have taken. Settings that cannot be read do not keep anybody
+    /// from asking a running daemon: the usual places are tried then.
+    fn runtime_folders(&self) -> Vec<PathBuf> {
+        let sources = self.sources(Vec::new());
+        let runtime_dir = config::load(&sources)
+            .or_else(|_| config::load(&Sources { file: None, set: Vec::new(), ..sources.clone() }))
+            .map(|loaded| loaded.settings.daemon.runtime_dir)
+            .unwrap_or_else(|_| config::settings::Folder { path: "/run/plimsoll".into(), explicit: false });
+        folders::runtime_candidates(&runtime_dir, &sources)
+    }
+
+    fn client(&self) -> Result<Client, ClientError> {
+        let sockets: Vec<PathBuf> = self.runtime_folders().into_iter().map(|folder| folder.join(SOCKET)).collect();
+        Client::find(&sockets)
+    }
+
+    fn status(&self) -> u8 {
+        let json = self.common.json();
+        let result = self.client().and_then(|client| {
+            if json { client.get_json("/admin/resources/stats").map(|value: serde_json::Value| pretty(&value)) } else {
+                let snapshot: Snapshot = client.get_json("/admin/resources/stats")?;
+                Ok(status::render_status(&snapshot, Moment::now(), self.stdout_style()))
+            }
+        });
+        self.answer(result)
+    }
+
+    fn health(&self) -> u8 {
+        let result = self.client().and_then(|client| client.get_json("/healthz")).map(|value: serde_json::Value| {
+            if self.common.json() { pretty(&value) } else { "ok".to_owned() }
+        });
+        self.answer(result)
+    }
+
+    fn metrics(&self, describe: bool) -> u8 {
+        if describe {
+            return print_line(crate::metrics::names::describe().trim_end());
+        }
+        self.answer(self.client().and_then(|client| client.get_text("/metrics")).map(|page| page.trim_end().to_owned()))
+    }
+
+    /// Asks the daemon to do something and says what became of it.
+    fn ask(&self, path: &str) -> u8 {
+        let result = self.client().and_then(|client| client.post(path)).map(|value| {
+            if self.common.json() { pretty(&value) } else { value["message"].as_str().unwrap_or("done").to_owned() }
+        });
+        self.answer(result)
+    }
+
+    /// Undoes every limit; without a daemon, what a dead one wrote down.
+    fn release(&self) -> u8 {
+        match self.client() {
+            Ok(_) => self.ask("/admin/release"),
+            Err(ClientError::Unreachable { .. }) => {
+                let mut total = undo::Swept::default();
+                for folder in self.runtime_folders() {
+                    match undo::sweep(&folders::undo_log(&folder), &Paths::default()) {
+                        Ok(swept) => {
+                            total.restored += swept.restored;
+                            total.gone += swept.gone;
+                            total.failed.extend(swept.failed);
+                        }
+                        Err(error) => total.failed.push(format!("{}: {error}", folder.display())),
+                    }
+                }
+                for failure in &total.failed {
+                    complain(failure);
+                }
+                let said = format!("no daemon is running; of what one left behind {} put back, {} gone", total.restored, total.gone);
+                let value = serde_json::json!({"daemon": false, "restored": total.restored, "gone": total.gone, "failed": total.failed});
+                print_line(&if self.common.json() { pretty(&value) } else { said });
+                if total.failed.is_empty() { 0 } else { FAILED }
+            }
+            Err(error) => self.answer(Err(error)),
+        }
+    }
+
+    fn answer(&self, result: Result<String, ClientError>) -> u8 {
+        match result {
+            Ok(text) => print_line(text.trim_end()),
+            Err(error) => {
+                complain(&error.to_string());
+                error.exit_code()
+            }
+        }
+    }
+
+    fn stderr_colour(&self) -> bool {
+        self.colour(std::io::stderr().is_terminal())
+    }
+
+    fn stdout_style(&self) -> Style {
+        Style { color: self.colour(std::io::stdout().is_terminal()) }
+    }
+
+    fn colour(&self, terminal: bool) -> bool {
+        let set = |name: &str| self.env.iter().any(|(known, value)| known == name && !value.is_empty());
+        match self.common.color {
+            arguments::Color::Always => true,
+            arguments::Color::Never => false,
+            arguments::Color::Auto => terminal && !set("NO_COLOR") && !self.env.iter().any(|(name, value)| name == "TERM" && value == "dumb"),
+        }
+    }
+}
+
+impl Common {
+    fn json(&self) -> bool {
+        self.json || self.output == Output::Json
+    }
+}
+
+fn pretty(value: &serde_json::Value) -> String {
+    format!("{value:#}")
+}
+
+/// Data goes to standard output. A reader that has gone (`| head`) is no failure.
+fn print_line(text: &str) -> u8 {
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => 0,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
+        Err(_) => FAILED,
+    }
+}
+
+/// Prose goes to standard error, one line.
+fn complain(text: &str) {
+    // If standard error is gone too, nobody can be told.
+    let _ = writeln!(std::io::stderr(), "plimsoll: {text}");
+}

@@ -20,6 +20,14 @@ pub struct Problem {
     pub suggestion: Option<String>,
 }
 
+impl fmt::Display for Problem {
+    /// One line: place, key, what is wrong.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = if self.key.is_empty() { String::new() } else { format!("{}: ", visible(&self.key)) };
+        write!(f, "{}: {key}{}", visible(&self.place.to_string()), visible(&self.message))
+    }
+}
+
 /// Where it was said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "at")]

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use procfs::WithCurrentSystemInfo;
+
 use crate::config::settings::Worker;
 use crate::host::clock::Moment;
 use crate::policy::verdict::Basis;
-use crate::policy::{Level, Resource, Verdict};
+use crate::policy::{Level, Verdict};
 use crate::response::refusal::Reason;
 use crate::sampling::readings::{LimitSource, Pressure, Reading, Source};
 use crate::snapshot::{

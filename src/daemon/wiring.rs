@@ -17,6 +17,7 @@ use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
 use crate::host::group::Groups;
+use crate::host::inventory;
 use crate::host::process;
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
@@ -27,8 +28,7 @@ use crate::journal::history::History;
 use crate::journal::{Event, Journal, log};
 use crate::policy::Engine;
 use crate::response::Planner;
-use crate::sampling::inventory;
-use crate::sampling::sampler::Sampler;
+use crate::sampling::sampler::{Sampler, blank};
 use crate::snapshot::{Counters, Environment, Histogram, Published};
 use crate::supervisor::Supervisor;
 use crate::supervisor::supervisor::{Command, Surroundings};
@@ -164,7 +164,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     for event in &early {
         journal.record(event, now);
     }
-    let readings = sampler.blank(now);
+    let readings = blank(now);
     Ok(Guardian {
         sources,
         settings,

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod cputime;
 pub mod filesystem;
 pub mod group;
+pub mod inventory;
 pub mod kept;
 pub mod mounts;
 pub mod paths;

@@ -111,7 +111,7 @@ impl Sampler {
 }
 
 /// Readings in which nothing was read yet.
-fn blank(at: Moment) -> Readings {
+pub fn blank(at: Moment) -> Readings {
     let none = Reading::Unsupported;
     Readings {
         at,

@@ -1,0 +1,121 @@
+//! The command line, defined once: parsing, help and completions come from here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Keeps a small server's workers below the load line.
+///
+/// Plimsoll starts your workers, watches CPU, memory and disk against the limit that will really hurt, and acts before
+/// the kernel does: it asks workers to drop caches, slows them, replaces them, and undoes everything when it is over.
+#[derive(Debug, Parser)]
+#[command(
+    name = "plimsoll",
+    version,
+    after_help = "Examples:\n  plimsoll demo                                watch it hold the line for half a minute\n  plimsoll run -- uvicorn app.main:app         guard one command, no file needed\n  plimsoll run -c /etc/plimsoll/plimsoll.toml  guard what the file says\n  plimsoll status                              how things stand\n\nExit codes: 0 ok, 1 failed, 2 usage, 69 daemon not reachable, 77 not permitted, 78 bad configuration;\nin `run -- COMMAND` the command's own code, 128+N for a signal."
+)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+#[derive(Debug, Args)]
+pub struct Common {
+    /// The settings file; otherwise ./plimsoll.toml, then /etc/plimsoll/plimsoll.toml
+    #[arg(short, long, global = true, value_name = "FILE", env = "PLIMSOLL_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// Sets one setting, above file and environment: --set policy.memory.high=75%
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// How data is printed
+    #[arg(long, global = true, value_enum, default_value_t = Output::Text, env = "PLIMSOLL_OUTPUT")]
+    pub output: Output,
+    /// Short for --output json
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// When to use colour; NO_COLOR is respected
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, env = "PLIMSOLL_COLOR")]
+    pub color: Color,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the daemon; with -- COMMAND it supervises that command too, with no file needed
+    Run {
+        /// The command to supervise as worker `main`
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    /// Checks the settings and prints every problem with its place; exit 78 when there is one
+    Check,
+    /// Shows or describes the settings
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Shows how things stand on one screen
+    Status,
+    /// Has the running daemon apply the settings file, whole or not at all
+    Reload,
+    /// Undoes every limit and lets everybody go; works without a daemon too
+    Release,
+    /// Exits 0 when the daemon answers and meets its deadlines
+    Health,
+    /// Prints the daemon's metrics page
+    Metrics {
+        /// Prints what each metric means instead; needs no daemon
+        #[arg(long)]
+        describe: bool,
+    },
+    /// Prints a completion script
+    Completions {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Prints the effective settings
+    Show {
+        /// Says where each value came from
+        #[arg(long)]
+        origin: bool,
+    },
+    /// Prints the JSON Schema of the settings file, for editors
+    Schema,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_holds_together() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_the_dashes_is_the_command() {
+        let arguments = Arguments::try_parse_from(["plimsoll", "run", "--set", "a=1", "--", "python", "-c", "print()"]).unwrap();
+        let Some(Command::Run { command }) = arguments.command else { panic!() };
+        assert_eq!(command, ["python", "-c", "print()"]);
+        assert_eq!(arguments.common.set, ["a=1"]);
+    }
+}

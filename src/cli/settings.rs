@@ -1,0 +1,27 @@
+//! `check`: every problem of the settings at once.
+
+use crate::config::{self, Sources};
+
+
+/// Prints what is wrong, as text on standard error or as JSON on standard output, and returns the exit code.
+pub fn check(sources: &Sources, json: bool, colour: bool) -> u8 {
+    match config::load(sources) {
+        Ok(loaded) => {
+            let file = loaded.settings.file.as_ref().map(|file| file.display().to_string());
+            let value = serde_json::json!({"ok": true, "file": file, "problems": []});
+            let text = file.map_or("no settings file found: the built-in defaults hold".to_owned(), |file| format!("{file}: ok"));
+            super::print_line(&if json { super::pretty(&value) } else { text })
+        }
+        Err(problems) => {
+            if json {
+                let value = serde_json::json!({"ok": false, "problems": problems.list});
+                super::print_line(&super::pretty(&value));
+            } else {
+                eprint!("{}", problems.render(colour));
+                let count = problems.list.len();
+                super::complain(&format!("{count} problem{}", if count == 1 { "" } else { "s" }));
+            }
+            problems.exit_code()
+        }
+    }
+}
