@@ -34,9 +34,9 @@ def case() -> str:
         missing = [name for name in SERIES if not query(server, name)]
         expect(not missing, f"missing: {missing}")
         expect(value(server, "plimsoll_up") == 1, "plimsoll_up is not 1")
-        # A counter that grows at the pace of what it counts: a hog that asks for a tenth of a core.
+        # A counter that grows at the pace of what it counts: a hog that asks for a tenth of a core, and gets less on a busy machine.
         rate = 'rate(plimsoll_worker_cpu_seconds_total{worker="main"}[10s])'
-        used = wait_for("the worker's CPU is counted", 40, lambda: 0.06 < value(server, rate) < 0.14 and value(server, rate))
+        used = wait_for("the worker's CPU is counted", 40, lambda: 0.02 < value(server, rate) < 0.14 and value(server, rate))
         samples = value(server, "scrape_samples_scraped")
         # Prometheus keeps a scrape's failure here; a page it cannot read in full counts as down.
         _, targets = fetch(f"http://{server}/api/v1/targets")
