@@ -22,7 +22,8 @@ def case() -> str:
         memory, cores = page.value("plimsoll_memory_limit_bytes"), page.value("plimsoll_cpu_limit_cores")
         expect(memory == 384 << 20, f"memory limit {memory:.0f}, expected {384 << 20}")
         expect(cores == 1.5, f"CPU limit {cores}, expected 1.5")
-        expect(page.value("plimsoll_environment_info", cgroup="v2", enforcement="cgroup") == 1, "not cgroup v2 with enforcement by cgroup")
+        where = unit.status()["environment"]
+        expect((where["cgroup"], where["enforcement"]) == ("v2", "cgroup"), f"environment: {where}")
     with Unit(SETTINGS, MemoryMax="512M", CPUQuota="50%") as unit:
         page = unit.metrics()
         memory, cores = page.value("plimsoll_memory_limit_bytes"), page.value("plimsoll_cpu_limit_cores")
