@@ -144,6 +144,7 @@ fn each_impossible_setting_is_refused_at_its_place() {
             "4:8 policy.disks[1].path: \"/.\" is there twice",
         ),
         ("no command", "[workers.web]\npriority = 1".into(), "1:10 workers.web.command: is missing"),
+        ("no command beside what asks for nothing", "[workers.web]\nmembers = \"tree\"".into(), "1:10 workers.web.command: is missing"),
         ("empty command", "[workers.web]\ncommand = []".into(), "2:11 workers.web.command: is empty"),
         ("a command line", "[workers.web]\ncommand = \"sh -c x\"".into(), "2:11 workers.web.command: \"sh -c x\" is text"),
         (
@@ -243,6 +244,32 @@ fn a_problem_is_shown_with_its_line_and_what_was_meant() {
 }
 
 #[test]
+fn of_a_long_line_the_part_that_matters_is_shown() {
+    let file = format!("log = {{ level = \"info\", {}levle = \"x\" }}\n", " ".repeat(500));
+    let problems = Case::new(&file).bad();
+    let shown = problems.to_string();
+    assert!(shown.starts_with("plimsoll.toml:1:525: error: log.levle: unknown key"), "{shown}");
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(lines[1].find("levle"), lines[2].find('^'), "{shown}");
+    assert!(lines[1].len() < 200 && lines[2].ends_with("^^^^^"), "{shown}");
+}
+
+#[test]
+fn nesting_without_end_is_a_problem_and_no_crash() {
+    let deep = "a.".repeat(5_000);
+    for case in [
+        Case::new(&format!("{deep}a = 1")),
+        Case::new(&format!("[{deep}a]")),
+        Case::new(&format!("a = {}{}", "[".repeat(5_000), "]".repeat(5_000))),
+        Case::new("").set(&format!("{deep}a=1")),
+        Case::new("").set(&format!("a={}", "[".repeat(5_000))),
+        Case::new("").env(&format!("PLIMSOLL_{}A", "A__".repeat(5_000)), "1"),
+    ] {
+        assert_eq!(case.bad().exit_code(), 78);
+    }
+}
+
+#[test]
 fn mistakes_of_syntax_have_a_place_too() {
     for (name, file, place) in [
         ("no value", "[log]\nlevel =\n", 2),
@@ -263,13 +290,18 @@ fn mistakes_of_syntax_have_a_place_too() {
 fn files_that_are_not_there_or_not_text_get_one_line() {
     let mut case = Case::new("");
     case.sources.file = Some(PathBuf::from("other.toml"));
-    assert_eq!(case.bad().to_string(), "other.toml: error: there is no such file (asked for with -c)");
+    assert_eq!(case.bad().to_string(), "other.toml: error: there is no such file");
     case.sources.file = None;
     let case = case.env("PLIMSOLL_CONFIG", "/no/such.toml");
-    assert_eq!(case.bad().to_string(), "/no/such.toml: error: there is no such file (asked for with PLIMSOLL_CONFIG)");
+    assert_eq!(case.bad().to_string(), "/no/such.toml: error: there is no such file (named by PLIMSOLL_CONFIG)");
     let case = Case::new("");
     std::fs::write(case.folder.path().join("plimsoll.toml"), b"[log]\nlevel = \"\xff\"\n").expect("a writable folder");
     assert_eq!(case.bad().to_string(), "plimsoll.toml: error: line 2 is not UTF-8 text");
+    let mut case = Case::new("");
+    case.sources.file = Some(PathBuf::from("/dev/zero"));
+    assert_eq!(case.bad().to_string(), "/dev/zero: error: is larger than 1 MiB");
+    case.sources.file = Some(PathBuf::from("/"));
+    assert_eq!(case.bad().to_string(), "/: error: could not be read: Is a directory (os error 21)");
 }
 
 #[test]
@@ -384,7 +416,7 @@ fn a_command_becomes_worker_main_and_the_file_speaks_about_it() {
 fn the_environment_reaches_every_kind_of_key() {
     let case = Case::new("[workers.vector-db]\ncommand = [\"sh\"]\nenv = { KEEP = \"1\" }\n")
         .env("PLIMSOLL_WORKERS__VECTOR_DB__REPLICAS", "cpus+2")
-        .env("PLIMSOLL_WORKERS__VECTOR_DB__ENV__Mixed", "2")
+        .env("PLIMSOLL_WORKERS__VECTOR_DB__ENV__Mixed", "1_0")
         .env("PLIMSOLL_WORKERS__VECTOR_DB__DIRECTORY", "/")
         .env("PLIMSOLL_WORKERS__VECTOR_DB__USER", "0")
         .env("PLIMSOLL_HTTP__LISTEN", "127.0.0.1:1, [::1]:2")
@@ -395,7 +427,7 @@ fn the_environment_reaches_every_kind_of_key() {
     let settings = case.good().settings;
     let worker = &settings.workers[0];
     assert_eq!(worker.replicas, Replicas::Cpus { plus: 2 });
-    assert_eq!(worker.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(), ["KEEP=1", "Mixed=2"]);
+    assert_eq!(worker.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(), ["KEEP=1", "Mixed=1_0"]);
     assert_eq!(worker.user.as_deref(), Some("0"));
     assert_eq!(settings.http.listen.len(), 2);
     assert_eq!(settings.policy.memory.rule.on_high, [Rung::Notify]);
@@ -425,8 +457,7 @@ fn secrets_are_never_shown() {
     let loaded = Case::new(&file).env("PLIMSOLL_HTTP__API_KEY", SECRET).good();
     assert_eq!(loaded.settings.http.api_key.as_ref().map(|key| key.reveal()), Some(SECRET));
     assert_eq!(loaded.settings.workers[0].env.get("a.b").map(String::as_str), Some(SECRET));
-    for shown in
-        [loaded.to_toml(true), loaded.to_json().to_string(), format!("{:?}", loaded.settings.http), format!("{:?}", loaded.effective())]
+    for shown in [loaded.to_toml(true), loaded.to_json().to_string(), format!("{:?}", loaded.settings), format!("{:?}", loaded.effective())]
     {
         assert!(!shown.contains(SECRET), "{shown}");
     }
@@ -435,6 +466,9 @@ fn secrets_are_never_shown() {
         Case::new(&format!("[http]\napi_key = \"{SECRET}\"")),
         Case::new(&format!("[workers.web]\ncommnd = [\"sh\"]\nenv = {{ TOKEN = [\"{SECRET}\"] }}\n")),
         Case::new(&format!("[workers.web]\ncommand = [\"sh\"]\nenv = {{ TOKEN = \"{SECRET}\" }} trailing\n")),
+        Case::new(&format!("[workers.web]\ncommand = [\"sh\"]\nenv = [\"TOKEN={SECRET}\"]\n")),
+        Case::new(WORKER).set(&format!("workers.web.env=TOKEN={SECRET}")),
+        Case::new(WORKER).set(&format!("workers.web.env.TOKEN=[\"{SECRET}\"]")),
         Case::new("").set(&format!("http.api_key={SECRET}")),
         Case::new("").env("PLIMSOLL_HTTP__API_KEY", &format!("{SECRET} with blanks")),
     ];
@@ -455,8 +489,32 @@ fn a_reload_names_what_changed() {
 }
 
 #[test]
+fn a_reload_does_not_take_a_lost_file_for_an_empty_one() {
+    let case = Case::new(WORKER);
+    let running = case.good().settings;
+    let file = case.folder.path().join("plimsoll.toml");
+    std::fs::write(&file, "[workers.web]\ncommand = [\"sh\"]\nweight = 5\n").expect("a writable folder");
+    let loaded = config::reload(&case.sources, &running).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!(running.diff(&loaded.settings), ["workers.web.weight"]);
+    std::fs::remove_file(&file).expect("a writable folder");
+    let problems = config::reload(&case.sources, &running).expect_err("the file is gone");
+    assert_eq!(problems.to_string(), format!("{}: error: there is no such file", file.display()));
+    // A first start without a file is fine, and so is a reload once there is one.
+    let running = case.good().settings;
+    std::fs::write(&file, WORKER).expect("a writable folder");
+    assert_eq!(config::reload(&case.sources, &running).map(|loaded| loaded.settings.workers.len()).ok(), Some(1));
+}
+
+#[test]
+fn files_of_other_systems_are_read() {
+    let settings = Case::new("\u{feff}[log]\r\nlevel = \"debug\"\r\n").good().settings;
+    assert_eq!(settings.log.level, config::settings::LogLevel::Debug);
+    assert_eq!(told(&Case::new("[log]\r\nlevle = \"debug\"\r\n").bad()), ["2:1 log.levle: unknown key"]);
+}
+
+#[test]
 fn what_is_shown_loads_to_the_same_settings() {
-    let file = "[policy.memory]\nhigh = \"350MB\"\n[[policy.disks]]\npath = \"/\"\n[workers.web]\ncommand = [\"sh\", \"-c\", \"a \\\"b\\\" \\\\ \\u007f\"]\nreplicas = \"cpus+1\"\nuser = 0\n\
+    let file = "[policy.memory]\nhigh = \"350MB\"\n[[policy.disks]]\npath = \"/\"\n[[policy.disks]]\npath = \"/proc\"\nhigh = \"1TB\"\n[workers.web]\ncommand = [\"sh\", \"-c\", \"a \\\"b\\\" \\\\ \\u007f\"]\nreplicas = \"cpus+1\"\nuser = 0\n\
                 [workers.web.limits]\nmemory = \"1.5GiB\"\ncpu = \"150%\"\n";
     let first = Case::new(file).good();
     let second = Case::new(&first.to_toml(true)).good();

@@ -269,11 +269,19 @@ fn health_follows_the_snapshot() {
     });
     assert_eq!(server.get("/admin/resources/health").json()["status"], "healthy");
 
+    let readiness = |server: &Server| {
+        let ready = server.get("/readyz");
+        (ready.status, ready.json()["status"].as_str().unwrap_or_default().to_owned())
+    };
+    server.publish(|snapshot| snapshot.daemon.ready = false);
+    assert_eq!(readiness(&server), (503, "starting".to_owned()));
     server.publish(|snapshot| snapshot.daemon.shutting_down = true);
-    let ready = server.get("/readyz");
-    assert_eq!((ready.status, ready.json()["status"].as_str()), (503, Some("shutting_down")));
+    assert_eq!(readiness(&server), (503, "shutting_down".to_owned()));
+    server.publish(|snapshot| (snapshot.daemon.ready, snapshot.daemon.shutting_down) = (true, false));
+    assert_eq!(readiness(&server), (200, "ready".to_owned()));
 
     *server.now.lock().unwrap() = sample::taken().after(Duration::from_secs(7));
+    assert_eq!(readiness(&server), (503, "stalled".to_owned()));
     let live = server.get("/healthz");
     assert_eq!((live.status, live.json()), (503, json!({ "status": "stalled", "age_s": 7.0, "deadline_s": 6.0 })));
     let report = server.get("/admin/resources/health");
@@ -475,14 +483,12 @@ fn events_are_followed_from_where_one_was() {
     assert_eq!(page["events"], json!([{ "id": 3, "record": { "event": "throttle_engaged", "reason": "two\nlines" } }]));
 }
 
-/// Short patience, so that a test of a deadline is quick.
-fn hasty() -> Limits {
-    Limits { head: Duration::from_millis(300), request: Duration::from_millis(300), write: Duration::from_millis(300), ..Limits::default() }
-}
+/// A patience that is soon over. Each test shortens only the one it is about: on a busy machine the others would run out too.
+const SOON: Duration = Duration::from_millis(300);
 
 #[test]
 fn a_head_that_does_not_end_is_not_waited_for() {
-    let server = Server::with(&http(None, true), hasty(), sample::snapshot());
+    let server = Server::with(&http(None, true), Limits { head: SOON, ..Limits::default() }, sample::snapshot());
     for start in ["", "GET /metr", "GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-Slow: "] {
         let mut slow = server.connect();
         slow.write_all(start.as_bytes()).unwrap();
@@ -499,10 +505,11 @@ fn a_head_that_does_not_end_is_not_waited_for() {
 
 #[test]
 fn a_body_must_come_in_time_and_within_its_size() {
-    let server = Server::with(&http(None, true), hasty(), sample::snapshot());
     let head = "POST /admin/release HTTP/1.1\r\nHost: localhost\r\n";
-    let slow = server.ask(&format!("{head}Content-Length: 10\r\n\r\nhalf"));
+    let hasty = Server::with(&http(None, true), Limits { request: SOON, ..Limits::default() }, sample::snapshot());
+    let slow = hasty.ask(&format!("{head}Content-Length: 10\r\n\r\nhalf"));
     assert_eq!((slow.status, slow.error().as_str()), (408, "too_slow"));
+    let server = Server::start();
     let large = server.ask(&format!("{head}Content-Length: 65537\r\n\r\n"));
     assert_eq!((large.status, large.error().as_str()), (413, "body_too_large"));
     let chunks = format!("{:x}\r\n{}\r\n", 70_000, "x".repeat(70_000));
@@ -557,15 +564,14 @@ fn a_client_that_does_not_read_is_dropped() {
     let mut large = sample::snapshot();
     let replica = large.workers[1].replicas[0].clone();
     large.workers[1].replicas = vec![replica; 60_000];
-    let server = Server::with(&http(None, true), hasty(), large);
+    let server = Server::with(&http(None, true), Limits { connections: 1, write: SOON, ..Limits::default() }, large);
     let mut deaf = server.connect();
     deaf.write_all(b"GET /admin/workers HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
-    // Its place is given up: the server closes although most of the answer was never taken.
-    let start = Moment::now();
-    while deaf.write_all(b"x").is_ok() {
-        assert!(elapsed_since(start) < PATIENCE, "the connection is still open");
-        std::thread::yield_now();
-    }
+    read_until(&mut deaf, "200 OK");
+    let health = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    assert_eq!(server.ask_if_answered(health), 503, "it has the only place");
+    until("its place is free again, though it is still there", || server.ask_if_answered(health) == 200);
+    drop(deaf);
 }
 
 #[test]
@@ -582,6 +588,13 @@ fn one_too_many_is_told_and_the_socket_stays_open() {
     assert_eq!((refused.status, refused.error().as_str()), (503, "too_many_connections"));
     assert_eq!(over_socket(&server, "/healthz").status, 200);
     held.clear();
+    until("a place is free again", || {
+        server.ask_if_answered("GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") == 200
+    });
+    // Whoever leaves while waiting gives up the place too.
+    for _ in 0..2 {
+        server.connect().write_all(b"GET /admin/throttle?wait=1h HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    }
     until("a place is free again", || {
         server.ask_if_answered("GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n") == 200
     });
@@ -635,7 +648,7 @@ proptest! {
 
     #[test]
     fn no_bytes_bring_it_down(requests in proptest::collection::vec(garbage(), 1..6)) {
-        let server = Server::with(&http(None, true), hasty(), sample::snapshot());
+        let server = Server::start();
         for request in requests {
             let mut stream = server.connect();
             // The server may have closed before everything was sent.

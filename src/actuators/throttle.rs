@@ -275,7 +275,8 @@ impl Throttle {
             }
             Method::Nice => {
                 let mut processes = Vec::new();
-                scan::processes(&self.paths, &mut processes, &mut Vec::new()).map_err(|error| format!("/proc could not be read: {error}"))?;
+                scan::processes(&self.paths, &mut processes, &mut Vec::new())
+                    .map_err(|error| format!("/proc could not be read: {error}"))?;
                 let members = supervisor.members(slot, &processes);
                 for member in &members {
                     let old = process::nice(member.pid()).map_err(|error| error.to_string())?;
@@ -309,10 +310,9 @@ impl Throttle {
                 self.add_taken(&held.worker, cycle.duty.held_total().saturating_sub(before));
                 cycle.go_on(&self.stops)
             }
-            Grip::Nice { members } => self.undo.restore(
-                &self.paths,
-                |saved| matches!(saved, Saved::Nice { pid, started, .. } if members.contains(&(*pid, *started))),
-            ),
+            Grip::Nice { members } => self
+                .undo
+                .restore(&self.paths, |saved| matches!(saved, Saved::Nice { pid, started, .. } if members.contains(&(*pid, *started)))),
         };
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     }
@@ -323,12 +323,8 @@ impl Throttle {
 
     /// Moves every duty cycle on that is due, and lets go whoever is ending: a stopped process gets no signal.
     pub fn step(&mut self, supervisor: &Supervisor, now: Duration) {
-        let ending: Vec<SlotId> = self
-            .held
-            .keys()
-            .copied()
-            .filter(|slot| !supervisor.replica(*slot).is_some_and(|replica| replica.is_running()))
-            .collect();
+        let ending: Vec<SlotId> =
+            self.held.keys().copied().filter(|slot| !supervisor.replica(*slot).is_some_and(|replica| replica.is_running())).collect();
         for slot in ending {
             // What cannot be put back now stays written down; `let_all_go`, the sentinel and the next start try again.
             let _ = self.let_go(slot, now);

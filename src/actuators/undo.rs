@@ -59,7 +59,7 @@ impl Saved {
                 _ => return Restored::Gone,
             },
             Saved::Folder { path, dev, ino } => match group::identity(path) {
-                Ok(found) if found == (*dev, *ino) => std::fs::remove_dir(path),
+                Ok(found) if found == (*dev, *ino) => group::remove_with_replicas(path),
                 _ => return Restored::Gone,
             },
         };

@@ -109,7 +109,8 @@ impl Session {
     }
 
     fn sources(&self, command: Vec<String>) -> Sources {
-        let env = self.env.iter().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())).collect();
+        let env =
+            self.env.iter().map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())).collect();
         Sources {
             file: self.common.config.clone(),
             env,
@@ -150,7 +151,9 @@ impl Session {
     fn status(&self) -> u8 {
         let json = self.common.json();
         let result = self.client().and_then(|client| {
-            if json { client.get_json("/admin/resources/stats").map(|value: serde_json::Value| pretty(&value)) } else {
+            if json {
+                client.get_json("/admin/resources/stats").map(|value: serde_json::Value| pretty(&value))
+            } else {
                 let snapshot: Snapshot = client.get_json("/admin/resources/stats")?;
                 Ok(status::render_status(&snapshot, Moment::now(), self.stdout_style()))
             }
@@ -159,9 +162,10 @@ impl Session {
     }
 
     fn health(&self) -> u8 {
-        let result = self.client().and_then(|client| client.get_json("/healthz")).map(|value: serde_json::Value| {
-            if self.common.json() { pretty(&value) } else { "ok".to_owned() }
-        });
+        let result = self
+            .client()
+            .and_then(|client| client.get_json("/healthz"))
+            .map(|value: serde_json::Value| if self.common.json() { pretty(&value) } else { "ok".to_owned() });
         self.answer(result)
     }
 
@@ -174,9 +178,10 @@ impl Session {
 
     /// Asks the daemon to do something and says what became of it.
     fn ask(&self, path: &str) -> u8 {
-        let result = self.client().and_then(|client| client.post(path)).map(|value| {
-            if self.common.json() { pretty(&value) } else { value["message"].as_str().unwrap_or("done").to_owned() }
-        });
+        let result = self
+            .client()
+            .and_then(|client| client.post(path))
+            .map(|value| if self.common.json() { pretty(&value) } else { value["message"].as_str().unwrap_or("done").to_owned() });
         self.answer(result)
     }
 
@@ -223,7 +228,8 @@ impl Session {
     }
 
     fn stdout_style(&self) -> Style {
-        Style { color: self.colour(std::io::stdout().is_terminal()) }
+        let columns = rustix::termios::tcgetwinsize(std::io::stdout()).map_or(0, |size| usize::from(size.ws_col));
+        Style { color: self.colour(std::io::stdout().is_terminal()), width: if columns == 0 { Style::PLAIN.width } else { columns } }
     }
 
     fn colour(&self, terminal: bool) -> bool {
@@ -231,7 +237,9 @@ impl Session {
         match self.common.color {
             arguments::Color::Always => true,
             arguments::Color::Never => false,
-            arguments::Color::Auto => terminal && !set("NO_COLOR") && !self.env.iter().any(|(name, value)| name == "TERM" && value == "dumb"),
+            arguments::Color::Auto => {
+                terminal && !set("NO_COLOR") && !self.env.iter().any(|(name, value)| name == "TERM" && value == "dumb")
+            }
         }
     }
 }

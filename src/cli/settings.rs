@@ -2,7 +2,6 @@
 
 use crate::config::{self, Sources};
 
-
 /// Prints what is wrong, as text on standard error or as JSON on standard output, and returns the exit code.
 pub fn check(sources: &Sources, json: bool, colour: bool) -> u8 {
     match config::load(sources) {

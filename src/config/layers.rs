@@ -1,7 +1,8 @@
 //! Where settings come from: the built-in file, a file, plain names in the environment, `PLIMSOLL_…`, `--set`, the command.
 
 use std::collections::BTreeSet;
-use std::io::{Error, ErrorKind};
+use std::fs::File;
+use std::io::{Error, ErrorKind, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::problems::{Place, Problem, Problems};
@@ -9,7 +10,7 @@ use super::tree::{Layer, Node, Origin, Source, Tree, join};
 use super::units::{Count, Scalar, Span, Unit as _};
 
 /// Everything that can say something about the settings. Nothing else is asked: not the process's own environment, not its folder.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Sources {
     /// `-c FILE`.
     pub file: Option<PathBuf>,
@@ -21,6 +22,13 @@ pub struct Sources {
     pub command: Vec<String>,
     /// Relative paths start here.
     pub working_dir: PathBuf,
+}
+
+/// Without the environment and the values of `--set`, which may hold secrets.
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources").field("file", &self.file).field("working_dir", &self.working_dir).finish_non_exhaustive()
+    }
 }
 
 impl Sources {
@@ -35,6 +43,12 @@ pub const BUILT_IN: &str = include_str!("../../config/plimsoll.toml");
 
 /// Looked for when neither `-c` nor `PLIMSOLL_CONFIG` names a file.
 const SEARCHED: [&str; 2] = ["plimsoll.toml", "/etc/plimsoll/plimsoll.toml"];
+
+/// Nobody writes a longer one, and `/dev/zero` has no end.
+const LONGEST_FILE: u64 = 1 << 20;
+
+/// No key has more parts than this.
+const DEEPEST: usize = 16;
 
 const PREFIX: &str = "PLIMSOLL_";
 
@@ -79,14 +93,14 @@ pub fn gather(sources: &Sources, known: &[String]) -> Result<Layers, Problems> {
 
 fn find_file(sources: &Sources) -> Result<Option<(PathBuf, String)>, Problems> {
     let named = match (&sources.file, sources.variable("PLIMSOLL_CONFIG")) {
-        (Some(file), _) => Some((file.clone(), "-c")),
-        (None, Some(file)) if !file.is_empty() => Some((PathBuf::from(file), "PLIMSOLL_CONFIG")),
+        (Some(file), _) => Some((file.clone(), "")),
+        (None, Some(file)) if !file.is_empty() => Some((PathBuf::from(file), " (named by PLIMSOLL_CONFIG)")),
         _ => None,
     };
-    if let Some((path, asked_by)) = named {
+    if let Some((path, named_by)) = named {
         return match read(sources, &path)? {
             Some(text) => Ok(Some((path, text))),
-            None => Err(whole_file(&path, format!("there is no such file (asked for with {asked_by})"), false)),
+            None => Err(whole_file(&path, format!("there is no such file{named_by}"), false)),
         };
     }
     for path in SEARCHED.map(PathBuf::from) {
@@ -98,8 +112,10 @@ fn find_file(sources: &Sources) -> Result<Option<(PathBuf, String)>, Problems> {
 }
 
 fn read(sources: &Sources, path: &Path) -> Result<Option<String>, Problems> {
-    match std::fs::read(sources.working_dir.join(path)) {
-        Ok(bytes) => match String::from_utf8(bytes) {
+    let mut bytes = Vec::new();
+    match File::open(sources.working_dir.join(path)).and_then(|file| file.take(LONGEST_FILE + 1).read_to_end(&mut bytes)) {
+        Ok(_) if bytes.len() as u64 > LONGEST_FILE => Err(whole_file(path, "is larger than 1 MiB".to_owned(), false)),
+        Ok(_) => match String::from_utf8(bytes) {
             Ok(text) => Ok(Some(text)),
             Err(error) => {
                 let line = error.as_bytes().iter().take(error.utf8_error().valid_up_to()).filter(|byte| **byte == b'\n').count() + 1;
@@ -154,12 +170,20 @@ fn variables(sources: &Sources, workers: &[String], known: &[String], problems: 
             }
             continue;
         }
+        if rest.split("__").count() > DEEPEST {
+            problems.push(too_deep(Place::Variable(name.clone())));
+            continue;
+        }
         let keys = variable_keys(rest, workers);
         // A key may look like a number or a date; it is never anything but text.
         let node = if keys == ["http", "api_key"] { text_node(value) } else { Node::from_text(value) };
         layers.push(Layer { origin: Origin::Variable(name.clone()), root: node.under(&keys) });
     }
     layers
+}
+
+fn too_deep(place: Place) -> Problem {
+    Problem { key: String::new(), place, message: "no key has so many parts".to_owned(), allowed: None, suggestion: None }
 }
 
 fn text_node(value: &str) -> Node {
@@ -202,6 +226,10 @@ fn arguments(sources: &Sources, problems: &mut Vec<Problem>) -> Vec<Layer> {
             }
         };
         let keys: Vec<String> = key.split('.').map(|part| part.trim().to_owned()).collect();
+        if keys.len() > DEEPEST {
+            problems.push(too_deep(Place::Argument(key.to_owned())));
+            continue;
+        }
         layers.push(Layer { origin: Origin::Argument(key.to_owned()), root: Node::from_text(value.trim()).under(&keys) });
     }
     layers

@@ -14,13 +14,19 @@ use super::shape::examine;
 use super::tree::Layer;
 
 /// Settings that hold together, and where each came from.
-#[derive(Debug)]
 pub struct Loaded {
     pub settings: Settings,
     pub(super) file: File,
     pub(super) layers: Vec<Layer>,
     /// Keys nobody set whose default depends on another key, and that key.
     pub(super) follows: BTreeMap<String, String>,
+}
+
+/// Without the layers, which hold what was written, secrets among it.
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loaded").field("file", &self.settings.file).finish_non_exhaustive()
+    }
 }
 
 /// Reads, merges and checks everything `sources` name.
@@ -40,13 +46,20 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
     let mut sense = Sense { sources, layers: &layers, spoiled: &spoiled, problems: &mut problems, follows: BTreeMap::new() };
     let settings = sense.settings(&mut file, gathered.file);
     let follows = sense.follows;
-    match settings {
-        Some(settings) if problems.is_empty() => Ok(Loaded { settings, file, layers, follows }),
-        _ => {
-            in_order(&mut problems);
-            Err(Problems { list: problems, denied: false })
-        }
+    if problems.is_empty() {
+        return Ok(Loaded { settings, file, layers, follows });
     }
+    in_order(&mut problems);
+    Err(Problems { list: problems, denied: false })
+}
+
+/// Reads the settings again for a daemon that runs with `running`.
+///
+/// # Errors
+/// As [`load`]. The file the running settings came from must still be there, even where it was only found by looking: without it the
+/// daemon would take the built-in file for the new settings and stop every worker.
+pub fn reload(sources: &Sources, running: &Settings) -> Result<Loaded, Problems> {
+    load(&Sources { file: sources.file.clone().or_else(|| running.file.clone()), ..sources.clone() })
 }
 
 /// What each layer's own examination let through but the merge did not; said with the key, if not with the line.

@@ -6,6 +6,7 @@
 //! of `file`, figment merges them, and `sense` turns the whole into `settings`. `problems` collects everything that is wrong.
 
 mod diff;
+mod file;
 mod layers;
 mod load;
 mod reference;
@@ -14,13 +15,12 @@ mod shape;
 mod show;
 mod tree;
 
-pub mod file;
 pub mod problems;
 pub mod settings;
 pub mod units;
 
 pub use layers::{BUILT_IN, Sources};
-pub use load::{Loaded, load};
+pub use load::{Loaded, load, reload};
 pub use problems::{Place, Problem, Problems};
 pub use reference::{example, keys, reference, schema};
 pub use settings::Settings;

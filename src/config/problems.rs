@@ -32,8 +32,9 @@ impl fmt::Display for Problem {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "kind", content = "at")]
 pub enum Place {
-    /// In a file. Lines and columns count from 1, columns in characters.
-    Text { file: String, line: usize, column: usize, source: String, width: usize },
+    /// In a file. Lines and columns count from 1, columns in characters. `source` is what to show of the line; the `width` characters
+    /// that are meant come after `indent` others.
+    Text { file: String, line: usize, column: usize, source: String, indent: usize, width: usize },
     /// In a file, as a whole.
     File(String),
     /// In a variable of the environment.
@@ -71,17 +72,17 @@ impl Place {
         let column = text.get(line_start..start).map_or(0, |before| before.chars().count()) + 1;
         let end = floor(text, at.end).min(line_start + shown.len());
         let width = text.get(start..end).map_or(1, |marked| marked.chars().count()).max(1);
-        Place::Text { file: source.name.clone(), line, column, source: blanked, width }
-    }
-
-    /// The file and line, where there is one.
-    pub fn line(&self) -> Option<(&str, usize)> {
-        match self {
-            Place::Text { file, line, .. } => Some((file, *line)),
-            _ => None,
-        }
+        // Of a very long line, what is around the place.
+        let skipped = if column > SHOWN { column - SHOWN / 2 } else { 0 };
+        let shown: String = blanked.chars().skip(skipped).take(2 * SHOWN).collect();
+        let indent = column - 1 - skipped;
+        let width = width.min((2 * SHOWN).saturating_sub(indent)).max(1);
+        Place::Text { file: source.name.clone(), line, column, source: shown, indent, width }
     }
 }
+
+/// About as many characters of a line as fit before what is meant.
+const SHOWN: usize = 80;
 
 /// The last character boundary at or before `index`.
 fn floor(text: &str, index: usize) -> usize {
@@ -131,11 +132,11 @@ impl Problems {
             let (place, message) = (visible(&problem.place.to_string()), visible(&problem.message));
             let _ = writeln!(out, "{place}: {red}error{plain}: {key}{message}");
             let mut margin = String::new();
-            if let Place::Text { line, column, source, width, .. } = &problem.place {
+            if let Place::Text { line, source, indent, width, .. } = &problem.place {
                 let number = line.to_string();
                 margin = " ".repeat(number.len());
                 let _ = writeln!(out, "  {blue}{number} |{plain} {}", source.trim_end());
-                let _ = writeln!(out, "  {blue}{margin} |{plain} {}{red}{}{plain}", " ".repeat(column - 1), "^".repeat(*width));
+                let _ = writeln!(out, "  {blue}{margin} |{plain} {}{red}{}{plain}", " ".repeat(*indent), "^".repeat(*width));
             }
             if let Some(suggestion) = &problem.suggestion {
                 let _ = writeln!(out, "  {margin} {blue}={plain} did you mean `{}`?", visible(suggestion));

@@ -1,6 +1,7 @@
 //! What the merged file means: defaults that follow other keys, checks of one key against another and against the machine.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,18 +27,21 @@ pub struct Sense<'a> {
     pub follows: BTreeMap<String, String>,
 }
 
+/// A key is one short line; more is never read.
+const LONGEST_KEY_FILE: u64 = 16 << 10;
+
 /// Where programs are looked for when nothing says so.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 impl Sense<'_> {
     /// The settings, as far as they make sense; they count only when no problem was found.
-    pub fn settings(&mut self, file: &mut File, path: Option<PathBuf>) -> Option<Settings> {
+    pub fn settings(&mut self, file: &mut File, path: Option<PathBuf>) -> Settings {
         let daemon = self.daemon(&file.daemon);
         let http = self.http(&file.http);
         let host = self.host(&file.host);
         let policy = self.policy(&mut file.policy);
         let workers = self.workers(file);
-        Some(Settings {
+        Settings {
             daemon,
             log: Log { level: file.log.level, format: file.log.format },
             http,
@@ -53,7 +57,7 @@ impl Sense<'_> {
             policy,
             workers,
             file: path.map(|path| self.sources.working_dir.join(path)),
-        })
+        }
     }
 
     /// True when somebody set the key, rather than the built-in file.
@@ -127,8 +131,10 @@ impl Sense<'_> {
             return Some(Secret::new(key.trim().to_owned())).filter(|key| self.is_key("http.api_key", key));
         }
         let path = http.api_key_file.as_ref()?;
-        match std::fs::read_to_string(self.sources.working_dir.join(path)) {
-            Ok(text) => {
+        let mut text = String::new();
+        let full = self.sources.working_dir.join(path);
+        match std::fs::File::open(full).and_then(|file| file.take(LONGEST_KEY_FILE).read_to_string(&mut text)) {
+            Ok(_) => {
                 let key = Secret::new(text.lines().next().unwrap_or("").trim().to_owned());
                 Some(key).filter(|key| self.is_key("http.api_key_file", key))
             }

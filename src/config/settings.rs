@@ -237,7 +237,7 @@ impl Rung {
     }
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Worker {
     pub name: Arc<str>,
     /// The program and its arguments; never empty.
@@ -265,6 +265,19 @@ pub struct Worker {
     pub shed_signal: Option<Signal>,
     pub limits: Limits,
     pub recycle: Recycle,
+}
+
+/// Without the values of its variables, which are often secrets, and the many plain settings.
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let variables: Vec<&String> = self.env.keys().collect();
+        f.debug_struct("Worker")
+            .field("name", &self.name)
+            .field("command", &self.command)
+            .field("env", &variables)
+            .field("replicas", &self.replicas)
+            .finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

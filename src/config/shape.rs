@@ -3,13 +3,13 @@
 //! Figment and serde stop at the first mistake and know no lines, so the layers are looked through here first. What is refused is
 //! taken out of the layer, so that the rest can still be merged and judged: one run names everything that is wrong.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value as Schema;
 
 use super::problems::Problem;
 use super::tree::{Layer, Node, Origin, Tree, is_secret, join, numbered};
-use super::units::{self, Scalar, Span, Unfit, Unit as _, nearest};
+use super::units::{self, Scalar, Span, Unfit, Unit as _, Variable, nearest};
 
 /// True for a value that asks for nothing.
 type AsksNothing = fn(&Tree) -> bool;
@@ -76,9 +76,10 @@ impl Examination<'_> {
             let allowed = if names.is_empty() { "a table".to_owned() } else { format!("a table with {names}") };
             return self.wrong(node, path, &allowed);
         };
-        let mut kept = std::collections::BTreeMap::new();
+        let mut kept = BTreeMap::new();
         for (name, mut entry) in std::mem::take(entries) {
             let inner = join(path, &name);
+            let told = self.problems.len();
             let known = schema.get("properties").and_then(|properties| properties.get(&name));
             let any = schema.get("additionalProperties").filter(|any| any.is_object());
             let fits = match known.or(any) {
@@ -88,7 +89,7 @@ impl Examination<'_> {
             };
             if fits {
                 kept.insert(name, entry);
-            } else {
+            } else if self.problems.len() > told {
                 self.spoiled.insert(inner);
             }
         }
@@ -154,9 +155,12 @@ impl Examination<'_> {
         true
     }
 
-    fn unit_fits(&mut self, node: &Node, schema: &Schema, path: &str) -> bool {
+    fn unit_fits(&mut self, node: &mut Node, schema: &Schema, path: &str) -> bool {
         let allowed = schema.get("x-allowed").and_then(Schema::as_str).unwrap_or("");
         let name = schema.get("x-unit").and_then(Schema::as_str).unwrap_or("");
+        if name == Variable::NAME {
+            as_given(node);
+        }
         let Tree::Scalar(value) = &node.value else { return self.wrong(node, path, allowed) };
         if let Err(Unfit { why, meant }) = units::judge(name, value) {
             let place = self.origin.place(&node.at);
@@ -202,12 +206,7 @@ impl Examination<'_> {
     }
 
     fn text_fits(&mut self, node: &mut Node, schema: &Schema, path: &str) -> bool {
-        if let (Tree::Scalar(value), Some(raw)) = (&node.value, &node.raw)
-            && !matches!(value, Scalar::Text(_))
-        {
-            // `--set workers.web.directory=2024` means the text, whatever it looks like.
-            node.value = Tree::Scalar(Scalar::Text(raw.clone()));
-        }
+        as_given(node);
         match &node.value {
             Tree::Scalar(Scalar::Text(text)) if text.contains('\0') => {
                 self.refuse(path, &node.at, "holds a NUL byte".to_owned(), None);
@@ -236,6 +235,14 @@ impl Examination<'_> {
     fn refuse(&mut self, path: &str, at: &std::ops::Range<usize>, message: String, allowed: Option<String>) {
         let place = self.origin.place(at);
         self.problems.push(Problem { key: path.to_owned(), place, message, allowed, suggestion: None });
+    }
+}
+
+/// `--set workers.web.directory=1_000` means the text, whatever it looks like.
+fn as_given(node: &mut Node) {
+    if let (Tree::Scalar(Scalar::Boolean(_) | Scalar::Integer(_) | Scalar::Float(_)) | Tree::Date(_), Some(raw)) = (&node.value, &node.raw)
+    {
+        node.value = Tree::Scalar(Scalar::Text(raw.clone()));
     }
 }
 

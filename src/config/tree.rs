@@ -116,11 +116,13 @@ impl Source {
         let source = Arc::new(Source { name: name.to_owned(), text, secret });
         let origin = Origin::File(Arc::clone(&source));
         let mut problems: Vec<Problem> = Vec::new();
+        let mut last: Option<usize> = None;
         for (span, message) in mistakes {
-            let place = origin.place(&span);
             // One slip often trips the parser several times on the same line.
-            if !problems.iter().any(|problem| problem.place.line() == place.line()) {
-                problems.push(Problem { key: String::new(), place, message, allowed: None, suggestion: None });
+            let same_line = last.and_then(|last| source.text.get(last..span.start)).is_some_and(|between| !between.contains('\n'));
+            last = Some(span.start);
+            if !same_line {
+                problems.push(Problem { key: String::new(), place: origin.place(&span), message, allowed: None, suggestion: None });
             }
         }
         (source, root, problems)
@@ -128,21 +130,23 @@ impl Source {
 }
 
 fn collect_secrets(node: &Node, path: &str, secret: &mut Vec<Range<usize>>) {
-    if is_secret(path) {
-        secret.push(node.at.clone());
-    }
-    if let Tree::Table(entries) = &node.value {
-        for (name, entry) in entries {
-            collect_secrets(entry, &join(path, name), secret);
+    match &node.value {
+        // The names of variables may be seen.
+        Tree::Table(entries) => {
+            for (name, entry) in entries {
+                collect_secrets(entry, &join(path, name), secret);
+            }
         }
+        _ if is_secret(path) => secret.push(node.at.clone()),
+        _ => {}
     }
 }
 
 /// True for keys whose values are never shown: the API key and the variables of workers.
 pub fn is_secret(path: &str) -> bool {
     let mut keys = path.split('.');
-    let first = [keys.next(), keys.next(), keys.next(), keys.next()];
-    matches!(first, [Some("http"), Some("api_key"), None, None] | [Some("workers"), Some(_), Some("env"), Some(_)])
+    let first = [keys.next(), keys.next(), keys.next()];
+    matches!(first, [Some("http"), Some("api_key"), None] | [Some("workers"), Some(_), Some("env")])
 }
 
 /// A key below a dotted path.

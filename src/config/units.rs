@@ -515,6 +515,9 @@ impl fmt::Display for BytesLine {
     }
 }
 
+/// Lines in processors end here.
+const CORES_LINE_END: f64 = 50.0;
+
 /// A line for the CPU: a share of the limit, or processors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CoresLine {
@@ -524,7 +527,8 @@ pub enum CoresLine {
 
 impl Unit for CoresLine {
     const NAME: &'static str = "cpu line";
-    const ALLOWED: &'static str = "a percentage of the limit over \"0%\" and up to \"100%\", or a number of processors such as 1.5";
+    const ALLOWED: &'static str =
+        "a percentage of the limit over \"0%\" and up to \"100%\", or a number of processors such as 1.5, under 50";
     const TYPES: &'static [&'static str] = &["string", "number"];
     const PATTERN: &'static str = r"^\s*\d+(\.\d+)?\s*%?\s*$";
 
@@ -532,7 +536,11 @@ impl Unit for CoresLine {
         let text = value.as_text().ok_or_else(not_text)?;
         match line_percent(&text) {
             Some(percent) => percent.map(CoresLine::Percent),
-            None => Cores::read(value).map(CoresLine::Cores),
+            // 80 is far more often a forgotten percent sign than eighty processors.
+            None => match Cores::read(value)? {
+                Cores(cores) if cores >= CORES_LINE_END => Err(Unfit::because("has no percent sign")),
+                cores => Ok(CoresLine::Cores(cores)),
+            },
         }
     }
 
@@ -860,6 +868,7 @@ mod tests {
         assert_eq!(BytesLine::read(&text("80%")), Ok(BytesLine::Percent(Percent(80.0))));
         assert_eq!(BytesLine::read(&text("350MB")), Ok(BytesLine::Size(Size(350_000_000))));
         assert_eq!(CoresLine::read(&Scalar::Float(1.5)), Ok(CoresLine::Cores(Cores(1.5))));
+        assert_eq!(CoresLine::read(&Scalar::Integer(80)).expect_err("80 processors").why, "has no percent sign");
         for bad in ["0%", "100.1%", "%", "-5%", "nan%", "inf%", "eighty%"] {
             assert!(BytesLine::read(&text(bad)).is_err() && CoresLine::read(&text(bad)).is_err(), "{bad}");
         }

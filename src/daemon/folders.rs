@@ -67,7 +67,12 @@ impl Folders {
             Ok(held) => locks.push(held),
             // The same folder for both is locked already.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && same(&state, &runtime) => {}
-            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
+                ) =>
+            {
                 stateless = Some(format!("{}: {error}", state.display()));
             }
             Err(error) => return Err(taken_or_unusable(error, &state, "daemon.state_dir")),
@@ -139,7 +144,8 @@ fn lock(folder: &Path) -> io::Result<File> {
 
 fn taken_or_unusable(error: io::Error, path: &Path, key: &'static str) -> FolderError {
     if error.kind() == io::ErrorKind::WouldBlock {
-        let pid = std::fs::read_to_string(path.join("plimsoll.lock")).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
+        let pid =
+            std::fs::read_to_string(path.join("plimsoll.lock")).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
         return FolderError::Taken { path: path.to_path_buf(), pid };
     }
     FolderError::Unusable { key, path: path.to_path_buf(), error }

@@ -75,10 +75,10 @@ pub struct Tally {
     pub shutting_down: bool,
     pub levels: BTreeMap<Resource, Level>,
     pub limits: [Option<f64>; 2],
+    /// The highest action that was told; a budget that is shared anew keeps its number.
+    pub last_action: u64,
     /// Since when each resource's throttle has been on.
     pub engaged: BTreeMap<Resource, Moment>,
-    /// What was told last of each resource that nothing is done about.
-    pub told: BTreeMap<Resource, &'static str>,
     pub verdicts: Vec<Verdict>,
     pub statuses: BTreeMap<Resource, Status>,
     pub counters: Counters,

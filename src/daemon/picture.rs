@@ -161,15 +161,24 @@ impl Guardian {
                 let reads = || self.readings.workers.iter().filter(|read| read.worker == *name);
                 let living_cpu: f64 = reads().filter_map(|read| read.cpu_total.known()).map(|total| total.as_secs_f64()).sum();
                 let memories: Vec<u64> = reads().filter_map(|read| read.memory.known()).collect();
-                let burdens: Vec<f64> =
-                    replicas.iter().filter_map(|replica| replica.slot()).map(|slot| self.throttle.burden(slot).map_or(0.0, |b| b.ratio)).collect();
-                let named = |names: &[&str], counts: &[u64]| names.iter().zip(counts).map(|(name, count)| ((*name).to_owned(), *count)).collect();
+                let burdens: Vec<f64> = replicas
+                    .iter()
+                    .filter_map(|replica| replica.slot())
+                    .map(|slot| self.throttle.burden(slot).map_or(0.0, |b| b.ratio))
+                    .collect();
+                let named =
+                    |names: &[&str], counts: &[u64]| names.iter().zip(counts).map(|(name, count)| ((*name).to_owned(), *count)).collect();
                 WorkerState {
                     name: name.clone(),
                     desired: worker.replicas.count(cores),
                     states: State::WORDS
                         .iter()
-                        .map(|word| ((*word).to_owned(), u32::try_from(states.iter().filter(|state| state.state == *word).count()).unwrap_or(u32::MAX)))
+                        .map(|word| {
+                            (
+                                (*word).to_owned(),
+                                u32::try_from(states.iter().filter(|state| state.state == *word).count()).unwrap_or(u32::MAX),
+                            )
+                        })
                         .collect(),
                     cpu_seconds_total: totals.cpu.as_secs_f64() + living_cpu,
                     memory_bytes: (!memories.is_empty()).then(|| memories.iter().sum()),

@@ -16,7 +16,7 @@ impl Guardian {
     /// Reads the settings again. A bad file leaves the old ones running, and says so in the log, the metrics and the answer.
     pub fn reload(&mut self, now: Moment) -> Answer {
         let file = self.settings.file.as_ref().map(|file| file.display().to_string());
-        match config::load(&self.sources) {
+        match config::reload(&self.sources, &self.settings) {
             Err(problems) => {
                 self.tally.reload_successful = false;
                 let list: Vec<String> = problems.list.iter().map(ToString::to_string).collect();
@@ -35,6 +35,10 @@ impl Guardian {
                 if !fixed.is_empty() {
                     let keys: Vec<&str> = fixed.iter().map(|key| key.as_str()).collect();
                     said.push_str(&format!("; only after a restart: {}", keys.join(", ")));
+                }
+                if loaded.settings.policy.dry_run && !self.settings.policy.dry_run {
+                    // From now on nothing is done, so nothing may stay done either.
+                    self.release(now);
                 }
                 self.settings = loaded.settings;
                 self.access.replace(&self.settings.http);

@@ -142,8 +142,12 @@ impl Guardian {
         None
     }
 
-    fn release(&mut self, now: Moment) -> Answer {
-        match self.throttle.let_all_go(now.steady) {
+    pub fn release(&mut self, now: Moment) -> Answer {
+        let result = self.throttle.let_all_go(now.steady);
+        let mut events = Vec::new();
+        self.note_released("asked for", now, &mut events);
+        self.tell(&events, now);
+        match result {
             Ok(count) => Answer::Done(format!("{count} replicas were held and are free; the policy may act again from the next tick on")),
             Err(why) => Answer::Refused(format!("not everything could be put back: {why}")),
         }

@@ -19,7 +19,7 @@ impl Signals {
         read.set_nonblocking(true)?;
         write.set_nonblocking(true)?;
         let signals = [SIGTERM, SIGINT, SIGHUP, SIGCHLD, SIGUSR1, SIGUSR2, SIGQUIT, SIGWINCH];
-        Ok(Signals(SignalDelivery::with_pipe(read, write, SignalOnly::default(), signals)?))
+        Ok(Signals(SignalDelivery::with_pipe(read, write, SignalOnly, signals)?))
     }
 
     /// Readable when a signal has arrived.

@@ -81,7 +81,8 @@ impl Guardian {
                 continue;
             }
             let hands = Hands { supervisor: &mut self.supervisor, throttle: &mut self.throttle };
-            let outcome = if self.settings.policy.dry_run { DryRun(hands).perform(&action, begun) } else { { hands }.perform(&action, begun) };
+            let outcome =
+                if self.settings.policy.dry_run { DryRun(hands).perform(&action, begun) } else { { hands }.perform(&action, begun) };
             let at = Moment::now();
             effects.push(Effect { action, at, took: at.since(begun), outcome });
         }
@@ -138,12 +139,19 @@ impl Guardian {
             let Effect { action, outcome, took, .. } = effect;
             let resource = self.label(&action.resource);
             let verdict = verdicts.iter().find(|verdict| verdict.resource == action.resource);
-            let (used, limit, utilization) = verdict.map_or((None, None, None), |verdict| (verdict.used, verdict.limit, verdict.utilization));
+            let (used, limit, utilization) =
+                verdict.map_or((None, None, None), |verdict| (verdict.used, verdict.limit, verdict.utilization));
             let (high, low) = verdict.map_or((0.0, 0.0), |verdict| (verdict.high, verdict.low));
             if action.deed == Deed::Release {
                 if let Some(since) = self.tally.engaged.remove(&action.resource) {
                     let held_seconds = now.since(since).as_secs_f64();
-                    events.push(Event::ThrottleReleased { resource: resource.clone(), utilization, low, held_seconds, reason: action.reason.clone() });
+                    events.push(Event::ThrottleReleased {
+                        resource: resource.clone(),
+                        utilization,
+                        low,
+                        held_seconds,
+                        reason: action.reason.clone(),
+                    });
                 }
                 if let Outcome::Failed(detail) = outcome {
                     events.push(Event::Degraded { part: "undo", detail: detail.clone() });
@@ -151,15 +159,26 @@ impl Guardian {
                 continue;
             }
             let workers = self.whom(&action.deed);
-            let adjusts = matches!(action.deed, Deed::Throttle(_)) && self.tally.engaged.contains_key(&action.resource);
-            if matches!(action.deed, Deed::Throttle(_)) && matches!(outcome, Outcome::Done) && !adjusts {
+            let fresh = action.id > self.tally.last_action;
+            self.tally.last_action = self.tally.last_action.max(action.id);
+            // A worker's own `limits.cpu` is held by the same means, but nothing is over a line.
+            let begins = fresh && matches!(action.deed, Deed::Throttle(_)) && self.planner.status(&action.resource).throttled;
+            if begins && matches!(outcome, Outcome::Done) {
                 self.tally.engaged.insert(action.resource.clone(), now);
                 let reason = action.reason.clone();
-                events.push(Event::ThrottleEngaged { resource: resource.clone(), used, limit, utilization, high, workers: workers.clone(), reason });
+                events.push(Event::ThrottleEngaged {
+                    resource: resource.clone(),
+                    used,
+                    limit,
+                    utilization,
+                    high,
+                    workers: workers.clone(),
+                    reason,
+                });
             }
             let failed = matches!(outcome, Outcome::Failed(_));
             // A budget that is shared anew is the same action going on.
-            if adjusts && !failed {
+            if !fresh && !failed {
                 continue;
             }
             let rung = action.deed.rung().map_or("release", |rung| rung.word());
@@ -191,18 +210,22 @@ impl Guardian {
             });
         }
         // Whoever was held and has ended took its throttle along.
-        let held: Vec<Resource> = self.tally.engaged.keys().filter(|resource| !self.throttle.holds_for(resource)).cloned().collect();
-        for resource in held {
-            if let Some(since) = self.tally.engaged.remove(&resource) {
-                let verdict = verdicts.iter().find(|verdict| verdict.resource == resource);
-                events.push(Event::ThrottleReleased {
-                    resource: self.label(&resource),
-                    utilization: verdict.and_then(|verdict| verdict.utilization),
-                    low: verdict.map_or(0.0, |verdict| verdict.low),
-                    held_seconds: now.since(since).as_secs_f64(),
-                    reason: "nobody is held any more".to_owned(),
-                });
-            }
+        self.note_released("nobody is held any more", now, events);
+    }
+
+    /// Tells of every throttle that holds nobody any more.
+    pub fn note_released(&mut self, reason: &str, now: Moment, events: &mut Vec<Event>) {
+        let free: Vec<Resource> = self.tally.engaged.keys().filter(|resource| !self.throttle.holds_for(resource)).cloned().collect();
+        for resource in free {
+            let Some(since) = self.tally.engaged.remove(&resource) else { continue };
+            let verdict = self.tally.verdicts.iter().find(|verdict| verdict.resource == resource);
+            events.push(Event::ThrottleReleased {
+                resource: self.label(&resource),
+                utilization: verdict.and_then(|verdict| verdict.utilization),
+                low: verdict.map_or(0.0, |verdict| verdict.low),
+                held_seconds: now.since(since).as_secs_f64(),
+                reason: reason.to_owned(),
+            });
         }
     }
 
@@ -262,7 +285,8 @@ impl Guardian {
             disk_used_bytes: used,
             disk_total_bytes: space.map(|space| space.size),
             disk_percent: space.filter(|space| space.size > 0).zip(used).map(|(space, used)| used as f64 / space.size as f64 * 100.0),
-            workers_running: u32::try_from(self.supervisor.replicas().iter().filter(|replica| replica.is_running()).count()).unwrap_or(u32::MAX),
+            workers_running: u32::try_from(self.supervisor.replicas().iter().filter(|replica| replica.is_running()).count())
+                .unwrap_or(u32::MAX),
             throttled: !self.tally.engaged.is_empty(),
         });
         if let Some(history) = self.journal.history() {

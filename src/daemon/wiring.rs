@@ -17,7 +17,7 @@ use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
 use crate::host::group::Groups;
-use crate::host::inventory;
+use crate::host::inventory::Platform;
 use crate::host::process;
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
@@ -93,7 +93,8 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     };
     let layout = Layout::discover(&paths);
     let groups = Groups::probe(&layout, pid, &pid.to_string());
-    let means = Means { quota: groups.has_quota(), duty: sentinel.is_some(), nice: sentinel.as_ref().is_some_and(|s| can_take_nice_back(s.pid())) };
+    let means =
+        Means { quota: groups.has_quota(), duty: sentinel.is_some(), nice: sentinel.as_ref().is_some_and(|s| can_take_nice_back(s.pid())) };
     let mut throttle = Throttle::new(paths.clone(), means, pid, stops.clone(), UndoLog::new(folders.undo_log()));
     for folder in groups.made() {
         if let Err(error) = throttle.note_folder(folder) {
@@ -101,7 +102,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         }
     }
     let environment = Environment {
-        platform: inventory::platform(&|name| sources.variable(name).map(str::to_owned)).to_owned(),
+        platform: Platform::detect(&paths, |name| sources.variable(name).map(str::to_owned)).word().to_owned(),
         cgroup: layout.kind.word().to_owned(),
         enforcement: enforcement(means).to_owned(),
         limitations: groups.limitations().to_vec(),
@@ -203,8 +204,8 @@ fn tally(now: Moment) -> Tally {
         shutting_down: false,
         levels: BTreeMap::new(),
         limits: [None, None],
+        last_action: 0,
         engaged: BTreeMap::new(),
-        told: BTreeMap::new(),
         verdicts: Vec::new(),
         statuses: BTreeMap::new(),
         counters: Counters {
@@ -234,7 +235,9 @@ fn sweep(folders: &Folders, paths: &Paths) -> Vec<Event> {
             failed: u32::try_from(swept.failed.len()).unwrap_or(u32::MAX),
             detail: swept.failed.join("; "),
         }],
-        Err(error) => vec![Event::Degraded { part: "undo log", detail: format!("what an earlier run left could not be put back: {error}") }],
+        Err(error) => {
+            vec![Event::Degraded { part: "undo log", detail: format!("what an earlier run left could not be put back: {error}") }]
+        }
     }
 }
 

@@ -15,6 +15,11 @@ use super::cgroupfs::{Layout, Own, Version};
 /// The leaf the daemon moves to on v2, so that its old group can be the parent of worker groups.
 const LEAF: &str = "supervisor";
 
+/// How the folders of replicas begin: their names share the folder with the kernel's own files.
+pub const REPLICA: &str = "w-";
+/// The folder that is made to try things out.
+const PROBE: &str = "probe";
+
 /// A quota is spent within this period unless it is too small for it: short enough that no worker is ever paused for more
 /// than about 20 ms (notes: quota 2.5/10 ms gave 24.99 %, longest pause 20 ms).
 const PERIOD_US: u64 = 10_000;
@@ -135,6 +140,7 @@ impl Groups {
             write_value(&leaf.join("cgroup.procs"), &pid.to_string()).map_err(|e| at(&leaf, &e))?;
             self.left = Some(base.clone());
         }
+        remove_replicas(&base);
         let available = fs::read_to_string(base.join("cgroup.controllers")).unwrap_or_default();
         for controller in ["cpu", "memory", "pids"] {
             if available.split_whitespace().any(|word| word == controller)
@@ -223,10 +229,7 @@ pub struct Group {
 impl Group {
     /// The files a process writes "0" to in order to be in the group.
     pub fn entrances(&self) -> io::Result<Vec<OwnedFd>> {
-        self.folders
-            .iter()
-            .map(|folder| Ok(OwnedFd::from(File::options().write(true).open(folder.join("cgroup.procs"))?)))
-            .collect()
+        self.folders.iter().map(|folder| Ok(OwnedFd::from(File::options().write(true).open(folder.join("cgroup.procs"))?))).collect()
     }
 
     /// Everybody in it, descendants that left the session or were reparented included; `None` if no folder can be read.
@@ -312,12 +315,30 @@ fn quota_us(cores: f64) -> (u64, u64) {
 
 /// Sets and unsets a quota on a group made for the purpose.
 fn try_quota(version: Version, base: &Path) -> io::Result<()> {
-    let folder = base.join("probe");
+    let folder = base.join(PROBE);
     make(&folder)?;
     let group = Group { cpu: Some((version, folder.clone())), ..Group::default() };
-    let result = [Some(0.5), None].into_iter().flat_map(|cores| group.cpu_writes(cores)).try_for_each(|(file, value)| write_value(&file, &value));
+    let result =
+        [Some(0.5), None].into_iter().flat_map(|cores| group.cpu_writes(cores)).try_for_each(|(file, value)| write_value(&file, &value));
     fs::remove_dir(&folder)?;
     result
+}
+
+/// Removes a folder of ours and the empty groups of replicas in it. One that still holds a process stays, and so does
+/// what it is in.
+pub fn remove_with_replicas(folder: &Path) -> io::Result<()> {
+    remove_replicas(folder);
+    fs::remove_dir(folder)
+}
+
+/// Removes the empty groups of replicas that a daemon before us left in `folder`.
+fn remove_replicas(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(REPLICA) || name == PROBE) {
+            // Refused by the kernel while anybody is in it.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
 }
 
 /// Makes one folder; true if it was not there before.

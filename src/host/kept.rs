@@ -115,7 +115,7 @@ mod tests {
     #[test]
     fn a_reaped_process_is_never_mistaken_for_the_next() {
         #[expect(clippy::disallowed_methods, reason = "a test needs a process of its own")]
-        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut child = std::process::Command::new("sleep").arg("1000").stdout(std::process::Stdio::null()).spawn().unwrap();
         let mut statm = Kept::new(&Paths::default(), format!("/proc/{}/statm", child.id()).into());
         let mut buffer = Vec::new();
         assert!(statm.read_once(&mut buffer).is_ok());

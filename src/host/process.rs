@@ -455,7 +455,16 @@ mod tests {
 
     #[test]
     fn a_tree_holds_descendants_session_and_the_reparented_but_not_strangers() {
-        let process = |pid, ppid, session| Stat { pid, state: b'S', ppid, session, busy: 0, waited: 0, threads: 1, started: u64::try_from(pid).unwrap() };
+        let process = |pid, ppid, session| Stat {
+            pid,
+            state: b'S',
+            ppid,
+            session,
+            busy: 0,
+            waited: 0,
+            threads: 1,
+            started: u64::try_from(pid).unwrap(),
+        };
         let processes = [
             process(1, 0, 1),
             process(10, 1, 10),  // the daemon

@@ -21,6 +21,14 @@ pub struct Stat {
     pub started: u64,
 }
 
+impl Stat {
+    /// It has ended and only waits for its parent to ask how. (A program whose first thread has left looks the same but
+    /// for its other threads.)
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, b'Z' | b'X') && self.threads <= 1
+    }
+}
+
 pub fn parse_stat(text: &[u8]) -> Option<Stat> {
     // The name stands in parentheses and may hold spaces, parentheses and newlines itself: it ends at the last one.
     let open = text.iter().position(|byte| *byte == b'(')?;
@@ -177,6 +185,14 @@ mod tests {
                 Some(Stat { pid: 77, state: b'S', ppid: 12, session: 56, busy: 200, waited: 15, threads: 3, started: 9876 }),
                 "name {name:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_zombie_has_ended_unless_other_threads_live_on() {
+        for (state, threads, ended) in [('Z', 1, true), ('X', 0, true), ('Z', 5, false), ('S', 1, false), ('T', 1, false)] {
+            let tail = TAIL.replacen('S', &state.to_string(), 1).replace("20 0 3 0", &format!("20 0 {threads} 0"));
+            assert_eq!(parse_stat(format!("1 (x) {tail}").as_bytes()).unwrap().has_ended(), ended, "{state} with {threads} threads");
         }
     }
 

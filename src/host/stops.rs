@@ -54,7 +54,8 @@ impl StopTable {
     fn map(fd: OwnedFd) -> io::Result<StopTable> {
         // SAFETY: a fresh shared mapping of a file that is at least BYTES long and never shrinks (only `create` sizes it);
         // all zeros is a valid Entry.
-        let address = unsafe { rustix::mm::mmap(std::ptr::null_mut(), BYTES, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)? };
+        let address =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), BYTES, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, &fd, 0)? };
         Ok(StopTable { fd, entries: address.cast() })
     }
 

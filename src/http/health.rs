@@ -12,13 +12,14 @@ pub fn live(snapshot: &Snapshot, now: Moment) -> (bool, Value) {
     (alive, json!({ "status": status, "age_s": snapshot.age(now), "deadline_s": snapshot.deadline() }))
 }
 
-/// `/readyz`: are all workers past their start, and is the daemon not on its way out?
-pub fn ready(snapshot: &Snapshot) -> (bool, Value) {
+/// `/readyz`: are all workers past their start, is the daemon not on its way out, and is that still so?
+pub fn ready(snapshot: &Snapshot, now: Moment) -> (bool, Value) {
     let state = &snapshot.daemon;
     let status = match (state.shutting_down, state.ready) {
         (true, _) => "shutting_down",
-        (false, true) => "ready",
         (false, false) => "starting",
+        (false, true) if snapshot.loop_alive(now) => "ready",
+        (false, true) => "stalled",
     };
     (status == "ready", json!({ "status": status }))
 }

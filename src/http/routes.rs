@@ -73,7 +73,7 @@ async fn healthz(State(shared): State<Shared>) -> Response {
 }
 
 async fn readyz(State(shared): State<Shared>) -> Response {
-    checked(health::ready(&shared.published.latest()))
+    checked(health::ready(&shared.published.latest(), (shared.clock)()))
 }
 
 async fn resources_health(State(shared): State<Shared>) -> Response {

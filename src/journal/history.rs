@@ -77,7 +77,9 @@ impl History {
     fn send(&self, entry: Entry) {
         match self.queue.try_send(entry) {
             Ok(()) | Err(TrySendError::Disconnected(_)) => {}
-            Err(TrySendError::Full(_)) => say(&self.problem, Some("more happens than the state database can take; some of it is dropped".to_owned())),
+            Err(TrySendError::Full(_)) => {
+                say(&self.problem, Some("more happens than the state database can take; some of it is dropped".to_owned()))
+            }
         }
     }
 
@@ -163,7 +165,8 @@ impl Writer {
                     insert.execute(params![run, at, name, body])?;
                 }
                 Entry::Sample { at, resource, used, limit } => {
-                    let mut insert = transaction.prepare_cached("INSERT INTO samples (run, at, resource, used, lim) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+                    let mut insert =
+                        transaction.prepare_cached("INSERT INTO samples (run, at, resource, used, lim) VALUES (?1, ?2, ?3, ?4, ?5)")?;
                     insert.execute(params![run, at, resource, used, limit])?;
                 }
                 Entry::End { at } => {
@@ -240,7 +243,11 @@ mod tests {
         std::fs::write(folder.path().join("plimsoll.db"), vec![b'x'; 8192]).unwrap();
         let history = History::start(folder.path(), Moment::now(), "test", 1).unwrap();
         // The first write finds the damage and makes room; the ones after that are kept.
-        while std::fs::read_dir(folder.path()).unwrap().filter_map(Result::ok).all(|entry| !entry.file_name().to_string_lossy().contains("corrupt")) {
+        while std::fs::read_dir(folder.path())
+            .unwrap()
+            .filter_map(Result::ok)
+            .all(|entry| !entry.file_name().to_string_lossy().contains("corrupt"))
+        {
             history.event(Moment::now(), "a", &serde_json::json!({}));
             std::thread::yield_now();
         }

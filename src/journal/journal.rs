@@ -43,7 +43,6 @@ impl Ring {
     }
 }
 
-
 #[derive(Debug)]
 pub struct Journal {
     ring: Arc<Ring>,

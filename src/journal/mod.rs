@@ -2,9 +2,9 @@
 //! May touch memory, the log and its own database.
 //! Must not influence any of it.
 
+pub mod history;
 #[expect(clippy::module_inception, reason = "the module is named for its one actor")]
 pub mod journal;
-pub mod history;
 pub mod log;
 pub mod record;
 

@@ -286,7 +286,12 @@ impl Event {
                 format!("{resource} is {state} (was {was}): at {}, line {}", percent(utilization), percent(&Some(*high)))
             }
             Event::ThrottleEngaged { resource, utilization, high, workers, .. } => {
-                format!("{resource} at {}, over the line of {}: slowing {}", percent(utilization), percent(&Some(*high)), workers.join(", "))
+                format!(
+                    "{resource} at {}, over the line of {}: slowing {}",
+                    percent(utilization),
+                    percent(&Some(*high)),
+                    workers.join(", ")
+                )
             }
             Event::ThrottleReleased { resource, utilization, held_seconds, .. } => {
                 format!("{resource} at {}: released after {held_seconds:.1} s", percent(utilization))

@@ -41,6 +41,14 @@ impl Watch {
     fn new(now: Moment) -> Self {
         Watch { hysteresis: Hysteresis::new(now), growth: Slope::new(GROWTH_WINDOW) }
     }
+
+    fn grow(&mut self, used: Option<f64>, now: Moment) -> f64 {
+        self.growth.expire(now);
+        if let Some(used) = used {
+            self.growth.feed(now, used);
+        }
+        self.growth.per_second()
+    }
 }
 
 /// One resource in one tick, before it is judged.
@@ -156,14 +164,15 @@ impl Engine {
     }
 
     fn form(&mut self, look: Look, now: Moment) -> Verdict {
-        let watch = self.watches.entry(look.resource.clone()).or_insert_with(|| Watch::new(now));
         let used = sound(look.used).filter(|used| *used >= 0.0);
         let limit = sound(look.limit).filter(|limit| *limit > 0.0);
         let utilization = used.zip(limit).map(|(used, limit)| look.share.unwrap_or(used / limit)).filter(|share| share.is_finite());
-        watch.growth.expire(now);
-        if let Some(used) = used {
-            watch.growth.feed(now, used);
-        }
+        let watch = self.watches.entry(look.resource.clone()).or_insert_with(|| Watch::new(now));
+        let growth = match look.resource {
+            // Fed with those of all replicas.
+            Resource::Worker(slot) => self.growth.get(&slot).map_or(0.0, Slope::per_second),
+            _ => watch.grow(used, now),
+        };
         let level: Level = watch.hysteresis.step(utilization, &look.lines, now);
         Verdict {
             resource: look.resource,
@@ -178,7 +187,7 @@ impl Engine {
             critical: look.lines.critical,
             over: utilization.is_some_and(|usage| usage >= look.lines.high),
             over_for: watch.hysteresis.over_for(),
-            growth: watch.growth.per_second(),
+            growth,
             unknown: match (look.used, look.limit) {
                 (Reading::Failed(failure), _) | (_, Reading::Failed(failure)) => Some(failure),
                 _ => None,

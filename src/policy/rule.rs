@@ -79,7 +79,7 @@ mod tests {
 
     #[test]
     fn a_worker_is_asked_before_it_is_replaced() {
-        let cases: &[(&str, Option<u64>, Option<u64>, f64, f64, f64)] = &[
+        let cases = [
             ("limit only", Some(400), None, 400.0, 0.8, 0.92),
             ("recycle above high", Some(400), Some(360), 400.0, 0.8, 0.9),
             ("recycle under high", Some(400), Some(300), 400.0, 0.75 * 0.8 / 0.92, 0.75),
@@ -87,8 +87,8 @@ mod tests {
         ];
         for (name, limit, recycle, expected, high, critical) in cases {
             let mut worker = worker("web");
-            worker.limits.memory = *limit;
-            worker.recycle.memory = *recycle;
+            worker.limits.memory = limit;
+            worker.recycle.memory = recycle;
             let limit = worker_limit(&worker).unwrap();
             assert!((limit - expected).abs() < 1e-9, "{name}: {limit}");
             let lines = worker_lines(&worker, &rule(), limit);

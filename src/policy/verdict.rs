@@ -61,7 +61,7 @@ pub struct Verdict {
     pub used: Option<f64>,
     /// Cores or bytes.
     pub limit: Option<f64>,
-    /// `used / limit`.
+    /// `used / limit`; of a disk the share of its inodes where that is the larger one.
     pub utilization: Option<f64>,
     /// The lines as shares of the limit.
     pub high: f64,

@@ -54,17 +54,20 @@ impl Deed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Cause {
     Memory,
+    /// Only where `recycle` is put on the ladder for the CPU.
+    Cpu,
     Lifetime,
     /// Somebody asked for it.
     Manual,
 }
 
 impl Cause {
-    pub const ALL: [Cause; 3] = [Cause::Memory, Cause::Lifetime, Cause::Manual];
+    pub const ALL: [Cause; 4] = [Cause::Memory, Cause::Cpu, Cause::Lifetime, Cause::Manual];
 
     pub fn word(self) -> &'static str {
         match self {
             Cause::Memory => "memory",
+            Cause::Cpu => "cpu",
             Cause::Lifetime => "lifetime",
             Cause::Manual => "manual",
         }

@@ -3,6 +3,8 @@
 //! Level-triggered. Nothing waits for a crossing: in every tick in which a resource is over its line, either a rung is on
 //! trial, or one holds it, or the next is tried, or there is a refusal with its reason.
 
+mod choice;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,16 +16,14 @@ use crate::policy::{Level, Resource, Verdict};
 use crate::response::action::{Action, Cause, Deed, Share};
 use crate::response::candidate::Candidate;
 use crate::response::cooldown::{Cooldowns, PAUSE};
-use crate::response::hold::{self, Hold};
+use crate::response::hold::Hold;
 use crate::response::ladder::{self, Progress, Round, THROTTLE_SETTLING, TOLERANCE, Tier, Trial};
 use crate::response::refusal::{Reason, Refusal};
-use crate::response::victim::{self, Ranked, Yield};
 use crate::response::words;
 use crate::sampling::readings::{Readings, SlotId};
 
-/// A replica slowed for memory keeps this part of what it used, but never less than [`SLOWED_CORES`].
-const SLOWED: f64 = 0.25;
-const SLOWED_CORES: f64 = 0.05;
+use choice::Step;
+
 /// A refusal that lasts is told again this often.
 const REMIND: Duration = Duration::from_secs(60);
 /// A release that failed is repeated after this long.
@@ -141,18 +141,6 @@ struct Ending {
     within: Duration,
 }
 
-/// What a rung would do now.
-enum Step {
-    Do {
-        deed: Deed,
-        reason: String,
-    },
-    /// It can do nothing here: the next one is looked at.
-    Pass(Reason, String),
-    /// It could, but not yet: the harder ones wait with it.
-    Wait(Reason, String),
-}
-
 /// The arguments of one plan.
 #[derive(Clone, Copy)]
 struct Scene<'a> {
@@ -193,7 +181,8 @@ impl Planner {
         self.policy = settings.policy.clone();
     }
 
-    /// Plans one tick. Every verdict of the tick is to be given, the calm ones too: they end what was begun.
+    /// Plans one tick. Every verdict of the tick is to be given, the calm ones too: they end what was begun. The readings are
+    /// those the verdicts were formed from; no rung of today looks further than the candidates.
     pub fn plan(&mut self, verdicts: &[Verdict], _readings: &Readings, candidates: &[Candidate], now: Moment) -> Plan {
         let gap = self.planned.map_or(Duration::ZERO, |before| now.since(before));
         self.planned = Some(now);
@@ -208,7 +197,11 @@ impl Planner {
         let (own, shared): (Vec<&Verdict>, Vec<&Verdict>) =
             verdicts.iter().partition(|verdict| matches!(verdict.resource, Resource::Worker(_)));
         for verdict in own.into_iter().chain(shared) {
-            let mut course = self.courses.remove(&verdict.resource).unwrap_or_default();
+            // A calm resource about which nothing was ever done has nothing to be undone: nearly all of a thousand replicas.
+            let Some(mut course) = self.courses.remove(&verdict.resource).or_else(|| (verdict.level > Level::Normal).then(Course::default))
+            else {
+                continue;
+            };
             self.walk(verdict, &mut course, &scene, &mut plan);
             self.courses.insert(verdict.resource.clone(), course);
         }
@@ -228,7 +221,7 @@ impl Planner {
     /// withdrawn and must not be performed.
     pub fn confirm(&mut self, action: &Action, fresh: &[Verdict]) -> bool {
         let slot = match &action.deed {
-            Deed::Recycle(slot, Cause::Memory) | Deed::Kill(slot) => *slot,
+            Deed::Recycle(slot, Cause::Memory | Cause::Cpu) | Deed::Kill(slot) => *slot,
             _ => return true,
         };
         let holds = fresh.iter().any(|verdict| verdict.resource == action.resource && verdict.level > Level::Normal && verdict.over);
@@ -383,7 +376,7 @@ impl Planner {
             return;
         }
         // What others use changed and the budget follows: that takes as long as putting it on did.
-        if holds && scene.now.since(*course.slipped.get_or_insert(scene.now)) < THROTTLE_SETTLING {
+        if holds && !scene.dry && scene.now.since(*course.slipped.get_or_insert(scene.now)) < THROTTLE_SETTLING {
             course.answer();
             return;
         }
@@ -491,36 +484,38 @@ impl Planner {
         ladder::rungs(&self.policy, &verdict.resource, worker, tier)
     }
 
-    /// Tries the next rung that can do something.
+    /// Tries the next rung that can do something, or says why there is none.
     fn climb(&mut self, verdict: &Verdict, course: &mut Course, scene: &Scene, plan: &mut Plan) {
         let mut refusals: Vec<(Reason, String)> = Vec::new();
         for tier in Tier::of(verdict.level) {
             let rungs = self.rungs(verdict, *tier, scene);
             course.round(*tier).settle(scene.now);
-            if self.climb_from(*tier, &rungs, verdict, course, scene, plan, &mut refusals) {
-                return self.answer_or_say_dry(verdict, course, scene, plan);
+            match self.climb_from(*tier, &rungs, verdict, course, scene, plan) {
+                Ok(()) => return self.answer_or_say_dry(verdict, course, scene, plan),
+                Err(why) => refusals.extend(why),
             }
-            let round = course.round(*tier);
-            if round.next > 0 {
-                let pause = round.again_in(scene.now);
-                if pause.is_zero() {
-                    round.restart();
-                    if self.climb_from(*tier, &rungs, verdict, course, scene, plan, &mut refusals) {
-                        return self.answer_or_say_dry(verdict, course, scene, plan);
-                    }
-                } else {
-                    let is_quiet = rungs.iter().all(|rung| *rung == Rung::Notify);
-                    let reason = if is_quiet { Reason::NoRung } else { Reason::Cooldown };
-                    // Those that could do nothing now anyway say more than the pause does.
-                    let tried = course.round(*tier).next;
-                    for rung in rungs.iter().take(tried) {
-                        if let Step::Pass(reason, detail) = self.consider(rung, verdict, course, scene, plan) {
-                            refusals.push((reason, format!("{}: {detail}", rung.word())));
-                        }
-                    }
-                    refusals.push((reason, format!("the ladder was tried, again in {} s", pause.as_secs() + 1)));
+            let tried = course.round(*tier).next;
+            if tried == 0 {
+                continue;
+            }
+            let pause = course.round(*tier).again_in(scene.now);
+            if pause.is_zero() {
+                course.round(*tier).restart();
+                match self.climb_from(*tier, &rungs, verdict, course, scene, plan) {
+                    Ok(()) => return self.answer_or_say_dry(verdict, course, scene, plan),
+                    Err(why) => refusals.extend(why),
+                }
+                continue;
+            }
+            // Those that could do nothing now anyway say more than the pause does.
+            for rung in rungs.iter().take(tried) {
+                if let Step::Pass(reason, detail) = self.consider(rung, verdict, course, scene, plan) {
+                    refusals.push((reason, format!("{}: {detail}", rung.word())));
                 }
             }
+            let is_quiet = rungs.iter().all(|rung| *rung == Rung::Notify);
+            let reason = if is_quiet { Reason::NoRung } else { Reason::Cooldown };
+            refusals.push((reason, format!("the ladder was tried, again in {} s", pause.as_secs() + 1)));
         }
         refusals.extend(course.failure.clone());
         let reason = refusals.iter().map(|(reason, _)| *reason).max().unwrap_or(Reason::NoRung);
@@ -530,8 +525,7 @@ impl Planner {
         self.refuse(verdict, course, reason, detail, scene, plan);
     }
 
-    /// True when something is tried, or was told.
-    #[expect(clippy::too_many_arguments, reason = "one step of `climb`, split off so that a ladder can be walked twice")]
+    /// Goes through one list from where its round stands. `Ok` when something is on trial now; else why not.
     fn climb_from(
         &mut self,
         tier: Tier,
@@ -540,50 +534,35 @@ impl Planner {
         course: &mut Course,
         scene: &Scene,
         plan: &mut Plan,
-        refusals: &mut Vec<(Reason, String)>,
-    ) -> bool {
+    ) -> Result<(), Vec<(Reason, String)>> {
+        let mut refusals = Vec::new();
         for (at, rung) in rungs.iter().enumerate().skip(course.round(tier).next) {
             match self.consider(rung, verdict, course, scene, plan) {
                 Step::Pass(reason, detail) => refusals.push((reason, format!("{}: {detail}", rung.word()))),
                 Step::Wait(reason, detail) => {
                     refusals.push((reason, format!("{}: {detail}", rung.word())));
-                    return false;
+                    break;
                 }
                 Step::Do { deed, reason } => {
-                    self.attempt(tier, at, rung, deed, reason, verdict, course, scene, plan);
+                    let id = self.act(verdict.resource.clone(), deed.clone(), format!("{}; {reason}", words::standing(verdict)), plan);
+                    course.last_action = Some(format!("{} (action {id})", rung.word()));
+                    course.round(tier).tried(at, rung, scene.now);
                     // A notice changes nothing: the next rung follows at once.
                     if *rung != Rung::Notify {
-                        return true;
+                        course.trial = Some(self.attempt(id, rung, tier, &deed, verdict, course, scene));
+                        return Ok(());
                     }
                 }
             }
         }
-        false
+        Err(refusals)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the whole of one attempt, in one place")]
-    fn attempt(
-        &mut self,
-        tier: Tier,
-        at: usize,
-        rung: &Rung,
-        deed: Deed,
-        reason: String,
-        verdict: &Verdict,
-        course: &mut Course,
-        scene: &Scene,
-        plan: &mut Plan,
-    ) {
-        let reason = format!("{}; {reason}", words::standing(verdict));
-        let victim = self.enter(&deed, verdict, course, scene);
-        let id = self.act(verdict.resource.clone(), deed.clone(), reason, plan);
-        course.last_action = Some(format!("{} (action {id})", rung.word()));
-        course.failure = None;
-        course.round(tier).tried(at, rung, scene.now);
-        if *rung == Rung::Notify {
-            return;
-        }
-        match &deed {
+    /// Enters what was just planned into the books, and puts it on trial.
+    #[expect(clippy::too_many_arguments, reason = "each of them is needed once, and they have no life together")]
+    fn attempt(&mut self, id: u64, rung: &Rung, tier: Tier, deed: &Deed, verdict: &Verdict, course: &mut Course, scene: &Scene) -> Trial {
+        let victim = self.enter(deed, verdict, course, scene);
+        match deed {
             Deed::Throttle(shares) if verdict.resource == Resource::Cpu => {
                 self.hold.engage(id);
                 self.hold.remember(shares);
@@ -594,10 +573,11 @@ impl Planner {
             _ => {}
         }
         let before = verdict.used.unwrap_or(0.0);
-        course.trial = Some(Trial::new(id, rung.clone(), tier, victim, before, scene.dry, scene.now));
+        course.failure = None;
         if course.probes.len() < PROBES {
             course.probes.push(Probe { action: id, rung: rung.word(), at: scene.now, before, after_1s: None, effective: None });
         }
+        Trial::new(id, rung.clone(), tier, victim, before, scene.dry, scene.now)
     }
 
     /// Enters a replica that is to end into the books; yields it with the time a graceful end may take.
@@ -647,61 +627,6 @@ impl Planner {
         course.refusal = Some((reason, detail));
     }
 
-    /// What `rung` would do about `verdict` now.
-    fn consider(&self, rung: &Rung, verdict: &Verdict, course: &Course, scene: &Scene, plan: &Plan) -> Step {
-        let has_no_effect = |what: &str| Step::Pass(Reason::Unavailable, format!("does nothing for {what}"));
-        match (rung, &verdict.resource) {
-            (Rung::Notify, _) => Step::Do { deed: Deed::Notify, reason: "told".to_owned() },
-            (Rung::Job(name), _) => Step::Pass(Reason::Unavailable, format!("there is no job {name} to run")),
-            (Rung::Reclaim, _) => Step::Pass(Reason::Unavailable, "not offered by this version".to_owned()),
-            (_, Resource::Disk(_)) => has_no_effect("a disk"),
-            (Rung::Shed, Resource::Cpu) => has_no_effect("the cpu"),
-            (Rung::Shed, Resource::Memory) => shed(scene, None),
-            (Rung::Shed, Resource::Worker(slot)) => shed(scene, Some(*slot)),
-            (Rung::Throttle, Resource::Cpu) => self.consider_budget(verdict, scene),
-            (Rung::Throttle, Resource::Memory) => slow(course, scene),
-            (Rung::Throttle, Resource::Worker(_)) => has_no_effect("one replica"),
-            (Rung::Recycle, Resource::Worker(slot)) => self.consider_own_recycle(*slot, verdict, scene),
-            (Rung::Kill, Resource::Worker(slot)) => self.consider_own_kill(*slot, verdict, course, scene),
-            (Rung::Recycle | Rung::Kill, Resource::Cpu | Resource::Memory) => self.consider_victim(rung, verdict, course, scene, plan),
-        }
-    }
-
-    fn consider_budget(&self, verdict: &Verdict, scene: &Scene) -> Step {
-        let Some((others, ours)) = self.hold.split(verdict, scene.candidates) else {
-            return Step::Pass(Reason::Unavailable, "usage cannot be read".to_owned());
-        };
-        let Some(room) = self.hold.room(verdict, scene.candidates) else {
-            return Step::Pass(Reason::Unavailable, "the limit cannot be read".to_owned());
-        };
-        let holdable = scene.candidates.iter().filter(|candidate| hold::is_throttleable(candidate)).count();
-        if holdable == 0 {
-            let running = scene.candidates.iter().filter(|candidate| candidate.running).count();
-            return match running {
-                0 => Step::Pass(Reason::NoWorker, "no worker runs".to_owned()),
-                _ => Step::Pass(Reason::Unavailable, format!("none of {running} running replicas can be throttled")),
-            };
-        }
-        let figures = format!(
-            "others use {}, the workers {} of a budget of {}",
-            words::cores(others),
-            words::cores(ours),
-            words::cores(room.budget())
-        );
-        let is_outside = room.high - others < room.budget();
-        if self.hold.engaged().is_some() {
-            let reason = if is_outside { Reason::OutsideUsage } else { Reason::NoRung };
-            return Step::Pass(reason, format!("held already: {figures}"));
-        }
-        if ours <= room.budget() && is_outside {
-            return Step::Pass(Reason::OutsideUsage, figures);
-        }
-        match self.hold.shares(verdict, scene.candidates) {
-            Some(shares) => Step::Do { deed: Deed::Throttle(shares), reason: figures },
-            None => Step::Pass(Reason::Unavailable, "usage cannot be read".to_owned()),
-        }
-    }
-
     /// Keeps the shares in step with demand while the throttle is on.
     fn keep_budget(&mut self, verdict: &Verdict, scene: &Scene, plan: &mut Plan) {
         let Some(engaged) = self.hold.engaged() else { return };
@@ -738,138 +663,6 @@ impl Planner {
         self.act(Resource::Cpu, Deed::Throttle(shares), reason, plan);
     }
 
-    fn consider_own_recycle(&self, slot: SlotId, verdict: &Verdict, scene: &Scene) -> Step {
-        let Some(candidate) = scene.candidate(slot) else { return Step::Pass(Reason::NoWorker, "it has ended".to_owned()) };
-        if candidate.settings.protected {
-            return Step::Pass(Reason::Protected, format!("{} is protected", candidate.name()));
-        }
-        if let Some(step) = self.is_unready(candidate) {
-            return step;
-        }
-        // Its own limit is not waited for; a line short of it is, so that no two replicas are away at once.
-        let is_at_limit = verdict.utilization.is_some_and(|usage| usage >= 1.0);
-        if !is_at_limit {
-            if let Some(other) = self.other_ending(slot, scene) {
-                return Step::Wait(Reason::InFlight, format!("{other} is being replaced"));
-            }
-            let pause = self.cooldowns.worker(&candidate.worker, scene.now);
-            if !pause.is_zero() {
-                return Step::Wait(
-                    Reason::Cooldown,
-                    format!("{} lost a replica just now, {} s left", candidate.worker, pause.as_secs() + 1),
-                );
-            }
-        }
-        Step::Do { deed: Deed::Recycle(slot, Cause::Memory), reason: format!("memory: {}", victim::why(candidate)) }
-    }
-
-    fn consider_own_kill(&self, slot: SlotId, verdict: &Verdict, course: &Course, scene: &Scene) -> Step {
-        let Some(candidate) = scene.candidate(slot) else { return Step::Pass(Reason::NoWorker, "it has ended".to_owned()) };
-        if candidate.settings.protected {
-            return Step::Pass(Reason::Protected, format!("{} is protected", candidate.name()));
-        }
-        let is_at_limit = verdict.utilization.is_some_and(|usage| usage >= 1.0);
-        if candidate.settings.limits.memory.is_none() || !is_at_limit {
-            return Step::Wait(Reason::InFlight, format!("{} is under its own limit", candidate.name()));
-        }
-        if course.asked == Some(slot) || self.is_unready(candidate).is_none() {
-            let reason = format!("memory: {}, over its own limit", victim::why(candidate));
-            return Step::Do { deed: Deed::Kill(slot), reason };
-        }
-        Step::Wait(Reason::InFlight, format!("{} is on its way out", candidate.name()))
-    }
-
-    /// Looks for a replica to end for the sake of all.
-    fn consider_victim(&self, rung: &Rung, verdict: &Verdict, course: &Course, scene: &Scene, plan: &Plan) -> Step {
-        let (Some(used), Some(limit)) = (verdict.used, verdict.limit) else {
-            return Step::Pass(Reason::Unavailable, "usage cannot be read".to_owned());
-        };
-        let yields = if verdict.resource == Resource::Cpu { Yield::Cpu } else { Yield::Memory };
-        let deed = |slot| if *rung == Rung::Recycle { Deed::Recycle(slot, Cause::Memory) } else { Deed::Kill(slot) };
-
-        // The one that was asked and has not gone: nobody else pays for that.
-        if let Some(candidate) = course.asked.and_then(|slot| scene.candidate(slot)).filter(|candidate| !candidate.settings.protected)
-            && *rung == Rung::Kill
-        {
-            return Step::Do { deed: deed(candidate.slot), reason: format!("asked to end and still there: {}", victim::why(candidate)) };
-        }
-
-        let taken: BTreeSet<SlotId> = plan
-            .actions
-            .iter()
-            .filter_map(|action| match action.deed {
-                Deed::Recycle(slot, _) | Deed::Kill(slot) => Some(slot),
-                _ => None,
-            })
-            .collect();
-        let is_free = |candidate: &&Candidate| {
-            victim::is_eligible(candidate) && !taken.contains(&candidate.slot) && !self.ending.contains_key(&candidate.slot)
-        };
-        let free: Vec<Candidate> = scene.candidates.iter().filter(is_free).cloned().collect();
-        let line = verdict.high * limit;
-        let brings = |candidates: &[Candidate]| used - victim::could_give_back(candidates, yields) < line;
-        if !brings(&free) {
-            return self.explain_nobody(verdict, scene, &free, yields, used, line);
-        }
-        let ready: Vec<Candidate> =
-            free.iter().filter(|candidate| self.cooldowns.worker(&candidate.worker, scene.now).is_zero()).cloned().collect();
-        let ranking = victim::rank(&ready, yields);
-        let Some(first) = ranking.first() else {
-            return Step::Wait(Reason::Cooldown, "every worker that could go lost a replica just now".to_owned());
-        };
-        let pause = self.cooldowns.resource(&verdict.resource, scene.now);
-        if !pause.is_zero() && *rung == Rung::Recycle {
-            return Step::Wait(Reason::Cooldown, format!("a replica was ended for this just now, {} s left", pause.as_secs() + 1));
-        }
-        Step::Do { deed: deed(first.slot), reason: order_in_words(&ranking) }
-    }
-
-    /// Nothing that may be ended would bring usage under the line: says which of the possible reasons it is.
-    fn explain_nobody(&self, verdict: &Verdict, scene: &Scene, free: &[Candidate], yields: Yield, used: f64, line: f64) -> Step {
-        let all: Vec<Candidate> =
-            scene.candidates.iter().filter(|candidate| candidate.running || candidate.busy.is_some()).cloned().collect();
-        if all.is_empty() {
-            return Step::Pass(Reason::NoWorker, "no worker runs".to_owned());
-        }
-        let give_back = |candidates: &mut dyn Iterator<Item = &Candidate>| -> f64 { candidates.map(|one| yields.of(one)).sum() };
-        let unprotected = give_back(&mut all.iter().filter(|candidate| !candidate.settings.protected));
-        let everything = give_back(&mut all.iter());
-        let amount = |amount| words::amount(&verdict.resource, amount);
-        if used - unprotected < line {
-            return Step::Wait(Reason::InFlight, "the replicas that could give it back are starting or ending".to_owned());
-        }
-        if used - everything < line {
-            let detail = format!("without the protected workers {} could come back, {} must", amount(unprotected), amount(used - line));
-            return Step::Pass(Reason::Protected, detail);
-        }
-        let detail = format!(
-            "the workers could give back {} of {} in use, the line is {}: others use too much",
-            amount(victim::could_give_back(free, yields)),
-            amount(used),
-            amount(line)
-        );
-        Step::Pass(Reason::OutsideUsage, detail)
-    }
-
-    fn is_unready(&self, candidate: &Candidate) -> Option<Step> {
-        let name = candidate.name();
-        if let Some(busy) = candidate.busy {
-            return Some(Step::Wait(Reason::InFlight, format!("{name} is {busy}")));
-        }
-        if !candidate.running {
-            return Some(Step::Pass(Reason::NoWorker, format!("{name} does not run")));
-        }
-        self.ending.contains_key(&candidate.slot).then(|| Step::Wait(Reason::InFlight, format!("{name} was told to end")))
-    }
-
-    fn other_ending(&self, slot: SlotId, scene: &Scene) -> Option<String> {
-        scene
-            .candidates
-            .iter()
-            .find(|other| other.slot != slot && (other.busy == Some("recycling") || self.ending.contains_key(&other.slot)))
-            .map(Candidate::name)
-    }
-
     /// Replaces what has lived long enough, one at a time over all workers. Protection is no bar: its own settings ask for it.
     fn end_lifetimes(&mut self, scene: &Scene, plan: &mut Plan) {
         let is_free = |candidate: &&Candidate| {
@@ -891,58 +684,6 @@ impl Planner {
 fn conclude(course: &mut Course, trial: &Trial, effective: bool) {
     if let Some(probe) = course.probes.iter_mut().find(|probe| probe.action == trial.action) {
         probe.effective = Some(effective);
-    }
-}
-
-fn shed(scene: &Scene, only: Option<SlotId>) -> Step {
-    let asked: Vec<&Candidate> = scene
-        .candidates
-        .iter()
-        .filter(|candidate| only.is_none_or(|slot| slot == candidate.slot))
-        .filter(|candidate| {
-            candidate.running && candidate.settings.shed_signal.is_some() && !matches!(candidate.busy, Some("stopping" | "recycling"))
-        })
-        .collect();
-    if asked.is_empty() {
-        return match only {
-            Some(_) => Step::Pass(Reason::Unavailable, "it has no shed_signal".to_owned()),
-            None => Step::Pass(Reason::Unavailable, "no running worker has a shed_signal".to_owned()),
-        };
-    }
-    let names: Vec<String> = asked.iter().map(|candidate| candidate.name()).collect();
-    Step::Do { deed: Deed::Shed(asked.iter().map(|candidate| candidate.slot).collect()), reason: format!("asks {}", names.join(", ")) }
-}
-
-/// Slows the replica whose memory grows fastest.
-fn slow(course: &Course, scene: &Scene) -> Step {
-    let fastest = scene
-        .candidates
-        .iter()
-        .filter(|candidate| hold::is_throttleable(candidate) && candidate.busy.is_none() && candidate.growth > 0.0)
-        .max_by(|a, b| a.growth.total_cmp(&b.growth).then(b.slot.cmp(&a.slot)));
-    let Some(fastest) = fastest else {
-        return match scene.candidates.iter().any(hold::is_throttleable) {
-            true => Step::Pass(Reason::NoWorker, "no worker's memory grows".to_owned()),
-            false => Step::Pass(Reason::Unavailable, "no running worker can be throttled".to_owned()),
-        };
-    };
-    let before = course.slowed.map(|(slot, _)| slot);
-    if before == Some(fastest.slot) {
-        return Step::Pass(Reason::NoRung, format!("{} is slowed already", fastest.name()));
-    }
-    let cores = (fastest.cores.unwrap_or(0.0) * SLOWED).max(SLOWED_CORES);
-    let mut shares: Vec<Share> = before.map(|slot| Share { slot, cores: None }).into_iter().collect();
-    shares.push(Share { slot: fastest.slot, cores: Some(cores) });
-    let reason = format!("{} grows fastest, {}: held to {}", fastest.name(), words::rate(fastest.growth), words::cores(cores));
-    Step::Do { deed: Deed::Throttle(shares), reason }
-}
-
-fn order_in_words(ranking: &[Ranked]) -> String {
-    const SHOWN: usize = 3;
-    let shown: Vec<String> = ranking.iter().take(SHOWN).enumerate().map(|(at, ranked)| format!("{}. {}", at + 1, ranked.why)).collect();
-    match ranking.len().saturating_sub(SHOWN) {
-        0 => format!("memory: {}", shown.join("; ")),
-        more => format!("memory: {}; and {more} more", shown.join("; ")),
     }
 }
 

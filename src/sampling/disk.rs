@@ -167,3 +167,78 @@ impl Disks {
         into.extend(self.0.iter_mut().map(|disk| DiskReadings { path: disk.path.clone(), space: disk.read(now, tally) }));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::time::SystemTime;
+
+    const SPACE: Space = Space { size: 100, avail: 40, files: 10, files_free: 4 };
+
+    fn at(seconds: u64) -> Moment {
+        Moment { steady: Duration::from_secs(seconds), wall: SystemTime::UNIX_EPOCH }
+    }
+
+    /// A disk that answers each question when it is sent an answer, and hangs until then.
+    fn disk() -> (Disk, mpsc::Sender<Result<Space, Errno>>) {
+        let (answer, answers) = mpsc::channel();
+        let disk = Disk::new(Path::new("/d").into(), move |_| answers.recv().unwrap_or(Err(Errno::IO)));
+        (disk, answer)
+    }
+
+    /// The answer may come a little after the loop stopped waiting.
+    fn read_until(disk: &mut Disk, now: Moment, wanted: impl Fn(&Reading<DiskSpace>) -> bool) {
+        let begun = Moment::now();
+        loop {
+            let seen = disk.read(now, &mut Tally::default());
+            if wanted(&seen) {
+                return;
+            }
+            assert!(Moment::now().since(begun) < Duration::from_secs(20), "still {seen:?}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_hanging_disk_is_a_failure_and_not_a_hanging_loop() {
+        let (mut disk, answer) = disk();
+        let known = Reading::Known(known(SPACE));
+        let begun = Moment::now();
+        let mut tally = Tally::default();
+        for _ in 0..100 {
+            assert!(
+                matches!(disk.read(at(1), &mut tally), Reading::Failed(failure) if failure.errno == Some(Errno::TIMEDOUT.raw_os_error()))
+            );
+        }
+        assert!(Moment::now().since(begun) < Duration::from_secs(2), "one open question is waited for once");
+        assert_eq!(tally.0, [0, 0, 0, 100]);
+        answer.send(Ok(SPACE)).unwrap();
+        read_until(&mut disk, at(2), |seen| *seen == known);
+        // It hangs again: what was known counts for ten seconds more.
+        assert_eq!(disk.read(at(11), &mut tally), known);
+        assert!(matches!(disk.read(at(12), &mut tally), Reading::Failed(_)));
+        // And comes back with an error.
+        answer.send(Err(Errno::STALE)).unwrap();
+        read_until(
+            &mut disk,
+            at(13),
+            |seen| matches!(seen, Reading::Failed(failure) if failure.errno == Some(Errno::STALE.raw_os_error())),
+        );
+    }
+
+    #[test]
+    fn real_disks_are_read_and_changed_ones_followed() {
+        let mut disks = Disks::new([Path::new("/").into(), Path::new("/no/such/disk").into()]);
+        let (mut seen, begun) = (Vec::new(), Moment::now());
+        while !matches!(seen.first(), Some(DiskReadings { space: Reading::Known(_), .. })) {
+            disks.read(Moment::now(), &mut Tally::default(), &mut seen);
+            assert!(Moment::now().since(begun) < Duration::from_secs(20), "still {seen:?}");
+        }
+        assert!(matches!(seen[1].space, Reading::Failed(_)), "{seen:?}");
+        disks.set([Path::new("/proc").into(), Path::new("/").into()]);
+        disks.read(Moment::now(), &mut Tally::default(), &mut seen);
+        assert_eq!(seen.iter().map(|disk| &*disk.path).collect::<Vec<_>>(), [Path::new("/proc"), Path::new("/")]);
+        assert!(matches!(seen[1].space, Reading::Known(_)), "kept from before: {seen:?}");
+    }
+}

@@ -67,8 +67,8 @@ impl Trees {
         }
     }
 
-    /// The processes of a replica as last seen, the one that was started first among them while it lives; some may have
-    /// ended since. Empty for a slot that is not followed or whose processes have all ended.
+    /// The processes of a replica as last seen, the one that was started first among them while it lives; zombies are not
+    /// among them, and some may have ended since. Empty for a slot that is not followed or whose processes have all ended.
     pub fn members(&self, slot: SlotId) -> &[Member] {
         self.index.get(&slot).and_then(|at| self.trees.get(*at)).map_or(&[], |tree| &tree.members)
     }
@@ -177,6 +177,9 @@ impl Trees {
                     self.owners[*here] = Some(owner);
                 }
                 let stat = &self.all[start];
+                if stat.has_ended() {
+                    continue;
+                }
                 self.trees[owner].members.push(Member { pid: stat.pid, started: stat.started });
             }
         }

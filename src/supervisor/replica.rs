@@ -11,7 +11,7 @@ use crate::host::process::{self, Delivery, Exit, Process, Root};
 use crate::host::procfs::Stat;
 use crate::sampling::readings::SlotId;
 
-use super::state::{History, State};
+use super::state::{History, Next, Purpose, State};
 
 #[derive(Debug)]
 pub struct Replica {
@@ -74,11 +74,13 @@ impl Replica {
         matches!(self.state, State::Running { .. })
     }
 
-    /// Why it cannot take an action now; `None` while it simply runs.
+    /// Why it cannot take an action now; `None` while it simply runs. `response` knows these words.
     pub fn busy(&self) -> Option<&'static str> {
         match self.state {
             State::Running { .. } => None,
-            other => Some(other.word()),
+            State::Stopping { purpose: Purpose::Replace, .. } | State::Clearing { next: Next::StartAt(_), .. } => Some("recycling"),
+            State::Stopping { .. } | State::Clearing { .. } | State::Failed | State::Stopped => Some("stopping"),
+            State::Waiting | State::Backoff { .. } => Some("starting"),
         }
     }
 }
@@ -95,7 +97,8 @@ impl Life {
         // The group knows those who left the session before they were ever seen.
         if let Some(pids) = self.group.as_ref().and_then(Group::members) {
             let missing = processes.iter().filter(|stat| pids.contains(&stat.pid) && !process::has_ended(stat));
-            let missing: Vec<_> = missing.filter(|stat| stat.pid != keeper && !found.iter().any(|member| member.pid == stat.pid)).copied().collect();
+            let missing: Vec<_> =
+                missing.filter(|stat| stat.pid != keeper && !found.iter().any(|member| member.pid == stat.pid)).copied().collect();
             found.extend(missing);
         }
         found.iter().filter_map(|stat| Process::open(paths, stat.pid, Some(stat.started)).ok().flatten()).collect()

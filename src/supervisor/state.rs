@@ -107,7 +107,15 @@ pub struct History {
 
 /// What is to follow the end of a life nobody asked for. `spread` (0 to 1) moves the delay by up to a tenth, so that
 /// replicas that fell together do not rise together.
-pub fn after_end(restart: Restart, backoff: &Backoff, history: &mut History, clean: bool, uptime: Duration, now: Duration, spread: f64) -> Next {
+pub fn after_end(
+    restart: Restart,
+    backoff: &Backoff,
+    history: &mut History,
+    clean: bool,
+    uptime: Duration,
+    now: Duration,
+    spread: f64,
+) -> Next {
     match restart {
         Restart::Never => return Next::Stopped,
         Restart::OnFailure if clean => return Next::Stopped,

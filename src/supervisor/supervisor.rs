@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::config::settings::{Restart, Signal, Worker};
 use crate::host::Paths;
 use crate::host::clock::Moment;
-use crate::host::group::Groups;
+use crate::host::group::{self, Groups};
 use crate::host::process::{self, Delivery, Exit, ExitStatus, Launch, Process};
 use crate::host::procfs::Stat;
 use crate::host::scan;
@@ -65,7 +65,7 @@ pub struct Totals {
 /// The label values of `plimsoll_worker_exits_total{reason}`.
 pub const EXIT_REASONS: [&str; 6] = ["clean", "error", "signal", "oom", "recycled", "stopped"];
 /// The label values of `plimsoll_worker_recycles_total{cause}`.
-pub const RECYCLE_CAUSES: [&str; 3] = ["memory", "lifetime", "manual"];
+pub const RECYCLE_CAUSES: [&str; 4] = ["memory", "cpu", "lifetime", "manual"];
 
 #[derive(Debug)]
 pub struct Supervisor {
@@ -138,7 +138,7 @@ impl Supervisor {
         let slot = SlotId(self.next_slot);
         let Some(replica) = self.replicas.get_mut(place) else { return };
         let worker = replica.worker.clone();
-        let name = format!("w-{}.{}-{}", file_name(&worker.name), replica.index, slot.0);
+        let name = format!("{}{}.{}-{}", group::REPLICA, file_name(&worker.name), replica.index, slot.0);
         match launch(&self.around, &worker, &name) {
             Ok((process, group)) => {
                 self.next_slot += 1;
@@ -146,9 +146,10 @@ impl Supervisor {
                 replica.restarts += u32::from(again);
                 replica.state = State::Running { since: now.steady };
                 let pid = process.pid();
-                let lifetime_due = worker.recycle.lifetime.map(|lifetime| {
-                    now.steady + lifetime.mul_f64(1.0 - worker.recycle.jitter.clamp(0.0, 1.0) * spread(slot.0))
-                });
+                let lifetime_due = worker
+                    .recycle
+                    .lifetime
+                    .map(|lifetime| now.steady + lifetime.mul_f64(1.0 - worker.recycle.jitter.clamp(0.0, 1.0) * spread(slot.0)));
                 replica.life = Some(Life {
                     slot,
                     process,
@@ -219,9 +220,11 @@ impl Supervisor {
     }
 
     fn on_exit(&mut self, exit: Exit, now: Moment, events: &mut Vec<Event>) -> bool {
-        let Some(place) = self.replicas.iter().position(|replica| {
-            replica.life.as_ref().is_some_and(|life| life.exit.is_none() && life.process.pid() == exit.pid)
-        }) else {
+        let Some(place) = self
+            .replicas
+            .iter()
+            .position(|replica| replica.life.as_ref().is_some_and(|life| life.exit.is_none() && life.process.pid() == exit.pid))
+        else {
             return false;
         };
         let Some(replica) = self.replicas.get_mut(place) else { return false };
@@ -350,7 +353,9 @@ impl Supervisor {
     /// Sends a signal to the process of the command, if there is one.
     pub fn signal_command(&self, signal: Signal) {
         if let Some(command) = &self.around.command {
-            for life in self.replicas.iter().filter(|replica| replica.worker.name == command.worker).filter_map(|replica| replica.life.as_ref()) {
+            for life in
+                self.replicas.iter().filter(|replica| replica.worker.name == command.worker).filter_map(|replica| replica.life.as_ref())
+            {
                 // It may have ended just now.
                 let _ = life.process.signal(signal);
             }
@@ -453,7 +458,8 @@ impl Supervisor {
     /// Remembers peaks, for the event that tells of the end.
     pub fn note_readings(&mut self, readings: &Readings) {
         for read in &readings.workers {
-            let Some(life) = self.replicas.iter_mut().filter_map(|replica| replica.life.as_mut()).find(|life| life.slot == read.slot) else {
+            let Some(life) = self.replicas.iter_mut().filter_map(|replica| replica.life.as_mut()).find(|life| life.slot == read.slot)
+            else {
                 continue;
             };
             if let Some(memory) = read.memory.known() {
@@ -618,11 +624,7 @@ fn end_of_command(command: Option<&Command>, replica: &Replica) -> Option<i32> {
 
 /// True when a running process was started in another way than the new settings say.
 fn starts_differently(old: &Worker, new: &Worker) -> bool {
-    old.command != new.command
-        || old.directory != new.directory
-        || old.user != new.user
-        || old.group != new.group
-        || old.env != new.env
+    old.command != new.command || old.directory != new.directory || old.user != new.user || old.group != new.group || old.env != new.env
 }
 
 /// Workers after those they come after; `config` has refused cycles and unknown names.

@@ -243,9 +243,9 @@ fn a_replica_on_its_own_line_follows_its_own_ladder() {
     let protected = with(|worker| worker.protected = true);
 
     let mut run = Run::new(&settings(vec![]));
-    let plan = run.plan(0.0, &own(Level::High, 0.85), &[limited.clone()]);
+    let plan = run.plan(0.0, &own(Level::High, 0.85), std::slice::from_ref(&limited));
     assert_eq!(reasons(&plan), ["unavailable"], "it cannot be asked");
-    assert_eq!(deeds(&run.plan(1.0, &own(Level::Critical, 0.93), &[limited.clone()])), ["recycle"]);
+    assert_eq!(deeds(&run.plan(1.0, &own(Level::Critical, 0.93), std::slice::from_ref(&limited))), ["recycle"]);
     let stopping = [Candidate { busy: Some("recycling"), ..limited.clone() }];
     let growing = Verdict { growth: 1e7, ..own(Level::Critical, 1.01) };
     assert_eq!(deeds(&run.plan(1.5, &growing, &stopping)), [""; 0], "a second to end by itself");
@@ -407,7 +407,8 @@ proptest! {
                 }
             }
             for verdict in &verdicts {
-                let course = &planner.courses[&verdict.resource];
+                let untouched = Course::default();
+                let course = planner.courses.get(&verdict.resource).unwrap_or(&untouched);
                 if verdict.level == Level::Normal {
                     prop_assert!(course.trial.is_none() && course.unanswered.is_none());
                     prop_assert!(!held.contains(&verdict.resource), "everything is undone at normal: {:?}", verdict.resource);

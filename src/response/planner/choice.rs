@@ -1,0 +1,273 @@
+//! What one rung would do about one verdict now: the deed with its reason, or why it can do nothing, or not yet.
+
+use std::collections::BTreeSet;
+
+use super::{Course, Plan, Planner, Scene};
+use crate::config::settings::Rung;
+use crate::policy::{Resource, Verdict};
+use crate::response::action::{Cause, Deed, Share};
+use crate::response::candidate::Candidate;
+use crate::response::hold;
+use crate::response::refusal::Reason;
+use crate::response::victim::{self, Ranked, Yield};
+use crate::response::words;
+use crate::sampling::readings::SlotId;
+
+/// A replica slowed for memory keeps this part of what it used, but never less than [`SLOWED_CORES`].
+const SLOWED: f64 = 0.25;
+const SLOWED_CORES: f64 = 0.05;
+/// How many places of a ranking are given in a reason.
+const SHOWN: usize = 3;
+
+/// What a rung would do now.
+pub(super) enum Step {
+    Do {
+        deed: Deed,
+        reason: String,
+    },
+    /// It can do nothing here: the next one is looked at.
+    Pass(Reason, String),
+    /// It could, but not yet: the harder ones wait with it.
+    Wait(Reason, String),
+}
+
+impl Planner {
+    /// What `rung` would do about `verdict` now.
+    pub(super) fn consider(&self, rung: &Rung, verdict: &Verdict, course: &Course, scene: &Scene, plan: &Plan) -> Step {
+        let has_no_effect = |what: &str| Step::Pass(Reason::Unavailable, format!("does nothing for {what}"));
+        match (rung, &verdict.resource) {
+            (Rung::Notify, _) => Step::Do { deed: Deed::Notify, reason: "told".to_owned() },
+            (Rung::Job(name), _) => Step::Pass(Reason::Unavailable, format!("there is no job {name} to run")),
+            (Rung::Reclaim, _) => Step::Pass(Reason::Unavailable, "not offered by this version".to_owned()),
+            (_, Resource::Disk(_)) => has_no_effect("a disk"),
+            (Rung::Shed, Resource::Cpu) => has_no_effect("the cpu"),
+            (Rung::Shed, Resource::Memory) => shed(scene, None),
+            (Rung::Shed, Resource::Worker(slot)) => shed(scene, Some(*slot)),
+            (Rung::Throttle, Resource::Cpu) => self.consider_budget(verdict, scene),
+            (Rung::Throttle, Resource::Memory) => slow(course, scene),
+            (Rung::Throttle, Resource::Worker(_)) => has_no_effect("one replica"),
+            (Rung::Recycle, Resource::Worker(slot)) => self.consider_own_recycle(*slot, verdict, scene),
+            (Rung::Kill, Resource::Worker(slot)) => self.consider_own_kill(*slot, verdict, course, scene),
+            (Rung::Recycle | Rung::Kill, Resource::Cpu | Resource::Memory) => self.consider_victim(rung, verdict, course, scene, plan),
+        }
+    }
+
+    fn consider_budget(&self, verdict: &Verdict, scene: &Scene) -> Step {
+        let Some((others, ours)) = self.hold.split(verdict, scene.candidates) else {
+            return Step::Pass(Reason::Unavailable, "usage cannot be read".to_owned());
+        };
+        let Some(room) = self.hold.room(verdict, scene.candidates) else {
+            return Step::Pass(Reason::Unavailable, "the limit cannot be read".to_owned());
+        };
+        let holdable = scene.candidates.iter().filter(|candidate| hold::is_throttleable(candidate)).count();
+        if holdable == 0 {
+            let running = scene.candidates.iter().filter(|candidate| candidate.running).count();
+            return match running {
+                0 => Step::Pass(Reason::NoWorker, "no worker runs".to_owned()),
+                _ => Step::Pass(Reason::Unavailable, format!("none of {running} running replicas can be throttled")),
+            };
+        }
+        let figures = format!(
+            "others use {}, the workers {} of a budget of {}",
+            words::cores(others),
+            words::cores(ours),
+            words::cores(room.budget())
+        );
+        let is_outside = room.high - others < room.budget();
+        if self.hold.engaged().is_some() {
+            let reason = if is_outside { Reason::OutsideUsage } else { Reason::NoRung };
+            return Step::Pass(reason, format!("held already: {figures}"));
+        }
+        if ours <= room.budget() && is_outside {
+            return Step::Pass(Reason::OutsideUsage, figures);
+        }
+        match self.hold.shares(verdict, scene.candidates) {
+            Some(shares) => Step::Do { deed: Deed::Throttle(shares), reason: figures },
+            None => Step::Pass(Reason::Unavailable, "usage cannot be read".to_owned()),
+        }
+    }
+
+    fn consider_own_recycle(&self, slot: SlotId, verdict: &Verdict, scene: &Scene) -> Step {
+        let Some(candidate) = scene.candidate(slot) else { return Step::Pass(Reason::NoWorker, "it has ended".to_owned()) };
+        if candidate.settings.protected {
+            return Step::Pass(Reason::Protected, format!("{} is protected", candidate.name()));
+        }
+        if let Some(step) = self.is_unready(candidate) {
+            return step;
+        }
+        // Its own limit is not waited for; a line short of it is, so that no two replicas are away at once.
+        let is_at_limit = verdict.utilization.is_some_and(|usage| usage >= 1.0);
+        if !is_at_limit {
+            if let Some(other) = self.other_ending(slot, scene) {
+                return Step::Wait(Reason::InFlight, format!("{other} is being replaced"));
+            }
+            let pause = self.cooldowns.worker(&candidate.worker, scene.now);
+            if !pause.is_zero() {
+                return Step::Wait(
+                    Reason::Cooldown,
+                    format!("{} lost a replica just now, {} s left", candidate.worker, pause.as_secs() + 1),
+                );
+            }
+        }
+        Step::Do { deed: Deed::Recycle(slot, Cause::Memory), reason: format!("memory: {}", victim::why(candidate)) }
+    }
+
+    fn consider_own_kill(&self, slot: SlotId, verdict: &Verdict, course: &Course, scene: &Scene) -> Step {
+        let Some(candidate) = scene.candidate(slot) else { return Step::Pass(Reason::NoWorker, "it has ended".to_owned()) };
+        if candidate.settings.protected {
+            return Step::Pass(Reason::Protected, format!("{} is protected", candidate.name()));
+        }
+        let is_at_limit = verdict.utilization.is_some_and(|usage| usage >= 1.0);
+        if candidate.settings.limits.memory.is_none() || !is_at_limit {
+            return Step::Wait(Reason::InFlight, format!("{} is under its own limit", candidate.name()));
+        }
+        if course.asked == Some(slot) || self.is_unready(candidate).is_none() {
+            let reason = format!("memory: {}, over its own limit", victim::why(candidate));
+            return Step::Do { deed: Deed::Kill(slot), reason };
+        }
+        Step::Wait(Reason::InFlight, format!("{} is on its way out", candidate.name()))
+    }
+
+    /// Looks for a replica to end for the sake of all.
+    fn consider_victim(&self, rung: &Rung, verdict: &Verdict, course: &Course, scene: &Scene, plan: &Plan) -> Step {
+        let (Some(used), Some(limit)) = (verdict.used, verdict.limit) else {
+            return Step::Pass(Reason::Unavailable, "usage cannot be read".to_owned());
+        };
+        let yields = if verdict.resource == Resource::Cpu { Yield::Cpu } else { Yield::Memory };
+        let cause = if verdict.resource == Resource::Cpu { Cause::Cpu } else { Cause::Memory };
+        let deed = |slot| if *rung == Rung::Recycle { Deed::Recycle(slot, cause) } else { Deed::Kill(slot) };
+
+        // The one that was asked and has not gone: nobody else pays for that.
+        if let Some(candidate) = course.asked.and_then(|slot| scene.candidate(slot)).filter(|candidate| !candidate.settings.protected)
+            && *rung == Rung::Kill
+        {
+            return Step::Do { deed: deed(candidate.slot), reason: format!("asked to end and still there: {}", victim::why(candidate)) };
+        }
+
+        let taken: BTreeSet<SlotId> = plan
+            .actions
+            .iter()
+            .filter_map(|action| match action.deed {
+                Deed::Recycle(slot, _) | Deed::Kill(slot) => Some(slot),
+                _ => None,
+            })
+            .collect();
+        let is_free = |candidate: &&Candidate| {
+            victim::is_eligible(candidate) && !taken.contains(&candidate.slot) && !self.ending.contains_key(&candidate.slot)
+        };
+        let free: Vec<Candidate> = scene.candidates.iter().filter(is_free).cloned().collect();
+        let line = verdict.high * limit;
+        let brings = |candidates: &[Candidate]| used - victim::could_give_back(candidates, yields) < line;
+        if !brings(&free) {
+            return self.explain_nobody(verdict, scene, &free, yields, used, line);
+        }
+        let ready: Vec<Candidate> =
+            free.iter().filter(|candidate| self.cooldowns.worker(&candidate.worker, scene.now).is_zero()).cloned().collect();
+        let ranking = victim::rank(&ready, yields);
+        let Some(first) = ranking.first() else {
+            return Step::Wait(Reason::Cooldown, "every worker that could go lost a replica just now".to_owned());
+        };
+        let pause = self.cooldowns.resource(&verdict.resource, scene.now);
+        if !pause.is_zero() && *rung == Rung::Recycle {
+            return Step::Wait(Reason::Cooldown, format!("a replica was ended for this just now, {} s left", pause.as_secs() + 1));
+        }
+        Step::Do { deed: deed(first.slot), reason: order_in_words(cause, &ranking) }
+    }
+
+    /// Nothing that may be ended would bring usage under the line: says which of the possible reasons it is.
+    fn explain_nobody(&self, verdict: &Verdict, scene: &Scene, free: &[Candidate], yields: Yield, used: f64, line: f64) -> Step {
+        let all: Vec<Candidate> =
+            scene.candidates.iter().filter(|candidate| candidate.running || candidate.busy.is_some()).cloned().collect();
+        if all.is_empty() {
+            return Step::Pass(Reason::NoWorker, "no worker runs".to_owned());
+        }
+        let give_back = |candidates: &mut dyn Iterator<Item = &Candidate>| -> f64 { candidates.map(|one| yields.of(one)).sum() };
+        let unprotected = give_back(&mut all.iter().filter(|candidate| !candidate.settings.protected));
+        let everything = give_back(&mut all.iter());
+        let amount = |amount| words::amount(&verdict.resource, amount);
+        if used - unprotected < line {
+            return Step::Wait(Reason::InFlight, "the replicas that could give it back are starting or ending".to_owned());
+        }
+        if used - everything < line {
+            let detail = format!("without the protected workers {} could come back, {} must", amount(unprotected), amount(used - line));
+            return Step::Pass(Reason::Protected, detail);
+        }
+        let detail = format!(
+            "the workers could give back {} of {} in use, the line is {}: others use too much",
+            amount(victim::could_give_back(free, yields)),
+            amount(used),
+            amount(line)
+        );
+        Step::Pass(Reason::OutsideUsage, detail)
+    }
+
+    fn is_unready(&self, candidate: &Candidate) -> Option<Step> {
+        let name = candidate.name();
+        if let Some(busy) = candidate.busy {
+            return Some(Step::Wait(Reason::InFlight, format!("{name} is {busy}")));
+        }
+        if !candidate.running {
+            return Some(Step::Pass(Reason::NoWorker, format!("{name} does not run")));
+        }
+        self.ending.contains_key(&candidate.slot).then(|| Step::Wait(Reason::InFlight, format!("{name} was told to end")))
+    }
+
+    pub(super) fn other_ending(&self, slot: SlotId, scene: &Scene) -> Option<String> {
+        scene
+            .candidates
+            .iter()
+            .find(|other| other.slot != slot && (other.busy == Some("recycling") || self.ending.contains_key(&other.slot)))
+            .map(Candidate::name)
+    }
+}
+
+fn shed(scene: &Scene, only: Option<SlotId>) -> Step {
+    let asked: Vec<&Candidate> = scene
+        .candidates
+        .iter()
+        .filter(|candidate| only.is_none_or(|slot| slot == candidate.slot))
+        .filter(|candidate| {
+            candidate.running && candidate.settings.shed_signal.is_some() && !matches!(candidate.busy, Some("stopping" | "recycling"))
+        })
+        .collect();
+    if asked.is_empty() {
+        return match only {
+            Some(_) => Step::Pass(Reason::Unavailable, "it has no shed_signal".to_owned()),
+            None => Step::Pass(Reason::Unavailable, "no running worker has a shed_signal".to_owned()),
+        };
+    }
+    let names: Vec<String> = asked.iter().map(|candidate| candidate.name()).collect();
+    Step::Do { deed: Deed::Shed(asked.iter().map(|candidate| candidate.slot).collect()), reason: format!("asks {}", names.join(", ")) }
+}
+
+/// Slows the replica whose memory grows fastest.
+fn slow(course: &Course, scene: &Scene) -> Step {
+    let fastest = scene
+        .candidates
+        .iter()
+        .filter(|candidate| hold::is_throttleable(candidate) && candidate.busy.is_none() && candidate.growth > 0.0)
+        .max_by(|a, b| a.growth.total_cmp(&b.growth).then(b.slot.cmp(&a.slot)));
+    let Some(fastest) = fastest else {
+        return match scene.candidates.iter().any(hold::is_throttleable) {
+            true => Step::Pass(Reason::NoWorker, "no worker's memory grows".to_owned()),
+            false => Step::Pass(Reason::Unavailable, "no running worker can be throttled".to_owned()),
+        };
+    };
+    let before = course.slowed.map(|(slot, _)| slot);
+    if before == Some(fastest.slot) {
+        return Step::Pass(Reason::NoRung, format!("{} is slowed already", fastest.name()));
+    }
+    let cores = (fastest.cores.unwrap_or(0.0) * SLOWED).max(SLOWED_CORES);
+    let mut shares: Vec<Share> = before.map(|slot| Share { slot, cores: None }).into_iter().collect();
+    shares.push(Share { slot: fastest.slot, cores: Some(cores) });
+    let reason = format!("{} grows fastest, {}: held to {}", fastest.name(), words::rate(fastest.growth), words::cores(cores));
+    Step::Do { deed: Deed::Throttle(shares), reason }
+}
+
+fn order_in_words(cause: Cause, ranking: &[Ranked]) -> String {
+    let shown: Vec<String> = ranking.iter().take(SHOWN).enumerate().map(|(at, ranked)| format!("{}. {}", at + 1, ranked.why)).collect();
+    match ranking.len().saturating_sub(SHOWN) {
+        0 => format!("{}: {}", cause.word(), shown.join("; ")),
+        more => format!("{}: {}; and {more} more", cause.word(), shown.join("; ")),
+    }
+}

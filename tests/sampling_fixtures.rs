@@ -1,0 +1,270 @@
+//! Whole machines kept as folders: what is found there, whose usage is held against which limit.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use plimsoll::config::settings::{Sampling, Scope};
+use plimsoll::host::Paths;
+use plimsoll::host::cgroupfs::{Kind, Layout};
+use plimsoll::host::clock::Moment;
+use plimsoll::sampling::readings::{LimitSource, MemoryEvents, Reading};
+use plimsoll::sampling::scope::Extent;
+use plimsoll::sampling::{Readings, Sampler};
+
+fn machine(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hosts").join(name)
+}
+
+fn sampler(folder: &Path, scope: Scope) -> (Layout, Sampler) {
+    let paths = Paths::below(folder);
+    let layout = Layout::discover(&paths);
+    let sampling = Sampling { interval: Duration::from_secs(2), scope, report_every: None };
+    let sampler = Sampler::new(&paths, &sampling, &layout, []);
+    (layout, sampler)
+}
+
+fn now() -> Moment {
+    Moment { steady: Duration::from_secs(100), wall: std::time::UNIX_EPOCH }
+}
+
+fn look(name: &str, scope: Scope) -> (Layout, Extent, Readings) {
+    let (layout, mut sampler) = sampler(&machine(name), scope);
+    let readings = sampler.read(&[], now());
+    (layout, sampler.scope().extent, readings)
+}
+
+/// What is expected of one machine, all in one line.
+struct Expected {
+    name: &'static str,
+    kind: Kind,
+    extent: Extent,
+    cores: (f64, LimitSource),
+    usage: Duration,
+    throttled: Reading<Duration>,
+    memory: (u64, LimitSource),
+    current: u64,
+    working_set: u64,
+    unreclaimable: u64,
+    swap: u64,
+}
+
+/// /proc/meminfo of the machines built by hand.
+const HOST: (u64, u64, u64, u64) =
+    ((8_000_000 - 1_000_000) << 10, (8_000_000 - 1_000_000 - 1_200_000) << 10, (8_000_000 - 3_000_000) << 10, 24_288 << 10);
+
+const fn host(name: &'static str, kind: Kind) -> Expected {
+    Expected {
+        name,
+        kind,
+        extent: Extent::Host,
+        cores: (4.0, LimitSource::Machine),
+        // (40000 + 1000 + 20000 + 100 + 400) ticks of 10 ms; 2000 ticks were stolen.
+        usage: Duration::from_secs(615),
+        throttled: Reading::Known(Duration::from_secs(20)),
+        memory: (8_000_000 << 10, LimitSource::Machine),
+        current: HOST.0,
+        working_set: HOST.1,
+        unreclaimable: HOST.2,
+        swap: HOST.3,
+    }
+}
+
+/// 210 MB anonymous and shared are on the lists with 2 MB locked as 210 MB; the kernel's part is 9.9 MB.
+const V2_UNRECLAIMABLE: u64 = 210_000_000 + 1_000_000 + 2_000_000 + 500_000 + 400_000 + 6_000_000;
+
+fn container(name: &'static str, kind: Kind) -> Expected {
+    Expected {
+        name,
+        kind,
+        extent: Extent::Container,
+        cores: (0.5, LimitSource::Cgroup),
+        usage: Duration::from_secs(5),
+        throttled: Reading::Known(Duration::from_millis(250)),
+        memory: (512 << 20, LimitSource::Cgroup),
+        current: 300_000_000,
+        working_set: 250_000_000,
+        unreclaimable: V2_UNRECLAIMABLE,
+        swap: 4096,
+    }
+}
+
+#[test]
+fn every_machine_is_seen_as_it_is() {
+    let machines = [
+        container("docker-v2", Kind::V2),
+        Expected {
+            cores: (1.5, LimitSource::Cgroup),
+            usage: Duration::from_secs(7),
+            throttled: Reading::Known(Duration::from_secs(3)),
+            memory: (256 << 20, LimitSource::Cgroup),
+            current: 200_000_000,
+            working_set: 160_000_000,
+            unreclaimable: 138_000_000,
+            swap: 1000,
+            ..container("docker-v1", Kind::V1)
+        },
+        // The slice carries both limits: its usage counts, siblings of ours included.
+        Expected {
+            cores: (2.0, LimitSource::Cgroup),
+            usage: Duration::from_secs(60),
+            throttled: Reading::Known(Duration::from_secs(4)),
+            memory: (1 << 30, LimitSource::Cgroup),
+            current: 700_000_000,
+            working_set: 650_000_000,
+            ..container("parent-limit", Kind::V2)
+        },
+        Expected { cores: (4.0, LimitSource::Machine), ..container("no-psi", Kind::V2) },
+        Expected {
+            cores: (1.0, LimitSource::Machine),
+            memory: (4_000_000 << 10, LimitSource::Machine),
+            ..container("limit-above-machine", Kind::V2)
+        },
+        // The memory limit lies above what is mounted; the quota is the parent's, the accounts are in a tree of their own.
+        Expected {
+            cores: (3.0, LimitSource::Cgroup),
+            usage: Duration::from_nanos(9_000_000_000 - 13),
+            throttled: Reading::Known(Duration::ZERO),
+            memory: (1 << 30, LimitSource::Cgroup),
+            current: 200_000_000,
+            working_set: 160_000_000,
+            unreclaimable: 138_000_000,
+            swap: 1000,
+            ..container("v1-hierarchical", Kind::V1)
+        },
+        host("v2-bare", Kind::V2),
+        Expected { cores: (1.0, LimitSource::Affinity), ..host("no-cgroup", Kind::None) },
+    ];
+    for expected in machines {
+        let name = expected.name;
+        let (layout, extent, seen) = look(name, Scope::Auto);
+        assert_eq!((layout.kind, extent), (expected.kind, expected.extent), "{name}");
+        assert_eq!(
+            (seen.cpu.limit_cores, seen.cpu.limit_source),
+            (Reading::Known(expected.cores.0), expected.cores.1),
+            "{name}: cpu limit"
+        );
+        assert_eq!(seen.cpu.usage_total, Reading::Known(expected.usage), "{name}: cpu usage");
+        assert_eq!(seen.cpu.used_cores, Reading::Unsupported, "{name}: a rate needs two looks");
+        assert_eq!(seen.cpu.throttled_total, expected.throttled, "{name}: throttled");
+        assert_eq!(
+            (seen.memory.limit, seen.memory.limit_source),
+            (Reading::Known(expected.memory.0), expected.memory.1),
+            "{name}: memory limit"
+        );
+        assert_eq!(seen.memory.current, Reading::Known(expected.current), "{name}: current");
+        assert_eq!(seen.memory.working_set, Reading::Known(expected.working_set), "{name}: working set");
+        assert_eq!(seen.memory.unreclaimable, Reading::Known(expected.unreclaimable), "{name}: unreclaimable");
+        assert_eq!(seen.memory.swap, Reading::Known(expected.swap), "{name}: swap");
+        assert_eq!(seen.failures, [0; 4], "{name}: failures");
+    }
+}
+
+#[test]
+fn events_are_those_of_the_group() {
+    let events = |name| look(name, Scope::Auto).2.memory.events;
+    assert_eq!(events("docker-v2"), Reading::Known(MemoryEvents { high: 3, max: 17, oom: 2, oom_kill: 1 }));
+    assert_eq!(events("docker-v1"), Reading::Known(MemoryEvents { high: 0, max: 5, oom: 4, oom_kill: 4 }));
+    assert_eq!(events("v2-bare"), Reading::Unsupported);
+}
+
+#[test]
+fn the_softer_limit_is_reported_beside_the_hard_one() {
+    let (_, mut sampler) = sampler(&machine("docker-v2"), Scope::Auto);
+    sampler.read(&[], now());
+    assert_eq!(sampler.scope().candidates.memory_high, Some(483_183_820));
+}
+
+#[test]
+fn pressure_is_the_groups_else_the_machines_else_unsupported() {
+    let waiting = |name| look(name, Scope::Auto).2.pressure.memory.map(|pressure| pressure.waiting);
+    assert_eq!(waiting("docker-v2"), Reading::Known(Duration::from_micros(22_000)));
+    assert_eq!(waiting("docker-v1"), Reading::Known(Duration::from_micros(170_000)));
+    assert_eq!(waiting("v2-bare"), Reading::Known(Duration::from_micros(170_000)));
+    assert_eq!(waiting("no-psi"), Reading::Unsupported);
+    assert_eq!(look("no-psi", Scope::Auto).2.pressure.cpu, Reading::Unsupported);
+}
+
+#[test]
+fn the_settings_decide_the_scope_when_they_say_so() {
+    let (_, extent, seen) = look("docker-v2", Scope::Host);
+    assert_eq!(extent, Extent::Host);
+    assert_eq!((seen.cpu.limit_cores, seen.memory.limit), (Reading::Known(4.0), Reading::Known(8_000_000 << 10)));
+    assert_eq!(seen.memory.current, Reading::Known(HOST.0));
+    let (_, extent, seen) = look("v2-bare", Scope::Container);
+    assert_eq!(extent, Extent::Container);
+    assert_eq!((seen.cpu.limit_source, seen.memory.limit_source), (LimitSource::Machine, LimitSource::Machine));
+    assert_eq!(seen.memory.current, Reading::Known(300_000_000));
+}
+
+/// Taken from a running kernel: every controller on v1, the v2 tree beside them with none.
+#[test]
+fn a_hybrid_machine_keeps_its_controllers_on_v1() {
+    let (layout, extent, seen) = look("hybrid", Scope::Auto);
+    assert_eq!((layout.kind, extent), (Kind::Hybrid, Extent::Host));
+    let top = machine("hybrid").join("cgroup");
+    assert_eq!(layout.memory.as_ref().map(|own| own.mount.clone()), Some(top.join("memory")));
+    assert!(layout.memory.is_some_and(|own| own.dir.starts_with(top.join("memory/process_api"))));
+    assert_eq!(layout.unified.map(|own| own.dir), Some(top.join("unified")));
+    assert_eq!((seen.cpu.limit_cores, seen.cpu.limit_source), (Reading::Known(2.0), LimitSource::Machine));
+    assert_eq!(seen.memory.limit, Reading::Known(24_684_096 << 10));
+    assert!(matches!(seen.memory.unreclaimable, Reading::Known(bytes) if bytes > 0));
+}
+
+/// A copy that can be changed.
+fn copy(name: &str) -> tempfile::TempDir {
+    fn into(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let target = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                into(&entry.path(), &target)
+            } else {
+                std::fs::copy(entry.path(), target).unwrap();
+            }
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    into(&machine(name), folder.path());
+    folder
+}
+
+#[test]
+fn a_limit_that_changes_live_is_followed_at_once_and_usage_makes_a_rate() {
+    let folder = copy("docker-v2");
+    let (_, mut sampler) = sampler(folder.path(), Scope::Auto);
+    sampler.read(&[], now());
+    std::fs::write(folder.path().join("cgroup/memory.max"), "805306368\n").unwrap();
+    std::fs::write(folder.path().join("cgroup/cpu.max"), "75000 50000\n").unwrap();
+    std::fs::write(folder.path().join("cgroup/cpu.stat"), "usage_usec 5400000\nthrottled_usec 250000\n").unwrap();
+    let seen = sampler.read(&[], now().after(Duration::from_secs(2)));
+    assert_eq!((seen.memory.limit, seen.cpu.limit_cores), (Reading::Known(768 << 20), Reading::Known(1.5)));
+    assert!(matches!(seen.cpu.used_cores, Reading::Known(cores) if (cores - 0.2).abs() < 1e-9), "{:?}", seen.cpu.used_cores);
+}
+
+#[test]
+fn what_cannot_be_understood_is_a_failure_and_never_a_zero() {
+    let folder = copy("docker-v2");
+    for (file, text) in [("memory.current", "many\n"), ("memory.max", "\n"), ("cpu.stat", ""), ("memory.pressure", "some avg10=\n")] {
+        std::fs::write(folder.path().join("cgroup").join(file), text).unwrap();
+    }
+    std::fs::write(folder.path().join("proc/meminfo"), "MemTotal: 0 kB\n").unwrap();
+    let (_, mut sampler) = sampler(folder.path(), Scope::Auto);
+    let seen = sampler.read(&[], now());
+    assert!(matches!(seen.memory.current, Reading::Failed(_)), "{:?}", seen.memory);
+    assert!(matches!(seen.memory.limit, Reading::Failed(_)), "the machine's memory would be a guess: {:?}", seen.memory.limit);
+    assert!(matches!(seen.cpu.usage_total, Reading::Failed(_)));
+    assert!(matches!(seen.pressure.memory, Reading::Failed(_)));
+    // meminfo; memory.max, memory.current and cpu.stat; the pressure file.
+    assert_eq!(seen.failures, [1, 3, 1, 0]);
+}
+
+#[test]
+fn an_empty_folder_is_a_machine_that_says_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (layout, mut sampler) = sampler(folder.path(), Scope::Auto);
+    assert_eq!(layout, Layout::none());
+    let seen = sampler.read(&[], now());
+    assert_eq!((seen.memory.limit, seen.memory.current), (Reading::Unsupported, Reading::Unsupported));
+    assert_eq!((seen.cpu.limit_cores, seen.cpu.usage_total), (Reading::Unsupported, Reading::Unsupported));
+}
