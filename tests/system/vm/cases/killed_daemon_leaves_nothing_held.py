@@ -23,9 +23,9 @@ ALONE = {"CPUQuota": "100%", "KillMode": "process", "Restart": "no", "ExecStopPo
 
 
 def sentinel() -> int:
-    for pid in processes("plimsoll"):
-        if b"sentinel" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
-            return pid
+    for folder in Path("/proc").glob("[0-9]*"):
+        if (folder / "cmdline").read_bytes().split(b"\0")[:2] == [b"plimsoll", b"sentinel"]:
+            return int(folder.name)
     raise LookupError("no sentinel runs")
 
 
@@ -34,7 +34,7 @@ def kill(unit: Unit, with_sentinel: bool) -> None:
     wait_until_throttled(unit, "cpu")
     old = set(unit.pids())
     expect(len(old) == 2, f"two workers expected, pids {old}")
-    victims = [int(unit.show("MainPID")), *([sentinel()] if with_sentinel else [])]
+    victims = [int(unit.show("MainPID")), *([wait_for("the sentinel is seen", 10, sentinel)] if with_sentinel else [])]
     wait_for("a worker is limited", 30, lambda: limited_groups(unit.group))
     wait_for("a worker is held stopped", 30, lambda: "T" in processes("hog").values(), every=0.005)
     for pid in victims:
