@@ -231,14 +231,16 @@ impl Supervisor {
     pub fn reap(&mut self, now: Moment, events: &mut Vec<Event>) -> Vec<i32> {
         let mut others = Vec::new();
         while let Some(exit) = process::reap_one() {
-            if !self.on_exit(exit, now, events) {
+            if !self.on_exit(exit, now) {
                 others.push(exit.pid);
             }
         }
+        // One look at all processes for all that have ended, not one for each: a thousand end together.
+        self.end_what_is_ending(now, events);
         others
     }
 
-    fn on_exit(&mut self, exit: Exit, now: Moment, events: &mut Vec<Event>) -> bool {
+    fn on_exit(&mut self, exit: Exit, now: Moment) -> bool {
         let Some(place) = self
             .replicas
             .iter()
@@ -268,7 +270,6 @@ impl Supervisor {
         replica.state = state::ended(replica.state, next, now.steady, now.steady + grace);
         replica.last_exit = Some(exit);
         self.next_look = Some(now.steady);
-        self.end_what_is_ending(now, events);
         true
     }
 
