@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::config::settings::Worker;
 use crate::host::clock::Moment;
 use crate::host::{Paths, procfs, scan};
 use crate::policy::verdict::Basis;
@@ -18,6 +17,9 @@ use crate::supervisor::state::State;
 use crate::supervisor::supervisor::{EXIT_REASONS, RECYCLE_CAUSES};
 
 use super::guardian::Guardian;
+
+/// A replica, and what was read of it.
+type Looked<'a> = (&'a Replica, Option<&'a WorkerReadings>);
 
 impl Guardian {
     /// Publishes how things stand now.
@@ -147,14 +149,14 @@ impl Guardian {
     }
 
     fn worker_states(&self, now: Moment) -> Vec<WorkerState> {
-        let mut by_name: BTreeMap<&Arc<str>, (&Arc<Worker>, Vec<(&Replica, Option<&WorkerReadings>)>)> = BTreeMap::new();
+        let mut by_name: BTreeMap<&Arc<str>, Vec<Looked<'_>>> = BTreeMap::new();
         for (replica, read) in self.supervisor.with_readings(&self.readings) {
-            by_name.entry(&replica.worker.name).or_insert((&replica.worker, Vec::new())).1.push((replica, read));
+            by_name.entry(&replica.worker.name).or_default().push((replica, read));
         }
         let cores = self.cpu_limit();
         by_name
             .into_iter()
-            .map(|(name, (worker, replicas))| {
+            .map(|(name, replicas)| {
                 let states: Vec<ReplicaState> = replicas.iter().map(|(replica, read)| self.replica_state(replica, *read, now)).collect();
                 let totals = self.supervisor.totals().get(name).cloned().unwrap_or_default();
                 let reads = || replicas.iter().filter_map(|(_, read)| *read);
@@ -169,7 +171,7 @@ impl Guardian {
                     |names: &[&str], counts: &[u64]| names.iter().zip(counts).map(|(name, count)| ((*name).to_owned(), *count)).collect();
                 WorkerState {
                     name: name.clone(),
-                    desired: worker.replicas.count(cores),
+                    desired: replicas.first().map_or(0, |(replica, _)| replica.worker.replicas.count(cores)),
                     states: State::WORDS
                         .iter()
                         .map(|word| {
