@@ -68,6 +68,8 @@ fn inherit(fd: RawFd) -> io::Result<()> {
 /// The sentinel's side: `args` are what [`Sentinel::start`] put after the subcommand. Returns the exit code.
 pub fn main(args: &[String]) -> u8 {
     let [lifeline, table, undo_log, proc] = args else { return 2 };
+    // Started through /proc/self/exe, it would be called `exe` in ps and top; a name is all that this is about.
+    let _ = rustix::thread::set_name(c"plimsoll");
     let (Ok(lifeline), Ok(table)) = (lifeline.parse::<RawFd>(), table.parse::<RawFd>()) else { return 2 };
     // A word from the terminal or the service manager is meant for the daemon, which tells us when it is over.
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP] {

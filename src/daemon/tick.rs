@@ -1,11 +1,11 @@
 //! One tick: readings → verdicts → actions → effects, all four recorded.
 
-use crate::actuators::effect::{Effect, Outcome};
+use crate::actuators::Effect;
 use crate::actuators::hands::{DryRun, Hands, Perform};
 use crate::host::clock::Moment;
 use crate::journal::Event;
 use crate::policy::{Level, Resource, Verdict};
-use crate::response::action::{Action, Deed};
+use crate::response::action::{Action, Deed, Outcome};
 use crate::response::candidate::Candidate;
 use crate::response::planner::{Measured, Plan};
 use crate::response::refusal::Refusal;
@@ -33,7 +33,7 @@ impl Guardian {
         let candidates = self.candidates(now);
         let Plan { actions, refusals, measured } = self.planner.plan(&verdicts, &self.readings, &candidates, now);
         let effects = self.perform(actions, now);
-        self.planner.note(&effects, now);
+        self.planner.note(effects.iter().map(|effect| (&effect.action, &effect.outcome)), now);
 
         let mut events = self.changes(&verdicts);
         self.tell_effects(&effects, &verdicts, now, &mut events);

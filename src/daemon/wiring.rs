@@ -83,6 +83,9 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     let now = Moment::now();
     let pid = rustix::process::getpid().as_raw_nonzero().get();
     let mut early = sweep(&folders, &paths);
+    // Before the sentinel is started: on v2 we can only leave our group to our workers while nobody else is in it.
+    let layout = Layout::discover(&paths);
+    let groups = Groups::probe(&layout, pid, &pid.to_string());
     let stops = Arc::new(StopTable::create()?);
     let sentinel = match Sentinel::start(&stops, &folders.undo_log(), &settings.host) {
         Ok(sentinel) => Some(sentinel),
@@ -91,8 +94,6 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
             None
         }
     };
-    let layout = Layout::discover(&paths);
-    let groups = Groups::probe(&layout, pid, &pid.to_string());
     let means =
         Means { quota: groups.has_quota(), duty: sentinel.is_some(), nice: sentinel.as_ref().is_some_and(|s| can_take_nice_back(s.pid())) };
     let mut throttle = Throttle::new(paths.clone(), means, pid, stops.clone(), UndoLog::new(folders.undo_log()));

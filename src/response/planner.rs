@@ -9,11 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::actuators::effect::{Effect, Outcome};
 use crate::config::settings::{Policy, Rung, Settings};
 use crate::host::clock::Moment;
 use crate::policy::{Level, Resource, Verdict};
-use crate::response::action::{Action, Cause, Deed, Share};
+use crate::response::action::{Action, Cause, Deed, Outcome, Share};
 use crate::response::candidate::Candidate;
 use crate::response::cooldown::{Cooldowns, PAUSE};
 use crate::response::hold::Hold;
@@ -211,9 +210,9 @@ impl Planner {
     }
 
     /// Is told what became of the actions of the last plan.
-    pub fn note(&mut self, effects: &[Effect], now: Moment) {
-        for effect in effects {
-            self.note_one(effect, now);
+    pub fn note<'a>(&mut self, outcomes: impl IntoIterator<Item = (&'a Action, &'a Outcome)>, now: Moment) {
+        for (action, outcome) in outcomes {
+            self.note_one(action, outcome, now);
         }
     }
 
@@ -255,15 +254,14 @@ impl Planner {
         }
     }
 
-    fn note_one(&mut self, effect: &Effect, now: Moment) {
-        let action = &effect.action;
-        if let (Deed::Recycle(slot, _) | Deed::Kill(slot), Outcome::Unavailable(_) | Outcome::Failed(_)) = (&action.deed, &effect.outcome) {
+    fn note_one(&mut self, action: &Action, outcome: &Outcome, now: Moment) {
+        if let (Deed::Recycle(slot, _) | Deed::Kill(slot), Outcome::Unavailable(_) | Outcome::Failed(_)) = (&action.deed, outcome) {
             // Looked at again after the pause, as one that did not end in time is.
             if let Some(ending) = self.ending.get_mut(slot) {
                 ending.within = PAUSE;
             }
         }
-        let failed = match &effect.outcome {
+        let failed = match outcome {
             Outcome::Done | Outcome::DryRun | Outcome::Gone => None,
             Outcome::Unavailable(why) | Outcome::Failed(why) => Some(why.clone()),
         };
@@ -280,7 +278,7 @@ impl Planner {
             }
         }
         let Some(trial) = course.trial.as_mut().filter(|trial| trial.action == action.id) else { return };
-        match &effect.outcome {
+        match outcome {
             Outcome::Done => {}
             Outcome::DryRun => trial.dry = true,
             Outcome::Gone if trial.victim.is_some() => trial.end(now),
