@@ -34,7 +34,7 @@ fn a_bad_file_is_refused_with_its_place_and_nothing_is_started() {
     let touch = "[workers.first]\ncommand = [\"sh\", \"-c\", \"touch {here}/started\"]\n";
     let cases: [(&str, &str, &[&str]); 12] = [
         ("not TOML", "[policy", &["1:8"]),
-        ("an unknown key", "[policy.cpu]\nhihg = \"80%\"", &["2:1 ", "high"]),
+        ("an unknown key", "[policy.cpu]\nhihg = \"80%\"", &["2:1: ", "high"]),
         ("low not below high", "[policy.cpu]\nhigh = \"60%\"\nlow = \"65%\"", &["3:7"]),
         ("an unknown signal", "[workers.web]\ncommand = [\"sh\"]\nstop = { signal = \"SIGFOO\" }", &["3:19", "SIGFOO"]),
         ("a disk that is not there", "[[policy.disks]]\npath = \"/nonexistent/folder\"", &["2:8", "/nonexistent/folder"]),
