@@ -42,7 +42,7 @@ impl Drop for SmallDisk {
     }
 }
 
-const HOG: &str = "[policy.cpu]\nlimit = 0.5\nsustain = \"0s\"\n[sampling]\ninterval = \"500ms\"\n[workers.hog]\ncommand = {hungry burn=1}";
+const HOG: &str = "[policy.cpu]\nlimit = 0.2\nsustain = \"0s\"\n[sampling]\ninterval = \"500ms\"\n[workers.hog]\ncommand = {hungry burn=1}";
 
 #[test]
 fn a_state_disk_that_fills_up_stops_nothing() {

@@ -47,15 +47,36 @@ fn a_changed_command_replaces_its_worker_and_no_other() {
 fn limits_hold_from_the_reload_on() {
     let stage = Stage::running("[workers.hog]\ncommand = {hungry burn=1}");
     let hog = stage.worker("hog");
-    stage.write("[policy.cpu]\nlimit = 0.5\nsustain = \"0s\"\n[workers.hog]\ncommand = {hungry burn=1}");
+    stage.write("[policy.cpu]\nlimit = 0.2\nsustain = \"0s\"\n[workers.hog]\ncommand = {hungry burn=1}");
     assert!(stage.ask(&["reload"]).status.success());
     let engaged = stage.event("throttle_engaged", |event| event["resource"] == "cpu");
-    assert_eq!(engaged["limit"], 0.5);
+    assert_eq!(engaged["limit"], 0.2);
     assert_eq!(stage.worker("hog"), hog, "a limit replaces nobody");
 
-    stage.write("[workers.hog]\ncommand = {hungry burn=1}\nthrottle = \"never\"");
+    let quota = outside::quota_file(hog);
+    stage.write("[policy.cpu]\nlimit = 0.2\nsustain = \"0s\"\n[workers.hog]\ncommand = {hungry burn=1}\nthrottle = \"never\"");
     assert!(stage.ask(&["reload"]).status.success());
     stage.event("throttle_released", |event| event["resource"] == "cpu");
+    if let Some(quota) = quota {
+        wait_for("the quota is put back", || outside::is_free(&quota).then_some(()));
+    }
+    stage.event("action_suppressed", |event| event["resource"] == "cpu");
+}
+
+#[test]
+fn a_bad_file_that_names_the_runtime_folder_is_told_to_the_daemon_there() {
+    let mut stage = Stage::new("[daemon]\nruntime_dir = \"{here}/elsewhere\"\n[workers.web]\ncommand = {hungry}");
+    // Only the file says where.
+    stage.set.push(format!("daemon.runtime_dir={}", stage.path("elsewhere").display()));
+    stage.launch();
+    stage.event("worker_ready", |_| true);
+    for broken in ["[policy.cpu]\nhihg = 1", "[policy"] {
+        stage.write(&format!("[daemon]\nruntime_dir = \"{{here}}/elsewhere\"\n{broken}"));
+        let mut reload = std::process::Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        let answer = reload.env_clear().args(["reload", "-c"]).arg(stage.path("plimsoll.toml")).output().expect("plimsoll can be started");
+        assert_eq!(answer.status.code(), Some(1), "{broken}: {answer:?}");
+        assert!(String::from_utf8_lossy(&answer.stderr).contains("plimsoll.toml:"), "{broken}: {answer:?}");
+    }
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn administration_needs_the_key_where_one_is_set_and_metrics_do_not() {
 fn whoever_waits_for_the_throttle_is_answered_when_it_is_over() {
     let stage = Stage::running(
         "[policy.cpu]
-        limit = 0.5
+        limit = 0.2
         sustain = \"0s\"
         [sampling]
         interval = \"500ms\"
