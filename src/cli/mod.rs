@@ -145,15 +145,10 @@ impl Session {
         }
     }
 
-    /// The runtime folders a daemon with our settings may have taken. Settings that cannot be read do not keep anybody
-    /// from asking a running daemon: the usual places are tried then.
+    /// The runtime folders a daemon with our settings may have taken.
     fn runtime_folders(&self) -> Vec<PathBuf> {
         let sources = self.sources(Vec::new());
-        let runtime_dir = config::load(&sources)
-            .or_else(|_| config::load(&Sources { file: None, set: Vec::new(), ..sources.clone() }))
-            .map(|loaded| loaded.settings.daemon.runtime_dir)
-            .unwrap_or_else(|_| config::settings::Folder { path: "/run/plimsoll".into(), explicit: false });
-        folders::runtime_candidates(&runtime_dir, &sources)
+        folders::runtime_candidates(&config::runtime_dir(&sources), &sources)
     }
 
     fn client(&self) -> Result<Client, ClientError> {

@@ -47,6 +47,9 @@ impl Guardian {
                 self.planner.apply(&self.settings);
                 let (workers, cores) = (self.settings.workers.clone(), self.cpu_limit());
                 self.supervisor.apply(&workers, cores, now);
+                if let Err(detail) = self.throttle.apply(&self.supervisor, now.steady) {
+                    self.tell(&[Event::Degraded { part: "undo", detail }], now);
+                }
                 self.tally.reload_successful = true;
                 self.tally.reloaded = now;
                 self.tally.next_tick = now.steady;
