@@ -132,7 +132,13 @@ fn every_machine_is_seen_as_it_is() {
             ..container("v1-hierarchical", Kind::V1)
         },
         host("v2-bare", Kind::V2),
-        Expected { cores: (1.0, LimitSource::Affinity), ..host("no-cgroup", Kind::None) },
+        // One of two processors is ours: what happens on the other is no business of ours.
+        Expected {
+            cores: (1.0, LimitSource::Affinity),
+            usage: Duration::from_millis(306_250),
+            throttled: Reading::Known(Duration::from_secs(5)),
+            ..host("no-cgroup", Kind::None)
+        },
     ];
     for expected in machines {
         let name = expected.name;
@@ -267,4 +273,16 @@ fn an_empty_folder_is_a_machine_that_says_nothing() {
     let seen = sampler.read(&[], now());
     assert_eq!((seen.memory.limit, seen.memory.current), (Reading::Unsupported, Reading::Unsupported));
     assert_eq!((seen.cpu.limit_cores, seen.cpu.usage_total), (Reading::Unsupported, Reading::Unsupported));
+}
+
+/// A pressure file read faster than the kernel's clock ticks stops counting, for every reader of it.
+#[test]
+fn pressure_is_never_read_more_often_than_every_ten_milliseconds() {
+    let folder = copy("docker-v2");
+    let (_, mut sampler) = sampler(folder.path(), Scope::Auto);
+    let mut waiting = |after| sampler.read(&[], now().after(Duration::from_millis(after))).pressure.memory.map(|pressure| pressure.waiting);
+    assert_eq!(waiting(0), Reading::Known(Duration::from_micros(22_000)));
+    std::fs::write(folder.path().join("cgroup/memory.pressure"), "some avg10=0.00 avg60=0.00 avg300=0.00 total=23000\n").unwrap();
+    assert_eq!(waiting(9), Reading::Known(Duration::from_micros(22_000)));
+    assert_eq!(waiting(10), Reading::Known(Duration::from_micros(23_000)));
 }

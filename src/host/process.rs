@@ -43,7 +43,11 @@ impl Process {
             Err(error) => return Err(error.into()),
         };
         // Read after the descriptor is open: if the start time matches now, the descriptor cannot be of a later process.
-        let Some(found) = scan::process(paths, pid, &mut Vec::new()).map(|stat| stat.started) else { return Ok(None) };
+        let found = match scan::process(paths, pid, &mut Vec::new()) {
+            Ok(stat) => stat.started,
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
         if started.is_some_and(|expected| expected != found) {
             return Ok(None);
         }
@@ -111,13 +115,8 @@ pub fn tree_of(root: Root, keeper: i32, known: &[(i32, u64)], processes: &[Stat]
         }
         next += 1;
     }
-    members.retain(|member| !has_ended(member));
+    members.retain(|member| !member.has_ended());
     members
-}
-
-/// A zombie or dead process holds nothing any more; it only waits to be reaped.
-pub fn has_ended(stat: &Stat) -> bool {
-    matches!(stat.state, b'Z' | b'X' | b'x')
 }
 
 /// Clock ticks in a second, the unit of start times.

@@ -136,21 +136,29 @@ pub fn parse_last_pid(text: &[u8]) -> Option<i32> {
 
 /// A list of processors such as `0-3,5`, as numbers; a range with its end before its start is left out.
 pub fn parse_cpu_list(text: &[u8]) -> Option<Vec<u32>> {
-    // More than the kernel can be built for; a bound against a list made to exhaust us.
-    const MOST: u32 = 8192;
-    let text = std::str::from_utf8(text).ok()?.trim();
     let mut cpus = Vec::new();
-    for part in text.split(',').filter(|part| !part.is_empty()) {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
-        if last >= MOST {
-            return None;
-        }
-        cpus.extend(first..=last);
+    for range in cpu_ranges(text)? {
+        cpus.extend(range?);
     }
     cpus.sort_unstable();
     cpus.dedup();
     Some(cpus)
+}
+
+/// How many processors such a list names, without making it: the kernel names none twice.
+pub fn count_cpu_list(text: &[u8]) -> Option<usize> {
+    cpu_ranges(text)?.try_fold(0, |sum, range| Some(sum + range?.count()))
+}
+
+fn cpu_ranges(text: &[u8]) -> Option<impl Iterator<Item = Option<std::ops::RangeInclusive<u32>>>> {
+    // More than the kernel can be built for; a bound against a list made to exhaust us.
+    const MOST: u32 = 8192;
+    let text = std::str::from_utf8(text).ok()?.trim();
+    Some(text.split(',').filter(|part| !part.is_empty()).map(|part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last) = (first.parse::<u32>().ok()?, last.parse::<u32>().ok()?);
+        (last < MOST).then_some(first..=last)
+    }))
 }
 
 /// Clock ticks as used by `/proc/PID/stat` and `/proc/stat`, made into time.
@@ -247,6 +255,9 @@ mod tests {
             ("-", None),
         ] {
             assert_eq!(parse_cpu_list(text.as_bytes()), cpus, "{text:?}");
+            if text != "1,1-2" {
+                assert_eq!(count_cpu_list(text.as_bytes()), cpus.map(|cpus| cpus.len()), "{text:?}");
+            }
         }
     }
 

@@ -1,9 +1,10 @@
 //! One pass over all processes.
 
 use std::ffi::CStr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::fs::{Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use super::clock::Moment;
@@ -14,24 +15,30 @@ use super::procfs::{self, Stat};
 /// that may not be looked at, are left out. Gives how long it took: it is the most expensive look there is.
 ///
 /// # Errors
-/// When `/proc` itself cannot be listed.
+/// When `/proc` cannot be listed, or a process could not be looked at for a reason of ours (no descriptor left): a list
+/// with holes would make living processes look ended.
 pub fn processes(paths: &Paths, found: &mut Vec<Stat>, scratch: &mut Vec<u8>) -> Result<Duration, Errno> {
     let begun = Moment::now();
     found.clear();
     let root = rustix::fs::open(&paths.proc, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     for entry in Dir::read_from(&root)? {
         let Some(pid) = pid_of(entry?.file_name()) else { continue };
-        if let Some(stat) = read_stat(&root, pid, scratch) {
-            found.push(stat);
+        match read_stat(&root, pid, scratch) {
+            Ok(stat) => found.push(stat),
+            Err(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM | Errno::BADMSG) => {}
+            Err(errno) => return Err(errno),
         }
     }
     found.sort_unstable_by_key(|stat| stat.pid);
     Ok(Moment::now().since(begun))
 }
 
-/// `/proc/PID/stat` of one process; `None` when it has ended or may not be looked at.
-pub fn process(paths: &Paths, pid: i32, scratch: &mut Vec<u8>) -> Option<Stat> {
-    let root = rustix::fs::open(&paths.proc, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+/// `/proc/PID/stat` of one process.
+///
+/// # Errors
+/// `ENOENT` or `ESRCH` when it has ended, `EBADMSG` when its text was not understood, else what the kernel said.
+pub fn process(paths: &Paths, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, Errno> {
+    let root = open_root(paths)?;
     read_stat(&root, pid, scratch)
 }
 
@@ -40,13 +47,15 @@ pub fn process(paths: &Paths, pid: i32, scratch: &mut Vec<u8>) -> Option<Stat> {
 /// # Errors
 /// `ENOENT` or `ESRCH` when it has ended, `EACCES` when it may not be looked at.
 pub fn descriptors(paths: &Paths, pid: i32) -> Result<u64, Errno> {
-    let folder = paths.proc.join(format!("{pid}/fd"));
+    let root = open_root(paths)?;
+    let mut name = [0u8; NAME];
+    let folder = below(pid, "fd", &mut name)?;
     // Since Linux 6.2 the size of the folder is their number.
-    let size = rustix::fs::stat(&folder)?.st_size;
+    let size = rustix::fs::statat(&root, folder, AtFlags::empty())?.st_size;
     if let Some(count) = u64::try_from(size).ok().filter(|count| *count > 0 && paths.is_live()) {
         return Ok(count);
     }
-    let open = rustix::fs::open(&folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let open = rustix::fs::openat(&root, folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut count = 0;
     for entry in Dir::read_from(&open)? {
         count += u64::from(!entry?.file_name().to_bytes().starts_with(b"."));
@@ -58,18 +67,28 @@ fn pid_of(name: &CStr) -> Option<i32> {
     procfs::number(name.to_bytes()).filter(|pid| *pid > 0)
 }
 
-fn read_stat(root: &impl std::os::fd::AsFd, pid: i32, scratch: &mut Vec<u8>) -> Option<Stat> {
+/// Room for `2147483647/stat` and its end: no allocation for each of hundreds of processes.
+const NAME: usize = 24;
+
+fn below<'n>(pid: i32, file: &str, name: &'n mut [u8; NAME]) -> Result<&'n CStr, Errno> {
     use std::io::Write;
-    // "2147483647/stat": no allocation for each of hundreds of processes.
-    let mut name = [0u8; 24];
-    write!(&mut name[..], "{pid}/stat").ok()?;
-    let name = CStr::from_bytes_until_nul(&name).ok()?;
-    let file = rustix::fs::openat(root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    write!(&mut name[..], "{pid}/{file}").map_err(|_| Errno::NAMETOOLONG)?;
+    CStr::from_bytes_until_nul(name).map_err(|_| Errno::NAMETOOLONG)
+}
+
+fn open_root(paths: &Paths) -> Result<OwnedFd, Errno> {
+    rustix::fs::open(&paths.proc, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+fn read_stat(root: &impl std::os::fd::AsFd, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, Errno> {
+    let mut name = [0u8; NAME];
+    let name = below(pid, "stat", &mut name)?;
+    let file = rustix::fs::openat(root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     scratch.clear();
     scratch.reserve(1024);
-    rustix::io::read(&file, rustix::buffer::spare_capacity(scratch)).ok()?;
+    rustix::io::read(&file, rustix::buffer::spare_capacity(scratch))?;
     // The pid within a machine that is a folder is the folder's name.
-    procfs::parse_stat(scratch).map(|stat| Stat { pid, ..stat })
+    procfs::parse_stat(scratch).map(|stat| Stat { pid, ..stat }).ok_or(Errno::BADMSG)
 }
 
 #[cfg(test)]

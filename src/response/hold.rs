@@ -67,7 +67,7 @@ impl Hold {
     pub fn room(&self, verdict: &Verdict, candidates: &[Candidate]) -> Option<Room> {
         let (others, _) = self.split(verdict, candidates)?;
         let limit = verdict.limit?;
-        Some(Room { limit, high: verdict.high * limit, low: verdict.low * limit, others })
+        Some(Room { limit, high: verdict.high * limit, others })
     }
 
     /// The budget shared out; `None` while use or limit are not known.

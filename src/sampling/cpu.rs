@@ -10,6 +10,7 @@ use super::tally::Tally;
 use crate::host::cgroupfs::{self, Layout, Own, Version};
 use crate::host::clock::Moment;
 use crate::host::kept::Kept;
+use crate::host::procfs::CpuTicks;
 use crate::host::{Paths, procfs};
 
 /// Two looks closer together than this make no rate: the kernel's counters move in steps of up to 10 ms.
@@ -22,6 +23,8 @@ pub(super) struct Cpu {
     accounting: Option<Own>,
     meter: Meter,
     host: Kept,
+    /// The processors of the host that were counted; empty for all.
+    counted: Vec<u32>,
     before: Option<(Moment, Duration)>,
 }
 
@@ -41,6 +44,7 @@ impl Cpu {
             accounting: layout.cpuacct.clone().or_else(|| layout.unified.clone()),
             meter: Meter::default(),
             host: Kept::new(paths, paths.proc.join("stat")),
+            counted: Vec::new(),
             before: None,
         }
     }
@@ -49,7 +53,7 @@ impl Cpu {
         let (limit_cores, limit_source) = scope.candidates.cpu(scope.machine_only);
         let (usage_total, throttled_total) = match (scope.extent, &self.accounting) {
             (Extent::Container, Some(_)) => self.read_group(scope, scratch, tally),
-            (Extent::Container, None) | (Extent::Host, _) => self.read_host(scratch, tally),
+            (Extent::Container, None) | (Extent::Host, _) => self.read_host(scope, scratch, tally),
         };
         let used_cores = usage_total.and_then(|usage| rate(&mut self.before, now, usage));
         CpuReadings { limit_cores, limit_source, usage_total, used_cores, throttled_total }
@@ -100,14 +104,19 @@ impl Cpu {
     }
 
     /// Busy time of the processors, steal as time held back: it is not used by anyone here, but a processor of which a
-    /// third is stolen has only two thirds to give.
-    fn read_host(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) -> (Reading<Duration>, Reading<Duration>) {
-        if self.meter.usage.is_some() {
+    /// third is stolen has only two thirds to give. Where we may run on some processors only, these alone count, as they
+    /// alone are the limit.
+    fn read_host(&mut self, scope: &Scope, scratch: &mut Vec<u8>, tally: &mut Tally) -> (Reading<Duration>, Reading<Duration>) {
+        let allowed = if scope.machine_only { &[][..] } else { &scope.candidates.allowed };
+        if self.meter.usage.is_some() || self.counted != allowed {
             self.meter = Meter::default();
+            self.counted = allowed.to_vec();
             self.before = None;
         }
         let total = tally.reading(Source::Procfs, self.host.read(scratch), |text| {
-            procfs::parse_cpu_lines(text).find(|(cpu, _)| cpu.is_none()).map(|(_, ticks)| ticks)
+            let counts = |cpu: Option<u32>| if allowed.is_empty() { cpu.is_none() } else { cpu.is_some_and(|cpu| allowed.contains(&cpu)) };
+            let lines = procfs::parse_cpu_lines(text).filter(|(cpu, _)| counts(*cpu)).map(|(_, ticks)| ticks);
+            lines.reduce(|sum, ticks| CpuTicks { busy: sum.busy.saturating_add(ticks.busy), steal: sum.steal.saturating_add(ticks.steal) })
         });
         (total.map(|ticks| procfs::ticks(ticks.busy)), total.map(|ticks| procfs::ticks(ticks.steal)))
     }

@@ -32,6 +32,8 @@ pub struct Candidates {
     pub cpuset: Option<f64>,
     /// Cores the guardian, and so its workers, may run on.
     pub affinity: Option<f64>,
+    /// Which processors those are, in rising order; empty when they are all that are online.
+    pub allowed: Vec<u32>,
     /// Bytes of memory the machine has.
     pub total: Option<u64>,
     /// Bytes in the smallest hard limit over all ancestors.
@@ -152,7 +154,10 @@ impl Limits {
 
     /// `total` is the machine's memory in bytes, read beforehand.
     pub fn read(&mut self, total: Option<u64>, scratch: &mut Vec<u8>, tally: &mut Tally) -> Candidates {
-        let mut found = Candidates { total, online: self.online(scratch), affinity: self.affinity(scratch), ..Candidates::default() };
+        let mut found = Candidates { total, online: self.online(scratch), ..Candidates::default() };
+        let allowed = self.allowed(found.online, scratch);
+        found.affinity = allowed.as_ref().map_or(found.online, |cpus| Some(cpus.len() as f64));
+        found.allowed = allowed.unwrap_or_default();
         found.cpuset = self.cpuset.as_mut().and_then(|file| count(file.read(scratch)));
         self.read_cpu(&mut found, scratch, tally);
         self.read_memory(&mut found, scratch, tally);
@@ -167,14 +172,17 @@ impl Limits {
         })
     }
 
-    fn affinity(&mut self, scratch: &mut Vec<u8>) -> Option<f64> {
+    /// The processors we may run on, when they are fewer than are online.
+    fn allowed(&mut self, online: Option<f64>, scratch: &mut Vec<u8>) -> Option<Vec<u32>> {
+        let fewer = |count: usize| count > 0 && online.is_some_and(|online| (count as f64) < online);
         if self.live {
             let set = rustix::thread::sched_getaffinity(None).ok()?;
-            return Some(f64::from(set.count()));
+            let cpus = || (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).filter_map(|cpu| u32::try_from(cpu).ok());
+            return fewer(set.count() as usize).then(|| cpus().collect());
         }
         let text = self.status.read(scratch).ok()?;
         let list = text.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Cpus_allowed_list:"))?;
-        count(Ok(list))
+        procfs::parse_cpu_list(list).filter(|cpus| fewer(cpus.len()))
     }
 
     fn read_cpu(&mut self, found: &mut Candidates, scratch: &mut Vec<u8>, tally: &mut Tally) {
@@ -229,7 +237,7 @@ fn take<T: PartialOrd>(limit: Reading<Option<T>>, group: &Group, least: &mut Opt
 
 /// How many processors a list names; an empty list is no answer.
 fn count(list: Result<&[u8], Errno>) -> Option<f64> {
-    let cpus = procfs::parse_cpu_list(list.ok()?)?.len();
+    let cpus = procfs::count_cpu_list(list.ok()?)?;
     (cpus > 0).then_some(cpus as f64)
 }
 

@@ -38,6 +38,8 @@ pub struct Trees {
     scanned: Option<Moment>,
     cost: Duration,
     trees: Vec<Tree>,
+    /// Counts changes of members.
+    changes: u64,
     index: HashMap<SlotId, usize>,
     all: Vec<Stat>,
     owners: Vec<Option<usize>>,
@@ -47,8 +49,34 @@ pub struct Trees {
 #[derive(Debug)]
 struct Tree {
     slot: SlotId,
-    root: Member,
+    pid: i32,
+    /// The process that was started; `None` when it ended before it was looked at, or could not be.
+    root: Option<Member>,
+    /// Why it could not be looked at. Tried again each tick.
+    unseen: Option<Errno>,
     members: Vec<Member>,
+}
+
+impl Tree {
+    fn new(target: &Target) -> Tree {
+        Tree { slot: target.slot, pid: target.pid, root: None, unseen: Some(Errno::INPROGRESS), members: Vec::new() }
+    }
+
+    /// Learns the identity of the process that was started.
+    fn look(&mut self, paths: &Paths, scratch: &mut Vec<u8>) {
+        match scan::process(paths, self.pid, scratch) {
+            Ok(stat) => {
+                let root = Member { pid: self.pid, started: stat.started };
+                self.root = Some(root);
+                self.unseen = None;
+                if !stat.has_ended() {
+                    self.members.push(root);
+                }
+            }
+            Err(Errno::NOENT | Errno::SRCH) => self.unseen = None,
+            Err(errno) => self.unseen = Some(errno),
+        }
+    }
 }
 
 impl Trees {
@@ -60,6 +88,7 @@ impl Trees {
             scanned: None,
             cost: Duration::ZERO,
             trees: Vec::new(),
+            changes: 0,
             index: HashMap::new(),
             all: Vec::new(),
             owners: Vec::new(),
@@ -73,10 +102,21 @@ impl Trees {
         self.index.get(&slot).and_then(|at| self.trees.get(*at)).map_or(&[], |tree| &tree.members)
     }
 
+    /// A number that changes whenever members may have.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// The members of each tree, in the order of the targets, and why nothing is known of them where that is so (which is
+    /// not that they have ended).
+    pub(super) fn each(&self) -> impl Iterator<Item = (&[Member], Option<Errno>)> {
+        self.trees.iter().map(|tree| (tree.members.as_slice(), tree.unseen))
+    }
+
     /// Looks through all processes now, whatever it costs: before a tree is stopped or killed.
     ///
     /// # Errors
-    /// When `/proc` cannot be listed; the members are then those seen before.
+    /// When `/proc` cannot be listed or no descriptor is left; the members are then those seen before.
     pub fn rescan(&mut self, now: Moment) -> Result<(), Errno> {
         // Read first: a process started during the pass moves the number and is found by the next.
         let last_pid = self.read_last_pid();
@@ -91,24 +131,22 @@ impl Trees {
     /// any more has no members.
     pub(super) fn follow(&mut self, targets: &[Target]) {
         let same = self.trees.len() == targets.len() && self.trees.iter().zip(targets).all(|(tree, target)| tree.slot == target.slot);
-        if same {
-            return;
+        if !same {
+            let mut before: HashMap<SlotId, Tree> = self.trees.drain(..).map(|tree| (tree.slot, tree)).collect();
+            self.index.clear();
+            for (at, target) in targets.iter().enumerate() {
+                let tree = before.remove(&target.slot).unwrap_or_else(|| Tree::new(target));
+                self.index.insert(tree.slot, at);
+                self.trees.push(tree);
+            }
+            // Whatever a new one started before we followed it has not been looked for.
+            self.last_pid = None;
+            self.changes += 1;
         }
-        let mut before: HashMap<SlotId, Tree> = self.trees.drain(..).map(|tree| (tree.slot, tree)).collect();
-        self.index.clear();
-        for (at, target) in targets.iter().enumerate() {
-            let tree = before.remove(&target.slot).unwrap_or_else(|| self.begin(target));
-            self.index.insert(tree.slot, at);
-            self.trees.push(tree);
+        for tree in self.trees.iter_mut().filter(|tree| tree.unseen.is_some()) {
+            self.changes += 1;
+            tree.look(&self.paths, &mut self.scratch);
         }
-    }
-
-    fn begin(&mut self, target: &Target) -> Tree {
-        let stat = scan::process(&self.paths, target.pid, &mut self.scratch);
-        // Whatever it started before we followed it has not been looked for.
-        self.last_pid = None;
-        let root = Member { pid: target.pid, started: stat.map_or(0, |stat| stat.started) };
-        Tree { slot: target.slot, root, members: stat.map(|_| root).into_iter().collect() }
     }
 
     /// Looks through all processes if one was started since the last time and it has not been too soon. True when it did.
@@ -133,6 +171,7 @@ impl Trees {
 
     /// Gives every process seen to the tree it belongs to.
     fn assign(&mut self) {
+        self.changes += 1;
         let find = |all: &[Stat], pid: i32| all.binary_search_by_key(&pid, |stat| stat.pid).ok();
         self.owners.clear();
         self.owners.resize(self.all.len(), None);
@@ -147,8 +186,9 @@ impl Trees {
             }
             // A number in use as a session is not given out as a pid: only while its leader is ours, or is no more, are
             // the processes of that session ours.
-            if find(&self.all, tree.root.pid).is_none_or(|leader| self.all[leader].started == tree.root.started) {
-                sessions.insert(tree.root.pid, at);
+            let started = tree.root.map(|root| root.started);
+            if find(&self.all, tree.pid).is_none_or(|leader| Some(self.all[leader].started) == started) {
+                sessions.insert(tree.pid, at);
             }
         }
         for (owner, stat) in self.owners.iter_mut().zip(&self.all) {
@@ -184,7 +224,7 @@ impl Trees {
             }
         }
         for tree in &mut self.trees {
-            if let Some(root) = tree.members.iter().position(|member| *member == tree.root) {
+            if let Some(root) = tree.members.iter().position(|member| Some(*member) == tree.root) {
                 tree.members.swap(0, root);
             }
         }

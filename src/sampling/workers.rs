@@ -32,6 +32,8 @@ pub(super) struct Workers {
     page: u64,
     workers: Vec<Worker>,
     index: HashMap<SlotId, usize>,
+    /// The state of the trees whose members were taken in.
+    met: Option<u64>,
     /// Where the next look at details begins, and when the round began.
     cursor: usize,
     round: Option<Moment>,
@@ -42,6 +44,8 @@ struct Worker {
     slot: SlotId,
     name: Arc<str>,
     processes: Vec<Process>,
+    /// Why a process of it could not be looked at, though it lives.
+    unseen: Option<Errno>,
     /// Used by processes that have ended.
     ended: Duration,
     /// The most ever seen: what is told never goes down.
@@ -86,6 +90,7 @@ impl Workers {
             page: rustix::param::page_size() as u64,
             workers: Vec::new(),
             index: HashMap::new(),
+            met: None,
             cursor: 0,
             round: None,
         }
@@ -112,8 +117,15 @@ impl Workers {
             tally.failed::<()>(Source::Procfs, Some(errno));
         }
         self.follow(targets);
-        for worker in &mut self.workers {
-            worker.meet(trees.members(worker.slot), &self.paths, scratch);
+        if self.met != Some(trees.changes()) {
+            self.met = Some(trees.changes());
+            // Both follow the same targets in the same order.
+            for (worker, (members, unseen)) in self.workers.iter_mut().zip(trees.each()) {
+                worker.unseen = unseen;
+                worker.meet(members, &self.paths, scratch);
+                // Whoever could not be looked at is tried again in the next tick.
+                self.met = self.met.filter(|_| worker.unseen.is_none());
+            }
         }
         self.look_at_details(now, scratch, tally);
         into.clear();
@@ -175,6 +187,7 @@ impl Worker {
             slot: target.slot,
             name: target.worker.clone(),
             processes: Vec::new(),
+            unseen: None,
             ended: Duration::ZERO,
             highest: Duration::ZERO,
             before: None,
@@ -200,17 +213,19 @@ impl Worker {
             let mut statm = Kept::new(paths, paths.proc.join(format!("{}/statm", member.pid)));
             // Opened before its identity is checked: a file opened for another process is then found out, and one opened
             // for the right one never becomes another's.
-            if statm.read_once(scratch).is_err() {
-                continue;
-            }
-            if scan::process(paths, member.pid, scratch).is_some_and(|stat| stat.started == member.started && !stat.has_ended()) {
-                self.processes.push(Process { member: *member, statm, cpu: Duration::ZERO, resident: 0, shared: 0 });
+            let stat = statm.read_once(scratch).map(|_| ()).and_then(|()| scan::process(paths, member.pid, scratch));
+            match stat {
+                Ok(stat) if stat.started == member.started && !stat.has_ended() => {
+                    self.processes.push(Process { member: *member, statm, cpu: Duration::ZERO, resident: 0, shared: 0 });
+                }
+                Ok(_) | Err(Errno::NOENT | Errno::SRCH) => {}
+                Err(errno) => self.unseen = Some(errno),
             }
         }
     }
 
     fn read(&mut self, paths: &Paths, page: u64, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> WorkerReadings {
-        let mut failure = None;
+        let mut failure = self.unseen;
         let ended = &mut self.ended;
         self.processes.retain_mut(|process| match process.look(paths, scratch) {
             Look::Alive => true,
@@ -224,7 +239,7 @@ impl Worker {
             }
         });
         let processes = u32::try_from(self.processes.len()).unwrap_or(u32::MAX);
-        if processes == 0 {
+        if processes == 0 && failure.is_none() {
             return self.gone();
         }
         let (mut cpu_total, mut memory) = match failure {
@@ -250,7 +265,7 @@ impl Worker {
             memory,
             threads: self.threads,
             descriptors: self.descriptors,
-            processes: Reading::Known(processes),
+            processes: failure.map_or(Reading::Known(processes), |errno| tally.failed(Source::Procfs, Some(errno))),
         }
     }
 
@@ -304,12 +319,15 @@ impl Worker {
     }
 
     fn look_at_details(&mut self, paths: &Paths, scratch: &mut Vec<u8>, tally: &mut Tally) {
-        let mut threads = 0u32;
+        let mut threads = Ok(0u32);
         let mut descriptors = Ok(0u64);
         for process in &self.processes {
             let pid = process.member.pid;
-            let Some(stat) = scan::process(paths, pid, scratch).filter(|stat| stat.started == process.member.started) else { continue };
-            threads = threads.saturating_add(stat.threads);
+            match scan::process(paths, pid, scratch) {
+                Ok(stat) if stat.started == process.member.started => threads = threads.map(|sum: u32| sum.saturating_add(stat.threads)),
+                Ok(_) | Err(Errno::NOENT | Errno::SRCH) => continue,
+                Err(errno) => threads = Err(errno),
+            }
             descriptors = match (descriptors, scan::descriptors(paths, pid)) {
                 (Ok(sum), Ok(count)) => Ok(sum.saturating_add(count)),
                 // It ended between two looks.
@@ -317,7 +335,7 @@ impl Worker {
                 (Err(errno), _) | (_, Err(errno)) => Err(errno),
             };
         }
-        self.threads = Reading::Known(threads);
+        self.threads = threads.map_or_else(|errno| tally.failed(Source::Procfs, Some(errno)), Reading::Known);
         self.descriptors = match descriptors {
             Ok(count) => Reading::Known(u32::try_from(count).unwrap_or(u32::MAX)),
             Err(errno) => tally.failed(Source::Procfs, Some(errno)),
@@ -343,18 +361,25 @@ impl Process {
         (self.resident, self.shared) = (statm.resident, statm.shared);
         // No memory at all: a zombie, unless other threads of it live on. Its clock has stopped for good.
         if statm.resident == 0 {
-            let stat = scan::process(paths, self.member.pid, scratch).filter(|stat| stat.started == self.member.started);
+            let stat = match scan::process(paths, self.member.pid, scratch) {
+                Err(errno) if !matches!(errno, Errno::NOENT | Errno::SRCH) => return Look::Failed(errno),
+                stat => stat.ok().filter(|stat| stat.started == self.member.started),
+            };
             if stat.is_none_or(|stat| stat.has_ended()) {
                 self.cpu = clock.map_or(self.cpu, |cpu| cpu.max(self.cpu));
                 return Look::Ended;
             }
         }
-        let cpu = clock.or_else(|| {
-            let stat = scan::process(paths, self.member.pid, scratch).filter(|stat| stat.started == self.member.started)?;
-            Some(parse::ticks(stat.busy))
-        });
+        let cpu = match clock {
+            Some(cpu) => cpu,
+            None => match scan::process(paths, self.member.pid, scratch) {
+                Ok(stat) if stat.started == self.member.started => parse::ticks(stat.busy),
+                Ok(_) | Err(Errno::NOENT | Errno::SRCH) => return Look::Ended,
+                Err(errno) => return Look::Failed(errno),
+            },
+        };
         // A clock that goes back is a kernel's rounding.
-        self.cpu = cpu.map_or(self.cpu, |cpu| cpu.max(self.cpu));
+        self.cpu = self.cpu.max(cpu);
         Look::Alive
     }
 }
@@ -461,7 +486,7 @@ mod tests {
         let mut sampler = sampler();
         let kill = |member: Member| rustix::process::kill_process(Pid::from_raw(member.pid).unwrap(), Signal::KILL).unwrap();
         let parent_of =
-            |member: &Member| scan::process(&Paths::default(), member.pid, &mut Vec::new()).map(|stat| (stat.ppid, stat.session));
+            |member: &Member| scan::process(&Paths::default(), member.pid, &mut Vec::new()).ok().map(|stat| (stat.ppid, stat.session));
         let root = target.pid;
         // The sleeper in a session of its own, still the child of the inner shell.
         let mut loose = None;

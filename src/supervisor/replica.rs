@@ -96,7 +96,7 @@ impl Life {
         let mut found = process::tree_of(self.root(), keeper, &self.known, processes);
         // The group knows those who left the session before they were ever seen.
         if let Some(pids) = self.group.as_ref().and_then(Group::members) {
-            let missing = processes.iter().filter(|stat| pids.contains(&stat.pid) && !process::has_ended(stat));
+            let missing = processes.iter().filter(|stat| pids.contains(&stat.pid) && !stat.has_ended());
             let missing: Vec<_> =
                 missing.filter(|stat| stat.pid != keeper && !found.iter().any(|member| member.pid == stat.pid)).copied().collect();
             found.extend(missing);
