@@ -86,9 +86,11 @@ pub struct Swept {
 }
 
 impl UndoLog {
-    /// The log of this run. What an earlier run left must have been swept before.
+    /// The log of this run. What an earlier run left must have been swept before; what could not be put back then stays in
+    /// it, to be tried again.
     pub fn new(path: PathBuf) -> UndoLog {
-        UndoLog { path, entries: Vec::new() }
+        let entries = File::open(&path).map(|file| read(&file)).unwrap_or_default();
+        UndoLog { path, entries }
     }
 
     /// Writes `saved` down, before the change is made. An error means that the change must not be made.
@@ -143,8 +145,7 @@ pub fn sweep(path: &Path, paths: &Paths) -> io::Result<Swept> {
         Err(error) => return Err(error),
     };
     rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-    let lines = BufReader::new(&file).lines().map_while(Result::ok);
-    let entries: Vec<Saved> = lines.filter_map(|line| serde_json::from_str(&line).ok()).collect();
+    let entries = read(&file);
     let mut swept = Swept::default();
     let mut left = Vec::new();
     for saved in entries.iter().rev() {
@@ -167,6 +168,10 @@ pub fn sweep(path: &Path, paths: &Paths) -> io::Result<Swept> {
         append(&file, saved)?;
     }
     Ok(swept)
+}
+
+fn read(file: &File) -> Vec<Saved> {
+    BufReader::new(file).lines().map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok()).collect()
 }
 
 fn append(mut file: &File, saved: &Saved) -> io::Result<()> {
@@ -213,6 +218,25 @@ mod tests {
         assert_eq!(std::fs::read_to_string(one.join("cpu.max")).unwrap().trim(), "max 100000");
         assert_eq!(std::fs::read_to_string(two.join("cpu.max")).unwrap().trim(), "theirs");
         assert_eq!(sweep(&log_path, &Paths::default()).unwrap(), Swept::default(), "a second sweep finds nothing");
+    }
+
+    #[test]
+    fn what_cannot_be_put_back_yet_is_kept_for_the_run_after_next() {
+        let root = tempfile::tempdir().unwrap();
+        let (group, log_path) = (root.path().join("group"), root.path().join("undo.jsonl"));
+        // A folder that is not empty stands for a group in which an orphan still runs.
+        std::fs::create_dir_all(group.join("orphan")).unwrap();
+        UndoLog::new(log_path.clone()).save(Saved::folder(&group).unwrap()).unwrap();
+        for run in 0..2 {
+            sweep(&log_path, &Paths::default()).unwrap();
+            let mut log = UndoLog::new(log_path.clone());
+            log.save(Saved::folder(root.path()).unwrap()).unwrap();
+            log.restore(&Paths::default(), |saved| matches!(saved, Saved::Folder { path, .. } if path == root.path()));
+            assert!(group.exists(), "run {run}");
+        }
+        std::fs::remove_dir(group.join("orphan")).unwrap();
+        sweep(&log_path, &Paths::default()).unwrap();
+        assert!(!group.exists());
     }
 
     #[test]

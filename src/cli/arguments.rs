@@ -1,6 +1,7 @@
 //! The command line, defined once: parsing, help and completions come from here.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -60,6 +61,12 @@ pub enum Command {
         /// The command to supervise as worker `main`
         #[arg(last = true, value_name = "COMMAND")]
         command: Vec<String>,
+    },
+    /// Shows the daemon holding two hungry workers under the line, in half a minute; no root, no file, nothing left behind
+    Demo {
+        /// How long it takes in all, from 10s to 10m
+        #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = super::demo::read_duration)]
+        duration: Duration,
     },
     /// Checks the settings and prints every problem with its place; exit 78 when there is one
     Check,

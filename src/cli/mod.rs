@@ -3,6 +3,7 @@
 
 pub mod arguments;
 pub mod client;
+pub mod demo;
 pub mod render;
 pub mod settings;
 pub mod status;
@@ -10,6 +11,7 @@ pub mod status;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
 
@@ -35,6 +37,10 @@ pub fn main(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> u8 {
     if args.get(1).is_some_and(|word| word == sentinel::SUBCOMMAND) {
         let rest: Vec<String> = args.iter().skip(2).map(|word| word.to_string_lossy().into_owned()).collect();
         return sentinel::main(&rest);
+    }
+    // Nor is what the demo starts.
+    if args.get(1).is_some_and(|word| word == demo::part::SUBCOMMAND) {
+        return demo::part::main(args.get(2..).unwrap_or_default(), env);
     }
     let arguments = match Arguments::try_parse_from(args) {
         Ok(arguments) => arguments,
@@ -65,6 +71,7 @@ impl Session {
     fn perform(self, command: Command) -> u8 {
         match command {
             Command::Run { command } => self.run(command),
+            Command::Demo { duration } => self.demo(duration),
             Command::Check => settings::check(&self.sources(Vec::new()), self.common.json(), self.stderr_colour()),
             Command::Config { command } => match command {
                 ConfigCommand::Show { origin } => self.config_show(origin),
@@ -99,6 +106,12 @@ impl Session {
                 error.exit_code()
             }
         }
+    }
+
+    fn demo(self, duration: Duration) -> u8 {
+        let plain = self.env.iter().any(|(name, value)| name == "TERM" && value == "dumb");
+        let (json, style) = (self.common.json(), self.stdout_style());
+        demo::run(demo::Options { duration, json, style, plain, env: self.env, set: self.common.set })
     }
 
     fn load(&self, sources: &Sources) -> Result<Loaded, u8> {

@@ -19,7 +19,7 @@ pub mod problems;
 pub mod settings;
 pub mod units;
 
-pub use layers::{BUILT_IN, Sources};
+pub use layers::{ALIASES, BUILT_IN, Sources};
 pub use load::{Loaded, load, reload};
 pub use problems::{Place, Problem, Problems};
 pub use reference::{example, keys, reference, schema};

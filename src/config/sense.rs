@@ -458,6 +458,10 @@ impl Sense<'_> {
             self.refuse(&item, "is empty".to_owned(), allowed);
             return;
         }
+        // What was typed after -- is tried as a shell would: starting it fails with 126 or 127.
+        if key == "workers.main" && !self.sources.command.is_empty() {
+            return;
+        }
         let start = directory.unwrap_or(&self.sources.working_dir);
         if !start.is_dir() {
             return;

@@ -202,6 +202,7 @@ impl Groups {
     /// Removes what was made, after the replicas' groups are gone, and moves the daemon back where it was.
     pub fn remove(&mut self) {
         if let Some(base) = self.left.take() {
+            remove_replicas(&base);
             for controller in ["cpu", "memory", "pids"] {
                 // Refused while a replica's group is left; nothing can be done about that, and the next start sweeps it.
                 let _ = write_value(&base.join("cgroup.subtree_control"), &format!("-{controller}"));
@@ -209,7 +210,8 @@ impl Groups {
             let _ = write_value(&base.join("cgroup.procs"), "0");
         }
         for folder in self.made.drain(..).rev() {
-            let _ = fs::remove_dir(folder);
+            // A replica's group may have been refused when its last process was just leaving it.
+            let _ = remove_with_replicas(&folder);
         }
     }
 }
@@ -331,7 +333,7 @@ pub fn remove_with_replicas(folder: &Path) -> io::Result<()> {
     fs::remove_dir(folder)
 }
 
-/// Removes the empty groups of replicas that a daemon before us left in `folder`.
+/// Removes the empty groups of replicas in `folder`.
 fn remove_replicas(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_name().to_str().is_some_and(|name| name.starts_with(REPLICA) || name == PROBE) {

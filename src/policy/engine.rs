@@ -173,7 +173,11 @@ impl Engine {
             Resource::Worker(slot) => self.growth.get(&slot).map_or(0.0, Slope::per_second),
             _ => watch.grow(used, now),
         };
-        let level: Level = watch.hysteresis.step(utilization, &look.lines, now);
+        let mut lines = look.lines;
+        if let Some((usage, limit)) = utilization.zip(limit) {
+            lines.sustain = rule::patience(&lines, usage, growth / limit);
+        }
+        let level: Level = watch.hysteresis.step(utilization, &lines, now);
         Verdict {
             resource: look.resource,
             level,

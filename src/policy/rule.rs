@@ -53,8 +53,25 @@ pub fn worker_lines(worker: &Worker, rule: &Rule, limit: f64) -> Lines {
     if low >= high {
         low = high * 0.9;
     }
-    let sustain: Duration = rule.sustain;
-    Lines { high, low, critical: Some(critical), at_once: Some(1.0), sustain }
+    // A soft line alone has nothing behind it that would hurt: it is always waited for.
+    let at_once = worker.limits.memory.map(|_| 1.0);
+    Lines { high, low, critical: Some(critical), at_once, sustain: rule.sustain }
+}
+
+/// Of the time that is left until it hurts, so much may be spent on making sure.
+const PATIENCE: f64 = 0.25;
+
+/// How long usage must stay over a line before the level follows: `sustain`, but never more than a quarter of the time
+/// after which, at the present growth (shares of the limit per second), the line would be reached that is acted on at
+/// once. 80 % of 512 MB leaves a second at 100 MB/s; four seconds of making sure would be four seconds too late.
+pub fn patience(lines: &Lines, usage: f64, growth: f64) -> Duration {
+    match lines.at_once {
+        Some(hurts) if usage >= lines.high && growth > 0.0 => {
+            let left = (hurts - usage).max(0.0) / growth * PATIENCE;
+            Duration::try_from_secs_f64(left).map_or(lines.sustain, |left| left.min(lines.sustain))
+        }
+        _ => lines.sustain,
+    }
 }
 
 #[cfg(test)]
@@ -67,6 +84,19 @@ mod tests {
         let rule = Rule { high: Line::Amount(350e6), low: Line::Amount(300e6), critical: None, ..rule() };
         let lines = lines(&rule, 500e6, true);
         assert_eq!((lines.high, lines.low, lines.critical, lines.at_once), (0.7, 0.6, None, None));
+    }
+
+    #[test]
+    fn the_wait_is_cut_short_only_where_there_is_no_time_for_it() {
+        let lines = lines(&rule(), 512e6, true);
+        let sustain = lines.sustain;
+        let wait = |usage: f64, growth: f64| patience(&lines, usage, growth).as_millis();
+        assert_eq!(wait(0.8, 0.0), sustain.as_millis());
+        assert_eq!(wait(0.8, 0.001), sustain.as_millis(), "a minute away");
+        assert_eq!(wait(0.8, 0.2), 150, "0.6 s away");
+        assert_eq!(wait(0.6, 10.0), sustain.as_millis(), "not over the line");
+        assert_eq!(wait(0.8, f64::NAN), sustain.as_millis());
+        assert_eq!(patience(&Lines { at_once: None, ..lines }, 0.9, 1.0), sustain, "nothing that would hurt");
     }
 
     #[test]

@@ -1,0 +1,199 @@
+//! A worker for tests and demonstrations, as badly behaved as it is told to be. Each argument is one habit:
+//!
+//! | word | habit |
+//! |---|---|
+//! | `burn=N` | keeps N threads busy |
+//! | `light=PERCENT` | keeps one thread busy for that part of each 20 ms |
+//! | `until=FILE` | stops burning once the file is there |
+//! | `leak=MB` | takes so many MB each second and keeps them |
+//! | `cap=MB` | leaks no further than this |
+//! | `gives-back` | frees half of it on SIGUSR1 |
+//! | `child=WORDS` | starts a child with those habits (separated by commas); any number of times |
+//! | `astray=WORDS` | starts a descendant that leaves session and parent, as a daemon does |
+//! | `deaf` | ignores SIGTERM |
+//! | `log=FILE` | writes a line for each thing that happens to it |
+//! | `after=MS`, `exit=CODE` | ends by itself, with that code |
+
+#![expect(clippy::disallowed_methods, reason = "it plays the outside world, which has clocks and starts processes")]
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGTERM, SIGUSR1};
+use signal_hook::iterator::Signals;
+
+const MB: usize = 1_000_000;
+
+#[derive(Clone, Default)]
+struct Habits {
+    burn: usize,
+    light: Option<u64>,
+    until: Option<String>,
+    leak: usize,
+    cap: Option<usize>,
+    gives_back: bool,
+    children: Vec<String>,
+    astray: Vec<String>,
+    deaf: bool,
+    log: Option<String>,
+    after: Option<Duration>,
+    exit: i32,
+}
+
+fn main() {
+    let mut words: Vec<String> = std::env::args().skip(1).collect();
+    if words.first().is_some_and(|word| word == "leave") {
+        words.remove(0);
+        leave(&words);
+    }
+    let habits = read(&words);
+    note(&habits, &format!("started {}", std::process::id()));
+    let hoard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+    listen(&habits, &hoard);
+    // Nobody waits for them: the one who keeps this worker has to look after orphans.
+    for child in &habits.children {
+        start(&child.split(',').map(str::to_owned).collect::<Vec<_>>());
+    }
+    for astray in &habits.astray {
+        let words = std::iter::once("leave").chain(astray.split(',')).map(str::to_owned).collect::<Vec<_>>();
+        start(&words).wait().expect("the one between ends by itself");
+    }
+    for _ in 0..habits.burn {
+        let until = habits.until.clone();
+        std::thread::spawn(move || burn(until.as_deref()));
+    }
+    if let Some(percent) = habits.light {
+        std::thread::spawn(move || burn_a_little(percent));
+    }
+    if habits.leak > 0 {
+        let (habits, hoard) = (habits.clone(), hoard.clone());
+        std::thread::spawn(move || leak(&habits, &hoard));
+    }
+    match habits.after {
+        Some(after) => std::thread::sleep(after),
+        None => loop {
+            std::thread::park();
+        },
+    }
+    std::process::exit(habits.exit);
+}
+
+fn read(words: &[String]) -> Habits {
+    let mut habits = Habits::default();
+    for word in words {
+        let (name, value) = word.split_once('=').unwrap_or((word, ""));
+        let number = || value.parse::<u64>().unwrap_or_else(|_| panic!("{word}: a number is needed"));
+        match name {
+            "burn" => habits.burn = number() as usize,
+            "light" => habits.light = Some(number()),
+            "until" => habits.until = Some(value.to_owned()),
+            "leak" => habits.leak = number() as usize * MB,
+            "cap" => habits.cap = Some(number() as usize * MB),
+            "gives-back" => habits.gives_back = true,
+            "child" => habits.children.push(value.to_owned()),
+            "astray" => habits.astray.push(value.to_owned()),
+            "deaf" => habits.deaf = true,
+            "log" => habits.log = Some(value.to_owned()),
+            "after" => habits.after = Some(Duration::from_millis(number())),
+            "exit" => habits.exit = number() as i32,
+            _ => panic!("{word}: no such habit"),
+        }
+    }
+    habits
+}
+
+fn start(words: &[String]) -> std::process::Child {
+    Command::new(std::env::current_exe().expect("this program has a path")).args(words).spawn().expect("a child can be started")
+}
+
+/// The middle of a double fork: leaves the session, starts who is to be left alone, and ends.
+fn leave(words: &[String]) -> ! {
+    // As a group leader it could not leave, and it is none: it was started a moment ago.
+    rustix::process::setsid().expect("a new session");
+    let mut last = Command::new(std::env::current_exe().expect("this program has a path"));
+    last.process_group(0).args(words).spawn().expect("a child can be started");
+    std::process::exit(0);
+}
+
+/// SIGTERM ends it with a word about its peak, unless it is deaf; SIGUSR1 makes it free half of what it holds.
+fn listen(habits: &Habits, hoard: &Arc<Mutex<Vec<Vec<u8>>>>) {
+    let mut signals = Signals::new(if habits.gives_back { vec![SIGTERM, SIGUSR1] } else { vec![SIGTERM] }).expect("signals can be heard");
+    let (habits, hoard) = (habits.clone(), hoard.clone());
+    std::thread::spawn(move || {
+        for signal in &mut signals {
+            if signal == SIGUSR1 {
+                let mut hoard = hoard.lock().expect("no thread panics with it");
+                let half = hoard.len() / 2;
+                hoard.truncate(half);
+                note(&habits, "asked to shed");
+            } else if habits.deaf {
+                note(&habits, "asked to end and does not");
+            } else {
+                note(&habits, &format!("asked to end, peak {}", peak()));
+                std::process::exit(habits.exit);
+            }
+        }
+    });
+}
+
+fn burn(until: Option<&str>) {
+    let turns = AtomicUsize::new(0);
+    loop {
+        // About 10 ms, so that looking for the file costs nothing.
+        for _ in 0..2_000_000 {
+            turns.fetch_add(1, Ordering::Relaxed);
+        }
+        if until.is_some_and(|file| std::path::Path::new(file).exists()) {
+            return;
+        }
+    }
+}
+
+fn burn_a_little(percent: u64) {
+    let turn = Duration::from_millis(20);
+    let turns = AtomicUsize::new(0);
+    loop {
+        let begun = Instant::now();
+        while begun.elapsed() < turn * percent as u32 / 100 {
+            turns.fetch_add(1, Ordering::Relaxed);
+        }
+        std::thread::sleep(turn.saturating_sub(begun.elapsed()));
+    }
+}
+
+fn leak(habits: &Habits, hoard: &Mutex<Vec<Vec<u8>>>) {
+    let turns_per_second = 20;
+    loop {
+        let begun = Instant::now();
+        {
+            let mut hoard = hoard.lock().expect("no thread panics with it");
+            let held: usize = hoard.iter().map(Vec::len).sum();
+            let more = (habits.leak / turns_per_second).min(habits.cap.map_or(usize::MAX, |cap| cap.saturating_sub(held)));
+            if more > 0 {
+                // Ones, not zeros: every page is touched.
+                hoard.push(vec![1; more]);
+            }
+        }
+        std::thread::sleep(Duration::from_secs(1) / turns_per_second as u32 - begun.elapsed().min(Duration::from_millis(40)));
+    }
+}
+
+/// The largest resident set so far, in bytes, as the kernel counts it.
+fn peak() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+fn note(habits: &Habits, what: &str) {
+    if let Some(log) = &habits.log {
+        let mut file = File::options().create(true).append(true).open(log).expect("the log can be written");
+        // One write, so that lines of several processes do not mix.
+        file.write_all(format!("{what}\n").as_bytes()).expect("the log can be written");
+    }
+}

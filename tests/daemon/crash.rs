@@ -1,0 +1,121 @@
+//! A daemon that dies without a word leaves nothing stopped and nothing limited; the next start sweeps the rest.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::outside;
+use crate::stage::{Stage, skip, wait_for, wait_within};
+
+const SMALL: &str = "
+[policy.cpu]
+limit = 0.3
+sustain = \"0s\"
+[sampling]
+interval = \"500ms\"
+";
+
+/// After the death of the daemon everything goes on within this.
+const AFTERMATH: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_killed_daemon_leaves_no_process_of_a_held_tree_stopped() {
+    let mut stage = Stage::running(&format!(
+        "{SMALL}
+        [workers.tree]
+        command = {{hungry burn=1 child=burn=1 child=burn=1 astray=burn=1}}
+        throttle = \"duty\"
+        longest_stop = \"10s\""
+    ));
+    stage.event("throttle_engaged", |event| event["resource"] == "cpu");
+    // At the very moment in which the whole tree is held.
+    wait_for("the whole tree is stopped", || {
+        let tree = stage.population();
+        (tree.len() >= 4 && tree.iter().all(outside::is_stopped)).then_some(())
+    });
+    stage.kill();
+    let tree = stage.population();
+    assert!(tree.len() >= 4, "a death of the daemon ends no worker: {tree:?}");
+    wait_within(AFTERMATH, "nobody is stopped any more", || (!stage.population().iter().any(outside::is_stopped)).then_some(()));
+    // And it stays so: whoever let them go has not left one to be stopped later.
+    let before = outside::cpu_time(&tree);
+    wait_for("they run freely", || (outside::cpu_time(&tree) > before + Duration::from_millis(500)).then_some(()));
+    assert!(!stage.population().iter().any(outside::is_stopped));
+}
+
+#[test]
+fn a_killed_daemon_leaves_no_quota_and_the_next_start_sweeps_its_groups() {
+    let mut stage = Stage::running(&format!("{SMALL}\n[workers.hog]\ncommand = {{hungry burn=1}}"));
+    stage.event("throttle_engaged", |event| event["resource"] == "cpu");
+    let hog = stage.worker("hog");
+    let Some(quota) = outside::quota_file(hog) else { return skip("the worker has no group with a CPU quota here") };
+    assert!(!outside::is_free(&quota));
+    stage.kill();
+    wait_within(AFTERMATH, "the quota is put back", || outside::is_free(&quota).then_some(()));
+    assert!(!stage.groups_left().is_empty(), "the orphan still runs in its group");
+
+    // The orphan is nobody's worker any more: the next daemon leaves it alone.
+    fs::write(stage.path("plimsoll.toml"), "").expect("it can be written");
+    stage.start();
+    assert_eq!(stage.population().iter().filter(|process| process.pid == hog).count(), 1);
+    assert_eq!(stage.stop(), 0);
+    for orphan in stage.population() {
+        orphan.kill();
+    }
+    wait_for("the orphan has ended", || stage.population().is_empty().then_some(()));
+    stage.start();
+    assert_eq!(stage.groups_left().iter().filter(|folder| !folder.ends_with(format!("plimsoll-{}", stage.pid()))).count(), 0);
+    assert_eq!(stage.stop(), 0);
+    assert_eq!(stage.groups_left(), [] as [std::path::PathBuf; 0]);
+}
+
+#[test]
+fn a_killed_sentinel_is_replaced_and_the_next_one_does_its_work() {
+    let mut stage = Stage::running(&format!("{SMALL}\n[workers.hog]\ncommand = {{hungry burn=2}}\nthrottle = \"duty\"\nlongest_stop = \"10s\""));
+    stage.event("throttle_engaged", |event| event["resource"] == "cpu");
+    let sentinel = |stage: &Stage| {
+        let worker = stage.worker("hog");
+        outside::children(stage.pid()).into_iter().find(|child| child.pid != worker && child.state != 'Z')
+    };
+    let first = sentinel(&stage).expect("there is a sentinel");
+    first.kill();
+    stage.event("degraded", |event| event["part"] == "sentinel");
+    wait_for("another sentinel", || sentinel(&stage).filter(|next| next.pid != first.pid));
+    wait_for("the hog is stopped", || stage.population().iter().any(outside::is_stopped).then_some(()));
+    stage.kill();
+    wait_within(AFTERMATH, "nobody is stopped any more", || (!stage.population().iter().any(outside::is_stopped)).then_some(()));
+}
+
+#[test]
+fn release_frees_everybody_and_the_policy_goes_on() {
+    let stage = Stage::running(&format!("{SMALL}\n[workers.hog]\ncommand = {{hungry burn=1 until={{here}}/enough}}"));
+    stage.event("throttle_engaged", |event| event["resource"] == "cpu");
+    let quota = outside::quota_file(stage.worker("hog"));
+    // It will not be held again at once.
+    fs::write(stage.path("enough"), "").expect("it can be written");
+    let answer = stage.ask(&["release"]);
+    assert!(answer.status.success(), "{answer:?}");
+    match quota {
+        Some(quota) => wait_for("the quota is put back", || outside::is_free(&quota).then_some(())),
+        None => skip("the worker has no group with a CPU quota here"),
+    }
+    wait_for("the status says so", || (stage.status()["workers"][0]["replicas"][0]["cores_allowed"].is_null()).then_some(()));
+}
+
+#[test]
+fn release_without_a_daemon_puts_back_what_a_dead_one_wrote_down() {
+    let mut stage = Stage::running(&format!("{SMALL}\n[workers.hog]\ncommand = {{hungry burn=1}}"));
+    stage.event("throttle_engaged", |event| event["resource"] == "cpu");
+    let hog = stage.worker("hog");
+    let Some(quota) = outside::quota_file(hog) else { return skip("the worker has no group with a CPU quota here") };
+    // Together with its sentinel, as when a container's processes are killed one by one.
+    for child in outside::children(stage.pid()).iter().filter(|child| child.pid != hog) {
+        child.kill();
+    }
+    stage.kill();
+    // The daemon may have started another sentinel in between, which did the work; then this puts nothing back, and is free all the same.
+    let answer = stage.ask(&["release", "--json"]);
+    assert!(answer.status.success(), "{answer:?}");
+    let told: serde_json::Value = serde_json::from_slice(&answer.stdout).expect("JSON");
+    assert_eq!(told["daemon"], false);
+    wait_for("the quota is put back", || outside::is_free(&quota).then_some(()));
+}

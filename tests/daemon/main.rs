@@ -1,0 +1,18 @@
+//! The whole binary on real processes, seen from outside: `/proc`, control groups, its exit code, its log, its socket.
+//!
+//! What the machine does not grant is shown as `skipped: reason`; where `CI` is set that is a failure.
+
+#![expect(clippy::disallowed_methods, reason = "the tests are the outside world, which has clocks, sleeps and starts processes")]
+
+mod outside;
+mod stage;
+
+mod bad_input;
+mod budget;
+mod crash;
+mod environment;
+mod faults;
+mod memory;
+mod reload;
+mod serving;
+mod supervision;

@@ -1,0 +1,61 @@
+#!/usr/bin/python3
+"""SIGKILL of the daemon leaves no worker stopped or limited; killed together with its sentinel, none stopped, and none limited after the next start."""
+
+import os
+import signal
+from pathlib import Path
+
+from scenario import PROGRAMS, expect, run, wait_for
+from unit import Unit, kill_all, limited_groups, processes, wait_until_throttled
+
+SETTINGS = f"""
+[policy.cpu]
+sustain = "1s"
+
+[workers.by-group]
+command = ["{PROGRAMS}/hog", "100"]
+[workers.by-duty]
+command = ["{PROGRAMS}/hog", "100"]
+throttle = "duty"
+"""
+# systemd is to touch neither the workers nor what the daemon left behind.
+ALONE = {"CPUQuota": "100%", "KillMode": "process", "Restart": "no", "ExecStopPost": "", "SendSIGKILL": "no"}
+
+
+def sentinel() -> int:
+    for folder in Path("/proc").glob("[0-9]*"):
+        if (folder / "cmdline").read_bytes().split(b"\0")[:2] == [b"plimsoll", b"sentinel"]:
+            return int(folder.name)
+    raise LookupError("no sentinel runs")
+
+
+def kill(unit: Unit, with_sentinel: bool) -> None:
+    """Kills the daemon in a moment in which it holds one worker stopped and another limited."""
+    wait_until_throttled(unit, "cpu")
+    old = set(unit.pids())
+    expect(len(old) == 2, f"two workers expected, pids {old}")
+    victims = [int(unit.show("MainPID")), *([wait_for("the sentinel is seen", 10, sentinel)] if with_sentinel else [])]
+    wait_for("a worker is limited", 30, lambda: limited_groups(unit.group))
+    wait_for("a worker is held stopped", 30, lambda: "T" in processes("hog").values(), every=0.005)
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    states = wait_for("no worker is stopped", 5, lambda: (s := processes("hog")) and "T" not in s.values() and s, every=0.02)
+    expect(old <= set(states), f"a worker died with the daemon: {states}, before {old}")
+
+
+def case() -> str:
+    with Unit(SETTINGS, **ALONE) as unit:
+        kill(unit, with_sentinel=False)
+        wait_for("nothing is limited any more", 5, lambda: not limited_groups(unit.group))
+        kill_all("hog")
+    with Unit(SETTINGS, **ALONE) as unit:
+        kill(unit, with_sentinel=True)
+        # The next start, with nothing to throttle: what is left of the last one is put back.
+        with Unit(SETTINGS.replace('"100"]', '"1"]'), CPUQuota="100%", KillMode="process") as again:
+            expect(not limited_groups(again.group), f"limited after the next start: {limited_groups(again.group)}")
+            expect("T" not in processes("hog").values(), f"stopped after the next start: {processes('hog')}")
+            kill_all("hog")
+    return "workers ran on at once, limits were lifted by the sentinel or the next start"
+
+
+run(case)

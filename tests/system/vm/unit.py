@@ -1,0 +1,142 @@
+"""plimsoll.service as shipped, with the settings and limits of one case."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from scenario import Failed, Metrics, expect, wait_for
+
+UNIT = "plimsoll.service"
+CGROUPS = Path("/sys/fs/cgroup")
+DROP_IN = Path("/run/systemd/system/plimsoll.service.d/case.conf")
+PAGE = "http://127.0.0.1:18760/metrics"
+
+
+def systemctl(*arguments: str) -> str:
+    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Failed(f"systemctl {' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+class Unit:
+    def __init__(self, settings: str, **options: str) -> None:
+        """`settings` is the file's text; `options` go into the unit's [Service] section."""
+        Path("/etc/plimsoll/plimsoll.toml").write_text(settings)
+        DROP_IN.parent.mkdir(parents=True, exist_ok=True)
+        DROP_IN.write_text("[Service]\n" + "".join(f"{name}={value}\n" for name, value in options.items()))
+        systemctl("daemon-reload")
+
+    def __enter__(self) -> Unit:
+        systemctl("start", UNIT)
+        try:
+            wait_for("every worker runs", 60, self.workers_run)
+        except Failed:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        subprocess.run(["systemctl", "stop", UNIT], check=False)
+        DROP_IN.unlink(missing_ok=True)
+
+    def show(self, name: str) -> str:
+        return systemctl("show", "--value", f"--property={name}", UNIT)
+
+    @property
+    def group(self) -> Path:
+        """The unit's control group: the daemon and all workers."""
+        return CGROUPS / self.show("ControlGroup").lstrip("/")
+
+    def metrics(self) -> Metrics:
+        with urllib.request.urlopen(PAGE, timeout=5) as answer:
+            return Metrics(answer.read().decode())
+
+    def status(self) -> dict[str, Any]:
+        done = subprocess.run(["plimsoll", "status", "--json"], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise OSError(f"plimsoll status ended with {done.returncode}: {done.stderr.strip()}")
+        return json.loads(done.stdout)
+
+    def resource(self, name: str) -> dict[str, Any]:
+        """What `status` says of one resource; LookupError where it says nothing."""
+        return next(r for r in self.status()["policy"]["resources"] if r["resource"] == name)
+
+    def workers_run(self) -> bool:
+        state = self.show("ActiveState")
+        if state not in ("active", "activating", "reloading"):
+            raise Failed(f"the unit is {state}, result {self.show('Result')}, exit code {self.show('ExecMainStatus')}")
+        page = self.metrics()
+        wanted = sum(page.values("plimsoll_worker_replicas_desired"))
+        return wanted > 0 and sum(page.values("plimsoll_worker_replicas", state="running")) == wanted
+
+    def pids(self) -> list[int]:
+        """The pid of every replica."""
+        return [r["pid"] for w in self.status()["workers"] for r in w["replicas"] if r.get("pid")]
+
+    def cores_used(self, seconds: float) -> float:
+        """CPU time of the whole unit per second, by the kernel's count, over that long from now."""
+        group = self.group
+        begun, before = time.monotonic(), cpu_seconds(group)
+        time.sleep(seconds)
+        return (cpu_seconds(group) - before) / (time.monotonic() - begun)
+
+
+def cpu_seconds(group: Path) -> float:
+    return keyed(group / "cpu.stat")["usage_usec"] / 1e6
+
+
+def keyed(file: Path) -> dict[str, int]:
+    """A flat keyed file of cgroup v2 (`cpu.stat`, `memory.events`)."""
+    return {key: int(value) for key, value in (line.split() for line in file.read_text().splitlines())}
+
+
+def group_of(pid: int) -> Path:
+    return CGROUPS / Path(f"/proc/{pid}/cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
+
+
+def limited_groups(group: Path) -> list[str]:
+    """Every group below `group` that is held by a CPU quota or frozen, with its value."""
+    held = []
+    for file in group.rglob("cpu.max"):
+        if file.parent != group and not file.read_text().startswith("max"):
+            held.append(f"{file} {file.read_text().strip()}")
+    held += [str(file) for file in group.rglob("cgroup.freeze") if file.read_text().strip() != "0"]
+    return held
+
+
+def processes(command: str) -> dict[int, str]:
+    """The state letter of each process of that name, by pid."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            # pid (name) state …; the name may hold anything, so from the last bracket on.
+            name, rest = (folder / "stat").read_text().split("(", 1)[1].rsplit(")", 1)
+        except (OSError, IndexError):
+            continue
+        if name == command:
+            found[int(folder.name)] = rest.split()[0]
+    return found
+
+
+def kill_all(command: str) -> None:
+    """Ends every process of that name: what a case left behind on purpose."""
+    for pid in processes(command):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(f"every {command} is gone", 10, lambda: not processes(command))
+
+
+def wait_until_throttled(unit: Unit, resource: str, limit_seconds: float = 90) -> None:
+    wait_for(f"{resource} is throttled", limit_seconds, lambda: unit.resource(resource)["throttled"], every=0.5)
+
+
+def expect_no_process(command: str) -> None:
+    left = processes(command)
+    expect(not left, f"{command} still runs: {left}")
