@@ -7,7 +7,7 @@
 //! | `until=FILE` | stops burning once the file is there |
 //! | `leak=MB` | takes so many MB each second and keeps them |
 //! | `cap=MB` | leaks no further than this |
-//! | `gives-back` | frees half of it on SIGUSR1 |
+//! | `gives-back=MB` | frees so much of it each time it gets a SIGUSR1 |
 //! | `child=WORDS` | starts a child with those habits (separated by commas); any number of times |
 //! | `astray=WORDS` | starts a descendant that leaves session and parent, as a daemon does |
 //! | `deaf` | ignores SIGTERM |
@@ -36,7 +36,7 @@ struct Habits {
     until: Option<String>,
     leak: usize,
     cap: Option<usize>,
-    gives_back: bool,
+    gives_back: Option<usize>,
     children: Vec<String>,
     astray: Vec<String>,
     deaf: bool,
@@ -94,7 +94,7 @@ fn read(words: &[String]) -> Habits {
             "until" => habits.until = Some(value.to_owned()),
             "leak" => habits.leak = number() as usize * MB,
             "cap" => habits.cap = Some(number() as usize * MB),
-            "gives-back" => habits.gives_back = true,
+            "gives-back" => habits.gives_back = Some(number() as usize * MB),
             "child" => habits.children.push(value.to_owned()),
             "astray" => habits.astray.push(value.to_owned()),
             "deaf" => habits.deaf = true,
@@ -120,16 +120,19 @@ fn leave(words: &[String]) -> ! {
     std::process::exit(0);
 }
 
-/// SIGTERM ends it with a word about its peak, unless it is deaf; SIGUSR1 makes it free half of what it holds.
+/// SIGTERM ends it with a word about its peak, unless it is deaf; SIGUSR1 makes it give back what it gives back.
 fn listen(habits: &Habits, hoard: &Arc<Mutex<Vec<Vec<u8>>>>) {
-    let mut signals = Signals::new(if habits.gives_back { vec![SIGTERM, SIGUSR1] } else { vec![SIGTERM] }).expect("signals can be heard");
+    let mut signals = Signals::new(if habits.gives_back.is_some() { vec![SIGTERM, SIGUSR1] } else { vec![SIGTERM] }).expect("signals can be heard");
     let (habits, hoard) = (habits.clone(), hoard.clone());
     std::thread::spawn(move || {
         for signal in &mut signals {
             if signal == SIGUSR1 {
                 let mut hoard = hoard.lock().expect("no thread panics with it");
-                let half = hoard.len() / 2;
-                hoard.truncate(half);
+                let back = habits.gives_back.unwrap_or(0);
+                let held: usize = hoard.iter().map(Vec::len).sum();
+                while hoard.iter().map(Vec::len).sum::<usize>() > held.saturating_sub(back) {
+                    hoard.pop();
+                }
                 note(&habits, "asked to shed");
             } else if habits.deaf {
                 note(&habits, "asked to end and does not");

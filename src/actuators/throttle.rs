@@ -229,7 +229,11 @@ impl Throttle {
             Err(why) => return Err(why),
         };
         let worker = replica.worker.name.clone();
-        self.held.insert(slot, Held { worker, cores, grip, ratio: 0.0, looked: (now, Duration::ZERO) });
+        let before = match &grip {
+            Grip::Quota { stat, .. } => stat.as_deref().and_then(throttled_time).unwrap_or_default(),
+            Grip::Duty(_) | Grip::Nice { .. } => Duration::ZERO,
+        };
+        self.held.insert(slot, Held { worker, cores, grip, ratio: 0.0, looked: (now, before) });
         Ok(())
     }
 
@@ -374,8 +378,7 @@ impl Throttle {
             if at == now {
                 continue;
             }
-            let first = before.is_zero() && matches!(held.grip, Grip::Quota { .. }) && held.ratio == 0.0;
-            let taken = if first { Duration::ZERO } else { total.saturating_sub(before) };
+            let taken = total.saturating_sub(before);
             held.ratio = (taken.as_secs_f64() / now.saturating_sub(at).as_secs_f64().max(1e-3)).clamp(0.0, 1.0);
             held.looked = (now, total);
             more.push((held.worker.clone(), taken));

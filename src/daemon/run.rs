@@ -46,7 +46,7 @@ impl Guardian {
                 self.tally.next_tick = self.tally.next_tick.min(now.steady + SOON);
             }
             if let Some(code) = self.supervisor.finished() {
-                break ("the command has ended".to_owned(), u8::try_from(code.clamp(0, 255)).unwrap_or(1));
+                break ("the command has ended".to_owned(), exit_code(code));
             }
             if self.tally.next_tick <= now.steady {
                 self.tick(now);
@@ -54,7 +54,8 @@ impl Guardian {
             self.wait();
         };
         self.shut_down(reason);
-        code
+        // Told to end, the daemon has done what it was told; `run -- COMMAND` speaks for its command even then.
+        self.supervisor.finished().map_or(code, exit_code)
     }
 
     /// The first look, so that limits are known before replicas are counted, then the workers.
@@ -168,4 +169,9 @@ impl Guardian {
         // An interrupted wait is a signal that has arrived; whatever it was, the loop looks.
         let _ = rustix::event::poll(&mut fds, Some(&timeout));
     }
+}
+
+/// A command's code as a process's own.
+fn exit_code(code: i32) -> u8 {
+    u8::try_from(code.clamp(0, 255)).unwrap_or(1)
 }

@@ -29,7 +29,12 @@ impl Guardian {
 
         // First of all: a stopped process does not get the signal that asks it to end.
         self.step("throttles", |guardian| {
-            guardian.throttle.let_all_go(Moment::now().steady).map(|count| format!("{count} replicas were held and are free"))
+            let now = Moment::now();
+            let result = guardian.throttle.let_all_go(now.steady);
+            let mut events = Vec::new();
+            guardian.note_released("the daemon is stopping", now, &mut events);
+            guardian.tell(&events, now);
+            result.map(|count| format!("{count} replicas were held and are free"))
         });
         self.step("workers", |guardian| guardian.stop_workers(deadline));
         self.step("undo", |guardian| {

@@ -317,10 +317,10 @@ pub fn resolve_program(program: &str, path: Option<&std::ffi::OsStr>, directory:
     };
     if program.contains('/') {
         let file = PathBuf::from(program);
-        return if executable(&file) {
-            Ok(file)
-        } else {
-            Err(io::Error::new(io::ErrorKind::NotFound, format!("{program} is not an executable file")))
+        return match (executable(&file), directory.unwrap_or(Path::new("")).join(&file).exists()) {
+            (true, _) => Ok(file),
+            (false, true) => Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{program} is not an executable file"))),
+            (false, false) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{program} is not there"))),
         };
     }
     let path = path.unwrap_or_else(|| std::ffi::OsStr::new("/usr/local/bin:/usr/bin:/bin"));

@@ -35,8 +35,8 @@ pub fn worker_limit(worker: &Worker) -> Option<f64> {
 }
 
 /// The lines of one replica's memory. `recycle.memory` under the usual critical line becomes that line, and draws `high`
-/// and `low` down with it where it would lie under them: a worker is asked before it is replaced. At the limit itself
-/// nothing is waited for.
+/// and `low` down with it where it would lie under them: a worker is asked before it is replaced. `recycle.memory` waits
+/// for `sustain`, so that one peak replaces nobody; close under a hard limit nothing is waited for.
 pub fn worker_lines(worker: &Worker, rule: &Rule, limit: f64) -> Lines {
     let share = |line: Line, otherwise: f64| match line {
         Line::Share(share) if share > 0.0 => share,

@@ -210,12 +210,12 @@ fn a_disk_is_as_full_as_its_inodes() {
 }
 
 #[test]
-fn a_replica_over_its_own_limit_is_critical_at_once_and_over_its_recycle_line_after_sustain() {
+fn a_replica_close_under_its_own_limit_is_critical_at_once_and_over_its_recycle_line_after_sustain() {
     let mut web = worker("web");
     web.limits.memory = Some(400 * MB);
     web.recycle.memory = Some(360 * MB);
     let mut engine = Engine::new(&settings(vec![web, worker("free")]));
-    for (second, memory, level) in [(0, 370, Level::Normal), (3, 370, Level::Normal), (4, 370, Level::Critical)] {
+    for (second, memory, level) in [(0, 362, Level::Normal), (3, 362, Level::Normal), (4, 362, Level::Critical)] {
         let mut seen = readings(at(f64::from(second)));
         seen.workers = vec![replica(7, "web", 0.0, memory * MB), replica(8, "free", 0.0, 900 * MB)];
         let verdicts = engine.judge(&seen, at(f64::from(second)));
@@ -223,7 +223,7 @@ fn a_replica_over_its_own_limit_is_critical_at_once_and_over_its_recycle_line_af
         assert!(!verdicts.iter().any(|verdict| verdict.resource == Resource::Worker(SlotId(8))), "no limit, no verdict");
     }
     let mut seen = readings(at(5.0));
-    seen.workers = vec![replica(9, "web", 0.0, 400 * MB)];
+    seen.workers = vec![replica(9, "web", 0.0, 369 * MB)];
     let verdicts = engine.judge(&seen, at(5.0));
     assert_eq!(find(&verdicts, &Resource::Worker(SlotId(9))).level, Level::Critical);
     assert!(!verdicts.iter().any(|verdict| verdict.resource == Resource::Worker(SlotId(7))), "an ended life is forgotten");
