@@ -57,7 +57,9 @@ pub enum Color {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs the daemon in the foreground; with -- COMMAND it supervises that command too, with no file needed
-    #[command(after_help = "SIGTERM or Ctrl-C ends the workers in order, a second one at once; SIGHUP reads the settings again.\nWith -- COMMAND the exit code is the command's own.")]
+    #[command(
+        after_help = "SIGTERM or Ctrl-C ends the workers in order, a second one at once; SIGHUP reads the settings again.\nWith -- COMMAND the exit code is the command's own."
+    )]
     Run {
         /// The command to supervise as worker `main`
         #[arg(last = true, value_name = "COMMAND")]
