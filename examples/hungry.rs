@@ -122,7 +122,8 @@ fn leave(words: &[String]) -> ! {
 
 /// SIGTERM ends it with a word about its peak, unless it is deaf; SIGUSR1 makes it give back what it gives back.
 fn listen(habits: &Habits, hoard: &Arc<Mutex<Vec<Vec<u8>>>>) {
-    let mut signals = Signals::new(if habits.gives_back.is_some() { vec![SIGTERM, SIGUSR1] } else { vec![SIGTERM] }).expect("signals can be heard");
+    let mut signals =
+        Signals::new(if habits.gives_back.is_some() { vec![SIGTERM, SIGUSR1] } else { vec![SIGTERM] }).expect("signals can be heard");
     let (habits, hoard) = (habits.clone(), hoard.clone());
     std::thread::spawn(move || {
         for signal in &mut signals {

@@ -68,7 +68,7 @@ mod tests {
         let gaps: Vec<u128> = [(10.0, 0.0), (300.0, 0.0), (380.0, 0.0), (408.0, 0.0), (300.0, 400.0)]
             .map(|(used, growth)| gap(&[memory(used, growth)], false, interval).as_millis())
             .to_vec();
-        assert_eq!(gaps, [2000, 817, 221, 50, 91]);
+        assert_eq!(gaps, [2000, 816, 220, 50, 91]);
         assert_eq!(gap(&[], false, interval), interval);
         assert_eq!(gap(&[], true, interval), ENGAGED);
     }

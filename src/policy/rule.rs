@@ -54,7 +54,7 @@ pub fn worker_lines(worker: &Worker, rule: &Rule, limit: f64) -> Lines {
         low = high * 0.9;
     }
     // A soft line alone has nothing behind it that would hurt: it is always waited for.
-    let at_once = worker.limits.memory.map(|_| 1.0);
+    let at_once = worker.limits.memory.map(|_| WORKER_CRITICAL);
     Lines { high, low, critical: Some(critical), at_once, sustain: rule.sustain }
 }
 

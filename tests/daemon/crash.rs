@@ -70,7 +70,8 @@ fn a_killed_daemon_leaves_no_quota_and_the_next_start_sweeps_its_groups() {
 
 #[test]
 fn a_killed_sentinel_is_replaced_and_the_next_one_does_its_work() {
-    let mut stage = Stage::running(&format!("{SMALL}\n[workers.hog]\ncommand = {{hungry burn=2}}\nthrottle = \"duty\"\nlongest_stop = \"10s\""));
+    let mut stage =
+        Stage::running(&format!("{SMALL}\n[workers.hog]\ncommand = {{hungry burn=2}}\nthrottle = \"duty\"\nlongest_stop = \"10s\""));
     stage.event("throttle_engaged", |event| event["resource"] == "cpu");
     let sentinel = |stage: &Stage| {
         let worker = stage.worker("hog");

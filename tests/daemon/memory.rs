@@ -37,7 +37,9 @@ fn a_leaking_worker_is_asked_then_replaced_before_its_limit() {
     let second = wait_for("its replacement", || Some(stage.worker("leaky")).filter(|pid| *pid != first));
     assert!(outside::process(second).is_some_and(|process| process.state != 'Z'));
     assert_eq!(stage.metric("plimsoll_worker_exits_total{worker=\"leaky\",reason=\"oom\"}"), Some(0.0));
-    wait_for("it is counted", || stage.metric("plimsoll_worker_recycles_total{worker=\"leaky\",cause=\"memory\"}").filter(|count| *count >= 1.0));
+    wait_for("it is counted", || {
+        stage.metric("plimsoll_worker_recycles_total{worker=\"leaky\",cause=\"memory\"}").filter(|count| *count >= 1.0)
+    });
 }
 
 #[test]

@@ -69,7 +69,8 @@ pub fn environment(pid: i32) -> Vec<String> {
 
 /// CPU time the processes have used so far. Ticks of 10 ms: exact enough over ten seconds.
 pub fn cpu_time(processes: &[Process]) -> Duration {
-    let ticks: u64 = processes.iter().filter_map(|one| process(one.pid).filter(|now| now.started == one.started)).map(|now| now.ticks).sum();
+    let ticks: u64 =
+        processes.iter().filter_map(|one| process(one.pid).filter(|now| now.started == one.started)).map(|now| now.ticks).sum();
     Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
@@ -121,7 +122,8 @@ pub fn groups(pid: i32) -> Vec<(String, PathBuf)> {
 pub fn quota_file(pid: i32) -> Option<PathBuf> {
     let groups = groups(pid);
     let own = |folder: &&PathBuf| folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("w-"));
-    let v1 = groups.iter().find(|(name, _)| name == "cpu").map(|(_, folder)| folder).filter(own).map(|folder| folder.join("cpu.cfs_quota_us"));
+    let v1 =
+        groups.iter().find(|(name, _)| name == "cpu").map(|(_, folder)| folder).filter(own).map(|folder| folder.join("cpu.cfs_quota_us"));
     let v2 = groups.iter().find(|(name, _)| name.is_empty()).map(|(_, folder)| folder).filter(own).map(|folder| folder.join("cpu.max"));
     [v1, v2].into_iter().flatten().find(|file| file.exists())
 }

@@ -147,7 +147,11 @@ impl Stage {
             command.args(["--set", set]);
         }
         let path = std::env::var_os("PATH").unwrap_or_default();
-        command.env_clear().env("PATH", path).env(outside::MARK, self.folder.path()).envs(self.env.iter().map(|(name, value)| (name, value)));
+        command
+            .env_clear()
+            .env("PATH", path)
+            .env(outside::MARK, self.folder.path())
+            .envs(self.env.iter().map(|(name, value)| (name, value)));
         command.current_dir(self.folder.path()).stdin(Stdio::null());
     }
 

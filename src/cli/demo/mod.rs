@@ -91,7 +91,8 @@ pub fn run(options: Options) -> u8 {
     match outcome {
         Ok(report) => {
             let style = options.style;
-            let code = print_line(if options.json { pretty(&report.to_json()) } else { report.render(style) }.trim_end());
+            let text = if options.json { pretty(&report.to_json()) } else { format!("\n{}", report.render(style)) };
+            let code = print_line(text.trim_end());
             match report.verdict() {
                 Verdict::NotHeld(why) => {
                     complain(&format!("nothing was held: {why}"));
@@ -160,8 +161,8 @@ impl Play {
     fn greet(&mut self) -> Result<(), End> {
         let limits = self.stage.limits;
         let (cores, memory) = (crate::response::words::cores(limits.cores), crate::response::words::bytes(limits.memory as f64));
-        self.screen.say(&format!("Two hungry workers share {cores} and {memory}: cpu-hog burns two threads, leaky never gives back."))?;
-        self.screen.say("First nobody steps in; then Plimsoll holds them under the line, at 80 % of each limit.")?;
+        self.screen.say(&format!("Two hungry workers are to get by with {cores} and {memory}: one burns CPU, one"))?;
+        self.screen.say("leaks. First nobody steps in; then Plimsoll holds them at 80 % of each limit.")?;
         Ok(())
     }
 
@@ -179,7 +180,7 @@ impl Play {
             if now.since(start) >= duration {
                 break;
             }
-            guard.alive().map_err(End::Failed)?;
+            guard.alive().map_err(|why| End::Failed(format!("the demo's {why}")))?;
             match client.get_json::<Snapshot>("/admin/resources/stats") {
                 Ok(snapshot) if snapshot.tick > last_tick => {
                     (last_tick, heard) = (snapshot.tick, now);
@@ -230,8 +231,9 @@ impl Play {
         let Ok(feed) = client.get_json::<Feed>(&format!("/admin/events?after={after}")) else { return after };
         let begun = self.begun.unix_seconds();
         for numbered in &feed.events {
-            self.deeds.extend(numbered.record.deed(begun));
-            self.lines.extend(numbered.record.line(begun));
+            self.lines.extend(numbered.record.line(begun, &self.deeds));
+            let deed = numbered.record.deed(begun);
+            self.deeds.extend(deed.filter(|deed| !self.deeds.iter().any(|done| done.id == deed.id)));
         }
         feed.events.last().map_or(after, |last| last.id)
     }
@@ -240,7 +242,6 @@ impl Play {
         let scene = Scene {
             samples: &self.samples,
             deeds: &self.lines,
-            limits: self.stage.limits,
             now: Moment::now().since(self.begun).as_secs_f64(),
             total: self.stage.duration.as_secs_f64(),
             part,

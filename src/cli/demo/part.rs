@@ -109,10 +109,13 @@ fn leaky(appetite: Appetite, most: Duration) -> u8 {
     let mut leak = Vec::new();
     eat(&mut cache, appetite.cache);
     eat(&mut leak, appetite.base.saturating_sub(appetite.cache));
-    // By steps, not by the clock: a worker that is slowed leaks more slowly.
-    let bite = appetite.rate / (1000 / STEP.as_millis() as u64);
-    while Moment::now().steady < end {
+    let mut last = Moment::now();
+    while last.steady < end {
         std::thread::park_timeout(STEP);
+        let now = Moment::now();
+        // What was missed while it was kept from running is not made up for: a worker that is slowed leaks more slowly.
+        let bite = (appetite.rate as f64 * now.since(last).min(4 * STEP).as_secs_f64()) as u64;
+        last = now;
         if asked.swap(false, Ordering::Relaxed) {
             // Not only cleared: the pages themselves go back.
             cache = Vec::new();

@@ -34,10 +34,14 @@ impl Report {
     pub fn verdict(&self) -> Verdict {
         let (without, with) = (&self.without, &self.with);
         let judge = |name: &str, before: &Figures, after: &Figures| match () {
-            () if before.over_seconds <= 0.0 => Some(format!("{name} never got over the line, even without Plimsoll: this machine is too busy with other things")),
-            () if !after.improves_on(before) => {
-                Some(format!("{name} was over the line {} of the time with Plimsoll, {} without", percent(after.over_share), percent(before.over_share)))
+            () if before.over_seconds <= 0.0 => {
+                Some(format!("{name} never got over the line, even without Plimsoll: this machine is too busy with other things"))
             }
+            () if !after.improves_on(before) => Some(format!(
+                "{name} was over the line {} of the time with Plimsoll, {} without",
+                percent(after.over_share),
+                percent(before.over_share)
+            )),
             () => None,
         };
         match (judge("CPU", &without.cpu, &with.cpu), judge("memory", &without.memory, &with.memory)) {
@@ -63,22 +67,22 @@ impl Report {
 
     /// The table and what to do next.
     pub fn render(&self, style: Style) -> String {
-        let mut lines = vec![style.paint(Tone::Strong, &format!("{:26}{:>22}{:>22}", "", "without Plimsoll", "with Plimsoll"))];
+        let mut lines = vec![style.paint(Tone::Strong, &format!("{:28}{:>20}{:>20}", "", "without Plimsoll", "with Plimsoll"))];
         let seconds = |summary: &Summary| format!("{:.1} s", summary.seconds);
-        lines.push(format!("{:26}{:>22}{:>22}", "measured for", seconds(&self.without), seconds(&self.with)));
+        lines.push(format!("{:28}{:>20}{:>20}", "measured for", seconds(&self.without), seconds(&self.with)));
         let limits = [words::cores(self.limits.cores), words::bytes(self.limits.memory as f64)];
         let figures = [("CPU", self.without.cpu, self.with.cpu), ("memory", self.without.memory, self.with.memory)];
         for ((name, without, with), limit) in figures.into_iter().zip(limits) {
             let over = |figures: Figures| format!("{:.1} s ({})", figures.over_seconds, percent(figures.over_share));
-            // A peak that is told is padded before it is painted: codes have no width.
+            // Padded before it is painted: codes have no width.
             let tone = |figures: Figures| if figures.over_share > 0.3 { Tone::Bad } else { Tone::Good };
-            let cell = |figures: Figures, text: String| style.paint(tone(figures), &format!("{text:>22}"));
-            let label = format!("{name} over the line of {}", percent(self.line));
-            lines.push(format!("{label:26}{}{}", cell(without, over(without)), cell(with, over(with))));
-            let label = format!("{:1$}peak, of {limit}", "", name.len() + 1);
-            lines.push(format!("{label:26}{:>22}{:>22}", percent(without.peak), percent(with.peak)));
+            let cell = |figures: Figures, text: String| style.paint(tone(figures), &format!("{text:>20}"));
+            let label = format!("{name:8}over the line of {}", percent(self.line));
+            lines.push(format!("{label:28}{}{}", cell(without, over(without)), cell(with, over(with))));
+            let label = format!("{:8}peak, of {limit}", "");
+            lines.push(format!("{label:28}{:>20}{:>20}", percent(without.peak), percent(with.peak)));
         }
-        lines.push(format!("{:26}{:>22}{:>22}", "actions", "–", self.actions.len()));
+        lines.push(format!("{:28}{:>20}{:>20}", "actions", "–", self.actions.len()));
         lines.push(String::new());
         lines.push(match self.verdict() {
             Verdict::Held => style.paint(Tone::Good, "Held. The same workers, the same limits; the line is what changed."),
@@ -98,7 +102,8 @@ mod tests {
     }
 
     fn report() -> Report {
-        let deed = Deed { at_seconds: 14.0, resource: "cpu".into(), action: "throttle".into(), workers: vec![], reason: String::new() };
+        let deed =
+            Deed { id: 1, at_seconds: 14.0, resource: "cpu".into(), action: "throttle".into(), workers: vec![], reason: String::new() };
         Report {
             limits: Limits { cores: 0.5, memory: 200_000_000 },
             line: 0.8,
@@ -110,20 +115,20 @@ mod tests {
 
     #[test]
     fn the_table() {
-        let expected = "\
-                                  without Plimsoll         with Plimsoll
-measured for                                12.0 s                18.0 s
-CPU over the line of 80%              11.4 s (95%)           2.3 s (13%)
-    peak, of 0.50 cores                       396%                  397%
-memory over the line of 80%            6.9 s (57%)           3.1 s (17%)
-       peak, of 200.0 MB                      122%                   93%
-actions                                          –                     4
-
-Held. The same workers, the same limits; the line is what changed.
-Next, with your own program:  plimsoll run -- your command
-";
+        let expected = [
+            "                                without Plimsoll       with Plimsoll",
+            "measured for                              12.0 s              18.0 s",
+            "CPU     over the line of 80%        11.4 s (95%)         2.3 s (13%)",
+            "        peak, of 0.50 cores                 396%                397%",
+            "memory  over the line of 80%         6.9 s (58%)         3.1 s (17%)",
+            "        peak, of 200.0 MB                   122%                 93%",
+            "actions                                        –                   4",
+            "",
+            "Held. The same workers, the same limits; the line is what changed.",
+            "Next, with your own program:  plimsoll run -- your command",
+        ];
         let text = report().render(Style::PLAIN);
-        assert_eq!(text, expected, "{text}");
+        assert_eq!(text.lines().collect::<Vec<_>>(), expected);
     }
 
     #[test]
@@ -134,9 +139,13 @@ Next, with your own program:  plimsoll run -- your command
         let idle = Report { actions: Vec::new(), ..good.clone() };
         assert!(matches!(idle.verdict(), Verdict::NotHeld(why) if why.contains("did nothing")));
         let worse = Report { with: Summary { cpu: figures(18.0, 18.0, 4.0), ..good.with }, ..good.clone() };
-        assert!(matches!(worse.verdict(), Verdict::HalfHeld(why) if why == "CPU was over the line 100% of the time with Plimsoll, 95% without"));
+        assert!(
+            matches!(worse.verdict(), Verdict::HalfHeld(why) if why == "CPU was over the line 100% of the time with Plimsoll, 95% without")
+        );
         let nothing = Summary::default();
         let busy = Report { without: nothing, with: nothing, ..good };
-        assert!(matches!(busy.verdict(), Verdict::NotHeld(why) if why.contains("CPU never got over") && why.contains("memory never got over")));
+        assert!(
+            matches!(busy.verdict(), Verdict::NotHeld(why) if why.contains("CPU never got over") && why.contains("memory never got over"))
+        );
     }
 }

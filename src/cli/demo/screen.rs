@@ -3,7 +3,6 @@
 use std::io::{self, IsTerminal, Write};
 
 use super::chart::{Chart, MARGIN};
-use super::stage::Limits;
 use super::tally::{Part, Sample, Use};
 use crate::cli::render::{Style, Tone, cell, clip};
 use crate::response::words;
@@ -31,7 +30,6 @@ pub enum Mode {
 pub struct Scene<'a> {
     pub samples: &'a [Sample],
     pub deeds: &'a [(Tone, String)],
-    pub limits: Limits,
     /// Seconds since the demo began, and how many it takes in all.
     pub now: f64,
     pub total: f64,
@@ -54,9 +52,10 @@ impl Scene<'_> {
         if let Some(url) = self.url {
             lines.push(style.paint(Tone::Quiet, &clip(&format!("live in a browser on this machine: {url}"), style.width)));
         }
-        let held: Vec<String> = self.held.iter().map(|(name, cores)| format!("{name} held to {}", words::cores(*cores))).collect();
+        let held: Vec<String> = self.held.iter().map(|(name, cores)| format!("{name} {cores:.2}")).collect();
+        let held = if held.is_empty() { String::new() } else { format!("held to {} cores", held.join(", ")) };
         let resources: [(&str, fn(&Sample) -> Option<Use>, String); 2] =
-            [("CPU", |sample| sample.cpu, held.join(", ")), ("memory", |sample| sample.memory, String::new())];
+            [("CPU", |sample| sample.cpu, held), ("memory", |sample| sample.memory, String::new())];
         let span = (self.total + 1.0).max(1.0);
         let mut axis = String::new();
         for (name, pick, note) in resources {
@@ -80,7 +79,7 @@ impl Scene<'_> {
         let last = self.samples.last();
         let of = |name: &str, seen: Option<Use>| match seen {
             Some(seen) => {
-                let over = if seen.share > seen.line { style.paint(Tone::Bad, "over") } else { style.paint(Tone::Good, "ok  ") };
+                let over = if seen.is_over() { style.paint(Tone::Bad, "over") } else { style.paint(Tone::Good, "ok  ") };
                 format!("{name} {} {:4.0}% {over}", cell(&amount(name, seen), 21), seen.share * 100.0)
             }
             None => cell(&format!("{name} not read yet"), 34),
@@ -93,7 +92,7 @@ impl Scene<'_> {
 
 fn heading(name: &str, seen: Option<Use>, note: &str, style: Style) -> String {
     let Some(seen) = seen else { return style.paint(Tone::Strong, name) };
-    let tone = if seen.share > seen.line + crate::response::ladder::TOLERANCE { Tone::Bad } else { Tone::Good };
+    let tone = if seen.is_over() { Tone::Bad } else { Tone::Good };
     let share = format!("{:.0}%", seen.share * 100.0);
     let figures = format!("{name:MARGIN$} {}", amount(name, seen));
     let left = style.width.saturating_sub(36);

@@ -15,8 +15,8 @@ use serde::Serialize;
 
 use super::part::{self, Appetite};
 use crate::cli::client::Client;
-use crate::config::settings::{Sampling, Scope};
 use crate::config::ALIASES;
+use crate::config::settings::{Sampling, Scope};
 use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
@@ -28,8 +28,10 @@ const MOST_CORES: f64 = 1.0;
 const MOST_MEMORY: u64 = 200_000_000;
 /// Below this the daemon and the workers themselves would be the load.
 const LEAST_MEMORY: u64 = 40_000_000;
-/// Of the cores and the free memory that are there, one in so many.
-const ONE_IN: u64 = 4;
+/// Of the free memory that is there, one in so many.
+const MEMORY_ONE_IN: u64 = 4;
+/// Of the cores, too: little enough that two threads get over it on a machine that is busy already.
+const CORES_ONE_IN: f64 = 8.0;
 const HOG_THREADS: u64 = 2;
 /// The leak is as fast as this whole duration needs it to be: so many of the demo's parts fill the limit once.
 const LEAKS_PER_DEMO: f64 = 1.8;
@@ -62,13 +64,13 @@ impl Limits {
     }
 
     fn of(cores: f64, free: Option<u64>) -> Result<Limits, String> {
-        let memory = free.map_or(MOST_MEMORY, |free| (free / ONE_IN).min(MOST_MEMORY));
+        let memory = free.map_or(MOST_MEMORY, |free| (free / MEMORY_ONE_IN).min(MOST_MEMORY));
         if memory < LEAST_MEMORY {
-            let needed = LEAST_MEMORY * ONE_IN / 1_000_000;
+            let needed = LEAST_MEMORY * MEMORY_ONE_IN / 1_000_000;
             return Err(format!("the demo needs {needed} MB of free memory, {} MB are there", free.unwrap_or(0) / 1_000_000));
         }
         // Hundredths of a core, so that what is shown is what is set.
-        let cores = (cores / ONE_IN as f64).clamp(0.1, MOST_CORES);
+        let cores = (cores / CORES_ONE_IN).clamp(0.1, MOST_CORES);
         Ok(Limits { cores: (cores * 100.0).round() / 100.0, memory })
     }
 
@@ -268,15 +270,17 @@ impl Guard {
     pub fn alive(&mut self) -> Result<(), String> {
         match self.child.try_wait() {
             Ok(None) => Ok(()),
-            Ok(Some(status)) => Err(format!("the daemon ended ({status}): {}", self.last_words())),
-            Err(error) => Err(format!("the daemon cannot be waited for: {error}")),
+            Ok(Some(status)) => Err(format!("daemon ended ({status}){}", self.last_words())),
+            Err(error) => Err(format!("daemon cannot be waited for: {error}")),
         }
     }
 
+    /// What it said that is not a line of its log, which begins with the date.
     fn last_words(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        let last = log.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
-        last.trim_start_matches("plimsoll: ").to_owned()
+        let output = fs::read_to_string(&self.log).unwrap_or_default();
+        let words: Vec<&str> = output.lines().filter(|line| !line.starts_with(|first: char| first.is_ascii_digit())).collect();
+        let words = words.join("\n").trim().trim_start_matches("plimsoll: ").to_owned();
+        if words.is_empty() { words } else { format!(": {words}") }
     }
 
     fn signal(&self, signal: Signal) {

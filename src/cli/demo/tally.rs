@@ -32,6 +32,13 @@ pub struct Use {
     pub line: f64,
 }
 
+impl Use {
+    /// Over the line by more than the two points that a throttle, which aims at the line itself, is allowed.
+    pub fn is_over(&self) -> bool {
+        self.share > self.line + TOLERANCE
+    }
+}
+
 /// What the daemon read in one tick.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample {
@@ -56,7 +63,7 @@ impl Sample {
 /// What one resource did in one part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Figures {
-    /// Seconds over the line, by more than the two points a throttle that aims at the line itself is allowed.
+    /// Seconds over the line, as [`Use::is_over`] sees it.
     pub over_seconds: f64,
     /// Of the measured time.
     pub over_share: f64,
@@ -103,7 +110,7 @@ impl Figures {
     fn add(&mut self, seen: Option<Use>, passed: f64) {
         let Some(seen) = seen else { return };
         self.peak = self.peak.max(seen.share);
-        if seen.share > seen.line + TOLERANCE {
+        if seen.is_over() {
             self.over_seconds += passed;
         }
     }

@@ -29,6 +29,7 @@ pub struct Record {
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Told {
     ActionPerformed {
+        action_id: u64,
         resource: String,
         action: String,
         workers: Vec<String>,
@@ -36,14 +37,12 @@ pub enum Told {
         reason: String,
     },
     ActionEffective {
-        resource: String,
-        action: String,
+        action_id: u64,
         before: Option<f64>,
         after_1s: Option<f64>,
     },
     ActionIneffective {
-        resource: String,
-        action: String,
+        action_id: u64,
         before: Option<f64>,
         after_1s: Option<f64>,
     },
@@ -58,6 +57,7 @@ pub enum Told {
 /// Something Plimsoll did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Deed {
+    pub id: u64,
     /// Seconds since the demo began.
     pub at_seconds: f64,
     pub resource: String,
@@ -67,10 +67,11 @@ pub struct Deed {
 }
 
 impl Record {
-    /// What was done, if this tells of something that was.
+    /// What was done, if this tells of something that was. `begun` is when the demo began, in seconds since 1970.
     pub fn deed(&self, begun: f64) -> Option<Deed> {
         match &self.event {
-            Told::ActionPerformed { resource, action, workers, outcome, reason } if outcome == "done" => Some(Deed {
+            Told::ActionPerformed { action_id, resource, action, workers, outcome, reason } if outcome == "done" => Some(Deed {
+                id: *action_id,
                 at_seconds: self.at - begun,
                 resource: resource.clone(),
                 action: action.clone(),
@@ -81,27 +82,56 @@ impl Record {
         }
     }
 
-    /// The line that tells it, if it is worth one. `begun` is when the demo began, in seconds since 1970.
-    pub fn line(&self, begun: f64) -> Option<(Tone, String)> {
+    /// The line that tells it, if it is worth one. `done` are the deeds before it: an effect is only told of one of them,
+    /// not of what was merely planned.
+    pub fn line(&self, begun: f64, done: &[Deed]) -> Option<(Tone, String)> {
+        let deed = |id: &u64| done.iter().find(|deed| deed.id == *id);
         let (tone, resource, text) = match &self.event {
-            Told::ActionPerformed { resource, action, workers, outcome, reason } if outcome != "dry_run" => {
-                let whom = if workers.is_empty() { String::new() } else { format!(" {}", workers.join(", ")) };
-                // The first part says what was seen; the rest is for `plimsoll events`.
-                let why = reason.split(';').next().unwrap_or(reason);
-                let (tone, end) = if outcome == "done" { (Tone::Strong, String::new()) } else { (Tone::Bad, format!(" ({outcome})")) };
-                (tone, resource, format!("{action}{whom}{end}: {why}"))
+            // A throttle whose shares change is the same action going on.
+            Told::ActionPerformed { action_id, .. } if deed(action_id).is_some() => return None,
+            Told::ActionPerformed { resource, action, workers, outcome, reason, .. } if outcome != "dry_run" => {
+                let seen = seen(resource, reason);
+                match outcome.as_str() {
+                    "done" => (Tone::Strong, resource, format!("{action}: {} at {seen}", what(action, &workers.join(", ")))),
+                    _ => (Tone::Bad, resource, format!("{action} {outcome}, at {seen}")),
+                }
             }
-            Told::ActionEffective { resource, action, before: Some(before), after_1s: Some(after) } => {
-                (Tone::Good, resource, format!("{action} helped: from {} to {} in a second", percent(*before), percent(*after)))
+            Told::ActionEffective { action_id, before: Some(before), after_1s: Some(after) } => {
+                let Deed { resource, action, at_seconds, .. } = deed(action_id)?;
+                let (before, after) = (percent(*before), percent(*after));
+                (Tone::Good, resource, format!("{action} at {at_seconds:.1}s helped: from {before} to {after} in a second"))
             }
-            Told::ActionIneffective { resource, action, before: Some(before), after_1s: Some(after) } => {
-                (Tone::Warning, resource, format!("{action} was not enough: {} before, {} a second later", percent(*before), percent(*after)))
+            Told::ActionIneffective { action_id, before: Some(before), after_1s: Some(after) } => {
+                let Deed { resource, action, at_seconds, .. } = deed(action_id)?;
+                let (before, after) = (percent(*before), percent(*after));
+                (Tone::Warning, resource, format!("{action} at {at_seconds:.1}s was not enough: from {before} to {after} in a second"))
             }
             Told::ThrottleReleased { resource, held_seconds } => (Tone::Good, resource, format!("released after {held_seconds:.1} s")),
             _ => return None,
         };
         Some((tone, format!("{:5.1}s  {resource:<6} {text}", self.at - begun)))
     }
+}
+
+/// What an action means for those it is about.
+fn what(action: &str, workers: &str) -> String {
+    match action {
+        "throttle" => format!("{workers} slowed"),
+        "shed" => format!("{workers} asked to drop caches"),
+        "recycle" => format!("{workers} replaced"),
+        "kill" => format!("{workers} killed"),
+        _ => workers.to_owned(),
+    }
+}
+
+/// The figures that led to it: of `cpu 85.0 % (0.43 cores of 0.50 cores), line 80.0 %; …` what fits on a screen.
+fn seen(resource: &str, reason: &str) -> String {
+    let standing = reason.split(';').next().unwrap_or(reason);
+    let shares = match standing.split_once(" (").and_then(|(before, rest)| Some((before, rest.split_once(')')?.1))) {
+        Some((before, after)) => format!("{before}{after}"),
+        None => standing.to_owned(),
+    };
+    shares.trim_start_matches(resource).trim_start().to_owned()
 }
 
 #[cfg(test)]
@@ -130,24 +160,28 @@ mod tests {
 
     #[test]
     fn events_of_the_journal_become_lines() {
-        let text = |record: &Record| record.line(100.0).map(|(_, text)| text);
+        let text = |record: &Record, done: &[Deed]| record.line(100.0, done).map(|(_, text)| text);
         let done = performed("done");
-        let expected = " 12.5s  cpu    throttle cpu-hog.0: cpu 198.0 % (0.99 cores of 0.50 cores), line 80.0 %";
-        assert_eq!(text(&done).as_deref(), Some(expected));
-        assert_eq!(done.deed(100.0).unwrap().at_seconds, 12.5);
-        assert_eq!((text(&performed("dry_run")), performed("dry_run").deed(0.0)), (None, None));
-        assert!(text(&performed("failed")).unwrap().contains("throttle cpu-hog.0 (failed): cpu 198.0 %"));
-        assert_eq!(performed("failed").deed(0.0), None);
-        let helped = record(&Event::ActionEffective {
-            action_id: 1,
-            resource: "memory".to_owned(),
-            action: "shed",
-            before: Some(0.83),
-            after_1s: Some(0.6),
-            after_10s: None,
-        });
-        assert_eq!(text(&helped).as_deref(), Some(" 12.5s  memory shed helped: from 83% to 60% in a second"));
+        let expected = " 12.5s  cpu    throttle: cpu-hog.0 slowed at 198.0 %, line 80.0 %";
+        assert_eq!(text(&done, &[]).as_deref(), Some(expected));
+        assert_eq!(text(&performed("failed"), &[]).as_deref(), Some(" 12.5s  cpu    throttle failed, at 198.0 %, line 80.0 %"));
         let ready = record(&Event::WorkerReady { worker: "leaky".into(), replica: 0, pid: 7, after_seconds: 0.5 });
-        assert_eq!(text(&ready), None);
+        assert_eq!(text(&ready, &[]), None);
+        assert_eq!(seen("memory", "something else"), "something else", "words that change do no harm");
+    }
+
+    #[test]
+    fn what_was_only_planned_is_not_told() {
+        assert!(performed("dry_run").line(0.0, &[]).is_none());
+        assert_eq!((performed("dry_run").deed(0.0), performed("failed").deed(0.0)), (None, None));
+        let (before, after_1s) = (Some(0.83), Some(0.6));
+        let helped = Event::ActionEffective { action_id: 1, resource: "cpu".into(), action: "throttle", before, after_1s, after_10s: None };
+        let helped = record(&helped);
+        assert!(helped.line(100.0, &[]).is_none());
+        let deed = performed("done").deed(104.5).unwrap();
+        assert_eq!(deed.at_seconds, 8.0);
+        let text = helped.line(100.0, std::slice::from_ref(&deed)).unwrap().1;
+        assert_eq!(text, " 12.5s  cpu    throttle at 8.0s helped: from 83% to 60% in a second");
+        assert!(performed("done").line(100.0, &[deed]).is_none(), "a throttle that is adjusted is told once");
     }
 }
