@@ -60,6 +60,20 @@ impl Sample {
     }
 }
 
+/// The line of each resource, as a share of its limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Lines {
+    pub cpu: f64,
+    pub memory: f64,
+}
+
+impl Lines {
+    pub fn of(samples: &[Sample]) -> Lines {
+        let last = |pick: fn(&Sample) -> Option<Use>| samples.iter().rev().find_map(pick).map_or(0.0, |seen| seen.line);
+        Lines { cpu: last(|sample| sample.cpu), memory: last(|sample| sample.memory) }
+    }
+}
+
 /// What one resource did in one part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Figures {
