@@ -49,6 +49,9 @@ pub struct Sample {
     pub memory: Option<Use>,
 }
 
+/// One of the resources of a sample.
+pub type Pick = fn(&Sample) -> Option<Use>;
+
 impl Sample {
     /// `at` is when the snapshot was taken, in seconds since the demo began.
     pub fn of(snapshot: &Snapshot, part: Part, at: f64) -> Sample {
@@ -69,7 +72,7 @@ pub struct Lines {
 
 impl Lines {
     pub fn of(samples: &[Sample]) -> Lines {
-        let last = |pick: fn(&Sample) -> Option<Use>| samples.iter().rev().find_map(pick).map_or(0.0, |seen| seen.line);
+        let last = |pick: Pick| samples.iter().rev().find_map(pick).map_or(0.0, |seen| seen.line);
         Lines { cpu: last(|sample| sample.cpu), memory: last(|sample| sample.memory) }
     }
 }
