@@ -223,7 +223,7 @@ dry_run = {dry_run}
 
 [policy.cpu]
 limit = {cores}
-sustain = "1s"
+sustain = "500ms"
 
 [policy.memory]
 limit = {memory}
