@@ -191,7 +191,8 @@ impl Throttle {
     /// Lets go whoever is held in a way that its settings do not allow any more; called after a reload.
     pub fn apply(&mut self, supervisor: &Supervisor, now: Duration) -> Result<(), String> {
         let allowed = |slot: &SlotId| supervisor.replica(*slot).and_then(|replica| self.means.method(&replica.worker).ok());
-        let wrong: Vec<SlotId> = self.held.iter().filter(|(slot, held)| allowed(slot) != Some(held.grip.method())).map(|(slot, _)| *slot).collect();
+        let wrong: Vec<SlotId> =
+            self.held.iter().filter(|(slot, held)| allowed(slot) != Some(held.grip.method())).map(|(slot, _)| *slot).collect();
         let failures: Vec<String> = wrong.into_iter().filter_map(|slot| self.let_go(slot, now).err()).collect();
         if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     }

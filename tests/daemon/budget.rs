@@ -128,7 +128,8 @@ fn a_hog_is_held_to_its_budget_by_a_duty_cycle_and_never_stopped_for_long() {
 /// Four workers as different as can be, one of them a tree whose grandchildren burn.
 fn uneven(method: &str) -> String {
     let worker = |name: &str, words: &str| format!("[workers.{name}]\ncommand = {{hungry {words}}}\nthrottle = \"{method}\"\n");
-    [POLICY, &worker("one", "burn=1"), &worker("four", "burn=4"), &worker("light", "light=2"), &worker("tree", "child=burn=1 child=burn=1")].concat()
+    [POLICY, &worker("one", "burn=1"), &worker("four", "burn=4"), &worker("light", "light=2"), &worker("tree", "child=burn=1 child=burn=1")]
+        .concat()
 }
 
 #[test]

@@ -9,26 +9,35 @@ use crate::stage::{Stage, skip, wait_for};
 #[test]
 fn what_was_meant_for_the_daemon_does_not_reach_a_worker() {
     let mut stage = Stage::new("[workers.web]\ncommand = {hungry}\nenv = { COLOUR = \"blue\" }");
-    stage.env = [("PLIMSOLL_HTTP__API_KEY", "a-secret-nobody-guesses"), ("NOTIFY_SOCKET", "@nowhere"), ("WATCHDOG_USEC", "1000000000"), ("ORDINARY", "yes")]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .to_vec();
+    stage.env = [
+        ("PLIMSOLL_HTTP__API_KEY", "a-secret-nobody-guesses"),
+        ("NOTIFY_SOCKET", "@nowhere"),
+        ("WATCHDOG_USEC", "1000000000"),
+        ("ORDINARY", "yes"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .to_vec();
     stage.start();
     let worker = stage.worker("web");
-    let variables = wait_for("the worker has begun", || Some(outside::environment(worker)).filter(|all| all.iter().any(|one| one == "COLOUR=blue")));
+    let variables =
+        wait_for("the worker has begun", || Some(outside::environment(worker)).filter(|all| all.iter().any(|one| one == "COLOUR=blue")));
     assert!(variables.iter().any(|variable| variable == "ORDINARY=yes"), "{variables:?}");
     for name in ["PLIMSOLL_", "NOTIFY_SOCKET", "WATCHDOG_"] {
         assert!(!variables.iter().any(|variable| variable.starts_with(name)), "{name}: {variables:?}");
     }
-    let told = [stage.log(), stage.request("GET", "/metrics").expect("the page").body, String::from_utf8_lossy(&stage.ask(&["config", "show", "--origin"]).stdout).into_owned()];
+    let told = [
+        stage.log(),
+        stage.request("GET", "/metrics").expect("the page").body,
+        String::from_utf8_lossy(&stage.ask(&["config", "show", "--origin"]).stdout).into_owned(),
+    ];
     assert!(!told.iter().any(|text| text.contains("a-secret-nobody-guesses")));
 }
 
 #[test]
 fn the_kernel_takes_a_worker_before_the_daemon() {
     let stage = Stage::running("[workers.web]\ncommand = {hungry}");
-    let score = |pid: i32| -> i32 {
-        fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("it lives").trim().parse().expect("a number")
-    };
+    let score =
+        |pid: i32| -> i32 { fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("it lives").trim().parse().expect("a number") };
     let (worker, daemon) = (score(stage.worker("web")), score(stage.pid()));
     assert!(worker > daemon, "worker {worker}, daemon {daemon}");
 }

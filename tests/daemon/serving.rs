@@ -38,7 +38,8 @@ fn metrics_are_served_in_the_form_that_is_asked_for() {
     assert!(open.head.to_lowercase().contains("content-type: application/openmetrics-text"), "{}", open.head);
     assert!(open.body.ends_with("# EOF\n"), "{}", open.body);
 
-    let promtool = Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let promtool =
+        Command::new("promtool").args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
     let Ok(mut promtool) = promtool else { return note_without_promtool() };
     promtool.stdin.take().expect("piped").write_all(plain.body.as_bytes()).expect("it reads");
     let verdict = promtool.wait_with_output().expect("it ends");

@@ -46,7 +46,9 @@ fn a_crash_loop_is_slowed_then_given_up_and_the_daemon_goes_on() {
     let doubling = [0.1, 0.2, 0.4, 0.8];
     assert!(pauses.len() == 4 && pauses.iter().zip(doubling).all(|(pause, meant)| *pause >= 0.6 * meant), "{pauses:?}");
     assert!(pauses.is_sorted(), "{pauses:?}");
-    wait_for("it counts as failed", || stage.metric("plimsoll_worker_replicas{worker=\"broken\",state=\"failed\"}").filter(|count| *count == 1.0));
+    wait_for("it counts as failed", || {
+        stage.metric("plimsoll_worker_replicas{worker=\"broken\",state=\"failed\"}").filter(|count| *count == 1.0)
+    });
     assert!(outside::process(sound).is_some_and(|process| process.state != 'Z'));
     assert!(stage.ask(&["health"]).status.success());
 }
@@ -135,7 +137,9 @@ fn workers_are_stopped_before_those_they_come_after() {
 
 #[test]
 fn the_whole_shutdown_keeps_its_deadline() {
-    let mut stage = Stage::new("[daemon]\nshutdown_timeout = \"1s\"\n[workers.deaf]\ncommand = {hungry deaf log={here}/log}\nstop = { within = \"1h\" }");
+    let mut stage = Stage::new(
+        "[daemon]\nshutdown_timeout = \"1s\"\n[workers.deaf]\ncommand = {hungry deaf log={here}/log}\nstop = { within = \"1h\" }",
+    );
     stage.start();
     wait_for("it is up", || stage.path("log").exists().then_some(()));
     stage.signal(Signal::TERM);
@@ -147,7 +151,9 @@ fn the_whole_shutdown_keeps_its_deadline() {
 
 #[test]
 fn survivors_of_a_worker_that_has_ended_are_ended_before_it_is_replaced() {
-    let stage = Stage::running("[workers.tree]\ncommand = {hungry child=deaf astray=deaf after=300 exit=1}\nbackoff = { first = \"50ms\" }\nstop = { within = \"200ms\" }");
+    let stage = Stage::running(
+        "[workers.tree]\ncommand = {hungry child=deaf astray=deaf after=300 exit=1}\nbackoff = { first = \"50ms\" }\nstop = { within = \"200ms\" }",
+    );
     let ended = stage.event("worker_exited", |event| event["worker"] == "tree");
     assert_eq!((&ended["exit_code"], &ended["survivors_killed"]), (&1.into(), &2.into()), "{ended}");
 }
@@ -157,9 +163,7 @@ fn orphans_are_reaped() {
     // Each turn leaves an orphan behind that ends a moment later.
     let script = "while :; do ( ( sleep 0.02 ) & ) ; sleep 0.02; echo turn >> turns; done";
     let stage = Stage::running(&format!("[workers.parent]\ncommand = [\"sh\", \"-c\", \"{script}\"]"));
-    wait_for("many orphans were made", || {
-        fs::read_to_string(stage.path("turns")).ok().filter(|turns| turns.lines().count() >= 40)
-    });
+    wait_for("many orphans were made", || fs::read_to_string(stage.path("turns")).ok().filter(|turns| turns.lines().count() >= 40));
     wait_for("no zombie is left", || (!outside::children(stage.pid()).iter().any(|child| child.state == 'Z')).then_some(()));
 }
 
