@@ -33,7 +33,7 @@ use crate::snapshot::{Counters, Environment, Histogram, Published};
 use crate::supervisor::Supervisor;
 use crate::supervisor::supervisor::{Command, Surroundings};
 
-use super::folders::{FolderError, Folders};
+use super::folders::{self, FolderError, Folders};
 use super::guardian::{Guardian, Tally};
 use super::sentinel::Sentinel;
 use super::signals::Signals;
@@ -229,18 +229,26 @@ fn ring_bell(bell: &OwnedFd) {
 
 /// Puts back what an earlier run left behind.
 fn sweep(folders: &Folders, paths: &Paths) -> Vec<Event> {
-    match undo::sweep(&folders.undo_log(), paths) {
-        Ok(swept) if swept == undo::Swept::default() => Vec::new(),
-        Ok(swept) => vec![Event::UndoSwept {
-            restored: swept.restored,
-            gone: swept.gone,
-            failed: u32::try_from(swept.failed.len()).unwrap_or(u32::MAX),
-            detail: swept.failed.join("; "),
-        }],
-        Err(error) => {
-            vec![Event::Degraded { part: "undo log", detail: format!("what an earlier run left could not be put back: {error}") }]
+    let mut events = Vec::new();
+    let mut total = undo::Swept::default();
+    for log in folders::undo_logs(&folders.runtime) {
+        match undo::sweep(&log, paths) {
+            Ok(swept) => total.add(swept),
+            Err(error) => {
+                let detail = format!("what an earlier run left could not be put back: {}: {error}", log.display());
+                events.push(Event::Degraded { part: "undo log", detail });
+            }
         }
     }
+    if total != undo::Swept::default() {
+        events.push(Event::UndoSwept {
+            restored: total.restored,
+            gone: total.gone,
+            failed: u32::try_from(total.failed.len()).unwrap_or(u32::MAX),
+            detail: total.failed.join("; "),
+        });
+    }
+    events
 }
 
 /// Finds out by doing it to the sentinel whether a worse nice value can be taken back.

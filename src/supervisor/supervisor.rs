@@ -502,7 +502,11 @@ fn launch(around: &Surroundings, worker: &Worker, name: &str) -> io::Result<(Pro
     };
     let started = process::spawn(&launch).and_then(|pid| {
         // It is our child and not reaped yet: the number cannot have been given away.
-        Process::open(&around.paths, pid, None)?.ok_or_else(|| io::Error::other("it ended before it could be held"))
+        let held = Process::open(&around.paths, pid, None);
+        if !matches!(held, Ok(Some(_))) {
+            process::kill_session(pid);
+        }
+        held?.ok_or_else(|| io::Error::other("it could not be found in /proc, and was ended again"))
     });
     match started {
         Ok(process) => Ok((process, group)),

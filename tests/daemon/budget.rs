@@ -13,8 +13,9 @@ static MEASURING: Mutex<()> = Mutex::new(());
 const WINDOW: Duration = Duration::from_secs(10);
 /// What the workers may use together in these tests: 80 % of three tenths of a core.
 const BUDGET: f64 = 0.24;
-/// A machine that is busy with other things may withhold what the budget grants: so many windows are tried for the lower
-/// bound. The upper bound holds in each.
+/// A machine on which others take all there is withholds what the budget grants, and hogs it starved come back in a rush:
+/// only a window in which it was idle for this part of its time counts. So many are tried.
+const CALM: f64 = 0.10;
 const WINDOWS: u32 = 4;
 
 const POLICY: &str = "
@@ -43,17 +44,19 @@ fn settled(stage: &Stage) {
 #[track_caller]
 fn assert_held(stage: &Stage, tolerance: f64) {
     settled(stage);
-    let mut seen = Vec::new();
     for _ in 0..WINDOWS {
+        let before = outside::machine_time();
         let cores = used(stage);
-        seen.push(cores);
-        assert!(cores <= BUDGET + tolerance, "over the budget of {BUDGET} cores: {seen:.3?}\n{:#}", stage.status()["workers"]);
-        if cores >= BUDGET - tolerance {
-            eprintln!("budget {BUDGET} cores, used {seen:.3?}");
+        let idle = outside::idle_share(before, outside::machine_time());
+        eprintln!("budget {BUDGET} cores, used {cores:.3}, machine idle {:.0} %", idle * 100.0);
+        // Whatever others do, it is held.
+        assert!(cores <= 2.0 * BUDGET, "{cores:.3} cores of a budget of {BUDGET}");
+        if idle >= CALM {
+            assert!((cores - BUDGET).abs() <= tolerance, "{cores:.3} cores of a budget of {BUDGET}\n{:#}", stage.status()["workers"]);
             return;
         }
     }
-    panic!("always under the budget of {BUDGET} cores: {seen:.3?}\n{:#}", stage.status()["workers"]);
+    skip("the machine is too busy with other things to measure a share on it");
 }
 
 /// The longest time any process was seen in state T in one go, looked at every millisecond, for as long as `during` runs.
@@ -96,11 +99,12 @@ fn measuring() -> std::sync::MutexGuard<'static, ()> {
 
 /// Whether the daemon holds by quota here; shown as a skip if not.
 fn by_quota(stage: &Stage) -> bool {
-    let enforcement = stage.status()["environment"]["enforcement"].clone();
-    if enforcement != "cgroup" {
+    let started = stage.event("daemon_started", |_| true);
+    let enforcement = &started["enforcement"];
+    if *enforcement != "cgroup" {
         skip("no CPU quota can be set on groups of our own here");
     }
-    enforcement == "cgroup"
+    *enforcement == "cgroup"
 }
 
 #[test]

@@ -130,23 +130,43 @@ fn a_group_that_vanishes_under_a_throttle_stops_nothing() {
     assert_well(&stage);
 }
 
-#[test]
-fn a_machine_without_pressure_information_is_watched_all_the_same() {
-    let mut stage = Stage::new("[workers.web]\ncommand = {hungry}");
-    // All of the real /proc but for pressure.
+/// The real machine, but for what the names of `/proc` say that are to be missing.
+fn machine_without(stage: &mut Stage, missing: impl Fn(&str) -> bool) {
     let proc = stage.path("proc");
     fs::create_dir(&proc).expect("it is ours");
     for entry in fs::read_dir("/proc").expect("it can be listed").flatten() {
         let name = entry.file_name();
-        if name != "pressure" && !name.to_string_lossy().chars().all(|character| character.is_ascii_digit()) {
+        if !missing(&name.to_string_lossy()) {
             std::os::unix::fs::symlink(entry.path(), proc.join(name)).expect("it is ours");
         }
     }
     stage.set.push(format!("host.proc={}", proc.display()));
-    stage.launch();
-    stage.event("daemon_started", |_| true);
-    wait_for("the control socket answers", || stage.get("/healthz"));
+}
+
+fn is_number(name: &str) -> bool {
+    name.chars().all(|character| character.is_ascii_digit())
+}
+
+#[test]
+fn a_machine_without_pressure_information_is_watched_all_the_same() {
+    let mut stage = Stage::new("");
+    machine_without(&mut stage, |name| name == "pressure" || is_number(name));
+    stage.start();
+    wait_for("the memory is read", || stage.metric("plimsoll_memory_limit_bytes").filter(|bytes| *bytes > 0.0));
     let page = wait_for("the metrics", || stage.request("GET", "/metrics")).body;
     assert!(!page.lines().any(|line| line.starts_with("plimsoll_pressure_")), "unknown is absent");
-    assert!(stage.metric("plimsoll_memory_limit_bytes").is_some());
+    assert_well(&stage);
+    assert_eq!(stage.stop(), 0);
+}
+
+#[test]
+fn a_worker_that_cannot_be_held_is_not_left_running() {
+    let mut stage = Stage::new("[workers.web]\ncommand = {hungry}");
+    // No process can be found, not even the one that was just started.
+    machine_without(&mut stage, is_number);
+    stage.start();
+    stage.event("worker_start_failed", |event| event["worker"] == "web");
+    wait_for("nobody runs", || stage.population().is_empty().then_some(()));
+    assert_eq!(stage.stop(), 0);
+    assert_eq!(stage.population(), []);
 }

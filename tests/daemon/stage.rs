@@ -155,11 +155,11 @@ impl Stage {
         command.current_dir(self.folder.path()).stdin(Stdio::null());
     }
 
-    /// Starts the daemon and waits until it serves its control socket.
+    /// Starts the daemon and waits until it answers and has looked once.
     pub fn start(&mut self) {
         self.launch();
         self.event("daemon_started", |_| true);
-        wait_for("the control socket answers", || self.get("/healthz"));
+        wait_for("the first look", || self.request("GET", "/healthz").filter(|reply| reply.status == 200));
     }
 
     /// Starts it and does not wait.
