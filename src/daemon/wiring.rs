@@ -23,7 +23,7 @@ use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
 use crate::http::control::CommandQueue;
 use crate::http::listen::{self, ListenError, SOCKET};
-use crate::http::server::{self, Limits, Parts};
+use crate::http::server::{Limits, Parts};
 use crate::journal::history::History;
 use crate::journal::{Event, Journal, log};
 use crate::policy::Engine;
@@ -149,7 +149,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?);
     let ring = wake.clone();
     let (queue, commands) = CommandQueue::new(COMMANDS, Arc::new(move || ring_bell(&ring)));
-    let http = server::spawn(Parts {
+    let doors = Parts {
         tcp,
         unix: Some(socket),
         published: published.clone(),
@@ -159,7 +159,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         events: journal.ring(),
         clock: Arc::new(Moment::now),
         limits: Limits::default(),
-    })?;
+    };
 
     let engine = Engine::new(&settings);
     let planner = Planner::new(&settings);
@@ -180,7 +180,8 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         published,
         access,
         effective,
-        http: Some(http),
+        doors: Some(doors),
+        http: None,
         environment,
         tally: tally(now),
         signals,

@@ -14,9 +14,11 @@ use rustix::process::{Pid, Signal};
 use serde::Serialize;
 
 use super::part::{self, Appetite};
+use crate::actuators::undo;
 use crate::cli::client::Client;
 use crate::config::ALIASES;
 use crate::config::settings::{Sampling, Scope};
+use crate::daemon::folders;
 use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
@@ -39,6 +41,8 @@ const LEAKS_PER_DEMO: f64 = 1.8;
 const GRACE: Duration = Duration::from_secs(60);
 /// An ordered end takes a fraction of a second; after this it is not waited for.
 const END: Duration = Duration::from_secs(10);
+/// For the last processes of a daemon that was killed.
+const SWEEP: Duration = Duration::from_secs(3);
 
 /// The small limits of the demo.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -152,10 +156,6 @@ impl Stage {
         self.port.map(|port| format!("http://127.0.0.1:{port}/"))
     }
 
-    pub fn socket(&self) -> PathBuf {
-        self.folder.path().join("run").join(SOCKET)
-    }
-
     /// Starts the daemon, which starts the workers: with `acting` false it measures and lets them do as they like.
     ///
     /// # Errors
@@ -181,7 +181,7 @@ impl Stage {
         // Ctrl-C is for the demo, which ends the daemon in order.
         command.process_group(0);
         let child = command.spawn().map_err(told("could not start the daemon"))?;
-        Ok(Guard { child, socket: self.socket(), log })
+        Ok(Guard { child, run: self.folder.path().join("run"), log })
     }
 
     fn settings(&self, acting: bool) -> String {
@@ -251,7 +251,8 @@ shed_signal = "SIGUSR1"
 #[derive(Debug)]
 pub struct Guard {
     child: Child,
-    socket: PathBuf,
+    /// Its runtime folder.
+    run: PathBuf,
     log: PathBuf,
 }
 
@@ -262,7 +263,7 @@ impl Guard {
     /// When it has ended: its own last words.
     pub fn client(&mut self) -> Result<Option<Client>, String> {
         self.alive()?;
-        Ok(Client::find(std::slice::from_ref(&self.socket)).ok())
+        Ok(Client::find(&[self.run.join(SOCKET)]).ok())
     }
 
     /// # Errors
@@ -283,6 +284,18 @@ impl Guard {
         if words.is_empty() { words } else { format!(": {words}") }
     }
 
+    /// Puts back what a daemon that was killed left behind, groups included: its undo log goes with the folder, and no
+    /// later start will read it. After an ordered end there is nothing to do.
+    fn sweep(&self) {
+        let log = folders::undo_log(&self.run);
+        let deadline = Moment::now().steady + SWEEP;
+        let is_empty = || fs::metadata(&log).map_or(true, |log| log.len() == 0);
+        // The workers are about to end; until they have, their groups stay.
+        while undo::sweep(&log, &Paths::default()).is_ok() && !is_empty() && Moment::now().steady < deadline {
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         // It has not been waited for, so the number is still its own.
         let _ = rustix::process::kill_process(Pid::from_child(&self.child), signal);
@@ -297,9 +310,10 @@ impl Drop for Guard {
             if Moment::now().steady > deadline {
                 self.signal(Signal::KILL);
                 let _ = self.child.wait();
-                return;
+                break;
             }
             std::thread::park_timeout(Duration::from_millis(10));
         }
+        self.sweep();
     }
 }
