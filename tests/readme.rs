@@ -208,3 +208,46 @@ fn every_event_is_explained() {
         assert!(page.lines().any(|line| line.starts_with(&format!("| `{name}` |"))), "docs/operating.md does not explain {name}");
     }
 }
+
+/// The source file that a path such as `policy::rule::lines` leads to, and what is left of the path there. `None` when its first
+/// part is no module of ours.
+fn source_of(path: &[&str]) -> Option<(PathBuf, Vec<String>)> {
+    let mut folder = root().join("src");
+    for (at, part) in path.iter().enumerate() {
+        let rest = || path.iter().skip(at + 1).map(|part| (*part).to_owned()).collect();
+        let (file, inner) = (folder.join(format!("{part}.rs")), folder.join(part));
+        let leads_on = path.get(at + 1).is_some_and(|next| inner.join(format!("{next}.rs")).exists() || inner.join(next).is_dir());
+        if inner.is_dir() && leads_on {
+            folder = inner;
+        } else if file.exists() {
+            return Some((file, rest()));
+        } else if inner.join("mod.rs").exists() {
+            return Some((inner.join("mod.rs"), rest()));
+        } else if at == 0 {
+            return None;
+        } else {
+            return Some((folder.join("mod.rs"), path.iter().skip(at).map(|part| (*part).to_owned()).collect()));
+        }
+    }
+    None
+}
+
+#[test]
+fn code_named_on_the_pages_is_there() {
+    let mut seen = 0;
+    for page in pages() {
+        for span in spans(&prose(&page.text)) {
+            let parts: Vec<&str> = span.split("::").collect();
+            let is_path =
+                parts.len() > 1 && parts.iter().all(|part| !part.is_empty() && part.chars().all(|c| c.is_ascii_alphanumeric() || c == '_'));
+            let Some((file, rest)) = is_path.then(|| source_of(&parts)).flatten() else { continue };
+            let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: `{span}`: {e}", page.path.display()));
+            for name in rest {
+                let is_there = text.split(|c: char| !(c.is_alphanumeric() || c == '_')).any(|word| word == name);
+                assert!(is_there, "{}: `{span}`: {} has no {name}", page.path.display(), file.display());
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen >= 20, "only {seen} names were found");
+}
