@@ -17,7 +17,6 @@ use crate::journal::log::Guard;
 use crate::journal::{Event, Journal};
 use crate::policy::{Engine, Level, Resource, Verdict};
 use crate::response::Planner;
-use crate::response::planner::Status;
 use crate::sampling::Readings;
 use crate::sampling::sampler::Sampler;
 use crate::snapshot::{Counters, Environment, Published};
@@ -75,6 +74,8 @@ pub struct Tally {
     pub reloaded: Moment,
     pub reload_successful: bool,
     pub shutting_down: bool,
+    /// The state of the trees whose members the supervisor knows of.
+    pub noted: Option<u64>,
     pub levels: BTreeMap<Resource, Level>,
     pub limits: [Option<f64>; 2],
     /// The highest action that was told; a budget that is shared anew keeps its number.
@@ -82,7 +83,6 @@ pub struct Tally {
     /// Since when each resource's throttle has been on.
     pub engaged: BTreeMap<Resource, Moment>,
     pub verdicts: Vec<Verdict>,
-    pub statuses: BTreeMap<Resource, Status>,
     pub counters: Counters,
     pub actions: BTreeMap<(String, &'static str), (u64, u64)>,
     pub suppressed: BTreeMap<&'static str, u64>,

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use procfs::WithCurrentSystemInfo;
-
+use crate::actuators::throttle::Method;
 use crate::config::settings::Worker;
 use crate::host::clock::Moment;
+use crate::host::{Paths, procfs, scan};
 use crate::policy::verdict::Basis;
 use crate::policy::{Level, Verdict};
 use crate::response::refusal::Reason;
-use crate::sampling::readings::{LimitSource, Pressure, Reading, Source};
+use crate::sampling::readings::{LimitSource, Pressure, Reading, Source, WorkerReadings};
 use crate::snapshot::{
     CpuState, DaemonState, DiskState, MemoryState, PolicyState, PressureState, ReplicaState, ResourceState, Snapshot, WorkerState,
 };
@@ -19,6 +19,9 @@ use crate::supervisor::state::State;
 use crate::supervisor::supervisor::{EXIT_REASONS, RECYCLE_CAUSES};
 
 use super::guardian::Guardian;
+
+/// From this share of the time on, a replica counts as held back.
+const HELD_BACK: f64 = 0.01;
 
 impl Guardian {
     /// Publishes how things stand now.
@@ -119,7 +122,7 @@ impl Guardian {
     }
 
     fn resource_state(&self, verdict: &Verdict) -> ResourceState {
-        let status = self.tally.statuses.get(&verdict.resource).cloned().unwrap_or_default();
+        let status = self.planner.status(&verdict.resource);
         ResourceState {
             resource: self.label(&verdict.resource),
             state: verdict.level.word().to_owned(),
@@ -148,22 +151,22 @@ impl Guardian {
     }
 
     fn worker_states(&self, now: Moment) -> Vec<WorkerState> {
-        let mut by_name: BTreeMap<&Arc<str>, (&Arc<Worker>, Vec<&Replica>)> = BTreeMap::new();
-        for replica in self.supervisor.replicas() {
-            by_name.entry(&replica.worker.name).or_insert((&replica.worker, Vec::new())).1.push(replica);
+        let mut by_name: BTreeMap<&Arc<str>, (&Arc<Worker>, Vec<(&Replica, Option<&WorkerReadings>)>)> = BTreeMap::new();
+        for (replica, read) in self.supervisor.with_readings(&self.readings) {
+            by_name.entry(&replica.worker.name).or_insert((&replica.worker, Vec::new())).1.push((replica, read));
         }
         let cores = self.cpu_limit();
         by_name
             .into_iter()
             .map(|(name, (worker, replicas))| {
-                let states: Vec<ReplicaState> = replicas.iter().map(|replica| self.replica_state(replica, now)).collect();
+                let states: Vec<ReplicaState> = replicas.iter().map(|(replica, read)| self.replica_state(replica, *read, now)).collect();
                 let totals = self.supervisor.totals().get(name).cloned().unwrap_or_default();
-                let reads = || self.readings.workers.iter().filter(|read| read.worker == *name);
+                let reads = || replicas.iter().filter_map(|(_, read)| *read);
                 let living_cpu: f64 = reads().filter_map(|read| read.cpu_total.known()).map(|total| total.as_secs_f64()).sum();
                 let memories: Vec<u64> = reads().filter_map(|read| read.memory.known()).collect();
                 let burdens: Vec<f64> = replicas
                     .iter()
-                    .filter_map(|replica| replica.slot())
+                    .filter_map(|(replica, _)| replica.slot())
                     .map(|slot| self.throttle.burden(slot).map_or(0.0, |b| b.ratio))
                     .collect();
                 let named =
@@ -194,12 +197,11 @@ impl Guardian {
             .collect()
     }
 
-    fn replica_state(&self, replica: &Replica, now: Moment) -> ReplicaState {
-        let slot = replica.slot();
-        let read = slot.and_then(|slot| self.readings.workers.iter().find(|read| read.slot == slot));
-        let burden = slot.and_then(|slot| self.throttle.burden(slot));
+    fn replica_state(&self, replica: &Replica, read: Option<&WorkerReadings>, now: Moment) -> ReplicaState {
+        let burden = replica.slot().and_then(|slot| self.throttle.burden(slot));
         let state = match (replica.state, burden) {
-            (State::Running { .. }, Some(_)) => "throttled",
+            // Held to a share and wanting more; one that is content with less than its share just runs.
+            (State::Running { .. }, Some(burden)) if burden.ratio >= HELD_BACK || burden.method == Method::Nice => "throttled",
             (state, _) => state.word(),
         };
         ReplicaState {
@@ -274,13 +276,13 @@ struct OwnUse {
 
 /// What the daemon itself uses: always of this machine, whatever machine is being looked at.
 fn own_use() -> OwnUse {
-    let Ok(own) = procfs::process::Process::myself() else { return OwnUse::default() };
-    let stat = own.stat().ok();
+    let own = std::fs::read("/proc/self/statm").ok().and_then(|text| procfs::parse_statm(&text));
+    let bytes = |pages: u64| pages.saturating_mul(rustix::param::page_size() as u64);
     OwnUse {
-        resident: stat.as_ref().map(|stat| stat.rss_bytes().get()),
-        virtual_memory: stat.as_ref().map(|stat| stat.vsize),
+        resident: own.map(|own| bytes(own.resident)),
+        virtual_memory: own.map(|own| bytes(own.size)),
         cpu: Some(rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime))
             .map(|time| time.tv_sec as f64 + time.tv_nsec as f64 / 1e9),
-        descriptors: own.fd_count().ok().and_then(|count| u64::try_from(count).ok()),
+        descriptors: scan::descriptors(&Paths::default(), std::process::id().cast_signed()).ok(),
     }
 }

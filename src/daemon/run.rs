@@ -156,11 +156,12 @@ impl Guardian {
 
     pub fn release(&mut self, now: Moment) -> Answer {
         let result = self.throttle.let_all_go(now.steady);
+        self.planner.begin_anew();
         let mut events = Vec::new();
         self.note_released("asked for", now, &mut events);
         self.tell(&events, now);
         match result {
-            Ok(count) => Answer::Done(format!("{count} replicas were held and are free; the policy may act again from the next tick on")),
+            Ok(count) => Answer::Done(format!("held and now free: {}; the policy may act again from the next tick on", counted(count))),
             Err(why) => Answer::Refused(format!("not everything could be put back: {why}")),
         }
     }
@@ -180,6 +181,11 @@ impl Guardian {
         // An interrupted wait is a signal that has arrived; whatever it was, the loop looks.
         let _ = rustix::event::poll(&mut fds, Some(&timeout));
     }
+}
+
+/// So many replicas, in words.
+pub fn counted(replicas: u32) -> String {
+    format!("{replicas} replica{}", if replicas == 1 { "" } else { "s" })
 }
 
 /// A command's code as a process's own.

@@ -1,5 +1,7 @@
 //! One tick: readings → verdicts → actions → effects, all four recorded.
 
+use std::collections::BTreeSet;
+
 use crate::actuators::Effect;
 use crate::actuators::hands::{DryRun, Hands, Perform};
 use crate::host::clock::Moment;
@@ -9,7 +11,8 @@ use crate::response::action::{Action, Deed, Outcome};
 use crate::response::candidate::Candidate;
 use crate::response::planner::{Measured, Plan};
 use crate::response::refusal::Refusal;
-use crate::sampling::readings::{LimitSource, Source};
+use crate::sampling::readings::{LimitSource, Source, WorkerReadings};
+use crate::supervisor::Replica;
 
 use super::guardian::Guardian;
 use super::pacing;
@@ -20,13 +23,9 @@ const NEAR: f64 = 0.85;
 impl Guardian {
     /// Looks, judges, plans, acts, records and publishes.
     pub fn tick(&mut self, now: Moment) {
-        let targets = self.supervisor.targets();
-        self.sampler.read_into(&targets, now, &mut self.readings);
+        self.sampler.read_into(self.supervisor.targets(), now, &mut self.readings);
         self.supervisor.note_readings(&self.readings);
-        for target in &targets {
-            let members = self.sampler.trees().members(target.slot).iter().map(|member| (member.pid, member.started));
-            self.supervisor.note_members(target.slot, members);
-        }
+        self.note_members();
         self.throttle.measure(now.steady);
 
         let verdicts = self.engine.judge(&self.readings, now);
@@ -38,7 +37,7 @@ impl Guardian {
         let mut events = self.changes(&verdicts);
         self.tell_effects(&effects, &verdicts, now, &mut events);
         self.tell_measured(measured, &mut events);
-        self.tell_refusals(&refusals, &verdicts, &mut events);
+        self.tell_refusals(&refusals, &mut events);
         self.report(&verdicts, now, &mut events);
         self.tell(&events, now);
         self.look_closer(&verdicts);
@@ -49,12 +48,24 @@ impl Guardian {
         self.picture_now(now);
     }
 
+    /// Takes over who belongs to which tree, when that may have changed.
+    fn note_members(&mut self) {
+        let trees = self.sampler.trees();
+        if self.tally.noted == Some(trees.changes()) {
+            return;
+        }
+        self.tally.noted = Some(trees.changes());
+        for read in &self.readings.workers {
+            let members = trees.members(read.slot).iter().map(|member| (member.pid, member.started));
+            self.supervisor.note_members(read.slot, members);
+        }
+    }
+
     /// Everybody an action may be about.
     fn candidates(&self, now: Moment) -> Vec<Candidate> {
         let means = self.throttle.means();
-        let candidate = |replica: &crate::supervisor::Replica| {
+        let candidate = |(replica, read): (&Replica, Option<&WorkerReadings>)| {
             let life = replica.life.as_ref()?;
-            let read = self.readings.workers.iter().find(|read| read.slot == life.slot);
             Some(Candidate {
                 slot: life.slot,
                 worker: replica.worker.name.clone(),
@@ -70,7 +81,7 @@ impl Guardian {
                 lifetime_due: life.lifetime_due.is_some_and(|due| due <= now.steady),
             })
         };
-        self.supervisor.replicas().iter().filter_map(candidate).collect()
+        self.supervisor.with_readings(&self.readings).filter_map(candidate).collect()
     }
 
     fn perform(&mut self, actions: Vec<Action>, begun: Moment) -> Vec<Effect> {
@@ -92,8 +103,7 @@ impl Guardian {
     /// Looks again right before a drastic act: things may have recovered since the tick began.
     fn still_needed(&mut self, action: &Action) -> bool {
         let now = Moment::now();
-        let targets = self.supervisor.targets();
-        let fresh = self.sampler.read(&targets, now);
+        let fresh = self.sampler.read(self.supervisor.targets(), now);
         let verdicts = self.engine.judge(&fresh, now);
         self.planner.confirm(action, &verdicts)
     }
@@ -130,7 +140,11 @@ impl Guardian {
                 });
             }
         }
-        self.tally.levels.retain(|resource, _| verdicts.iter().any(|verdict| verdict.resource == *resource));
+        // Every verdict stands in it now: where there are more, some are of what is not judged any more.
+        if self.tally.levels.len() > verdicts.len() {
+            let judged: BTreeSet<&Resource> = verdicts.iter().map(|verdict| &verdict.resource).collect();
+            self.tally.levels.retain(|resource, _| judged.contains(resource));
+        }
         events
     }
 
@@ -249,7 +263,7 @@ impl Guardian {
     }
 
     /// The planner says itself how often a refusal is worth telling.
-    fn tell_refusals(&mut self, refusals: &[Refusal], verdicts: &[Verdict], events: &mut Vec<Event>) {
+    fn tell_refusals(&mut self, refusals: &[Refusal], events: &mut Vec<Event>) {
         for refusal in refusals {
             *self.tally.suppressed.entry(refusal.reason).or_default() += 1;
             events.push(Event::ActionSuppressed {
@@ -259,7 +273,6 @@ impl Guardian {
                 unanswered_seconds: refusal.unanswered.as_secs_f64(),
             });
         }
-        self.tally.statuses = verdicts.iter().map(|verdict| (verdict.resource.clone(), self.planner.status(&verdict.resource))).collect();
     }
 
     /// Seeds row B1: the figures, every so often.

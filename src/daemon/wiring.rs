@@ -204,12 +204,12 @@ fn tally(now: Moment) -> Tally {
         reloaded: now,
         reload_successful: true,
         shutting_down: false,
+        noted: None,
         levels: BTreeMap::new(),
         limits: [None, None],
         last_action: 0,
         engaged: BTreeMap::new(),
         verdicts: Vec::new(),
-        statuses: BTreeMap::new(),
         counters: Counters {
             reaction_seconds: Histogram::new(&REACTION_BOUNDS),
             tick_duration_seconds: Histogram::new(&TICK_BOUNDS),

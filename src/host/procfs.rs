@@ -64,6 +64,8 @@ pub fn parse_stat(text: &[u8]) -> Option<Stat> {
 /// `/proc/PID/statm`, in pages. All zero for a zombie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Statm {
+    /// Of the address space.
+    pub size: u64,
     pub resident: u64,
     /// File and shared-memory pages among the resident ones.
     pub shared: u64,
@@ -71,7 +73,7 @@ pub struct Statm {
 
 pub fn parse_statm(text: &[u8]) -> Option<Statm> {
     let mut fields = fields(text);
-    Some(Statm { resident: number(fields.nth(1)?)?, shared: number(fields.next()?)? })
+    Some(Statm { size: number(fields.next()?)?, resident: number(fields.next()?)?, shared: number(fields.next()?)? })
 }
 
 /// `/proc/meminfo`, in bytes.

@@ -33,6 +33,35 @@ pub fn processes(paths: &Paths, found: &mut Vec<Stat>, scratch: &mut Vec<u8>) ->
     Ok(Moment::now().since(begun))
 }
 
+/// Brings what [`processes`] gave up to date for a fraction of its price: who is not there any more is left out, who is
+/// new is looked at, and what was read of all others stands. Gives how long it took.
+///
+/// # Errors
+/// As [`processes`]; `found` is then not to be used before the next full pass.
+pub fn newcomers(paths: &Paths, found: &mut Vec<Stat>, scratch: &mut Vec<u8>) -> Result<Duration, Errno> {
+    let begun = Moment::now();
+    let root = rustix::fs::open(&paths.proc, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let known = found.len();
+    let mut is_here = vec![false; known];
+    for entry in Dir::read_from(&root)? {
+        let Some(pid) = pid_of(entry?.file_name()) else { continue };
+        if let Some(here) = found.get(..known).and_then(|known| known.binary_search_by_key(&pid, |stat| stat.pid).ok()) {
+            is_here[here] = true;
+            continue;
+        }
+        match read_stat(&root, pid, scratch) {
+            Ok(stat) => found.push(stat),
+            Err(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM | Errno::BADMSG) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    let mut here = is_here.into_iter();
+    // Those pushed after the known ones are all here.
+    found.retain(|_| here.next().unwrap_or(true));
+    found.sort_unstable_by_key(|stat| stat.pid);
+    Ok(Moment::now().since(begun))
+}
+
 /// `/proc/PID/stat` of one process.
 ///
 /// # Errors
@@ -104,6 +133,26 @@ mod tests {
         assert!(found.is_sorted_by(|a, b| a.pid < b.pid));
         let alone = process(&Paths::default(), own, &mut scratch).unwrap();
         assert!(found.iter().any(|stat| stat.pid == own && stat.started == alone.started && stat.ppid == alone.ppid));
+    }
+
+    #[test]
+    fn newcomers_are_found_and_those_gone_left_out() {
+        let (mut found, mut scratch) = (Vec::new(), Vec::new());
+        processes(&Paths::default(), &mut found, &mut scratch).unwrap();
+        #[expect(clippy::disallowed_methods, reason = "a test needs a process of its own")]
+        let mut child = std::process::Command::new("sleep").arg("1000").stdout(std::process::Stdio::null()).spawn().unwrap();
+        let is_there = |found: &[Stat]| found.iter().filter(|stat| stat.pid == child.id() as i32).count();
+        newcomers(&Paths::default(), &mut found, &mut scratch).unwrap();
+        assert_eq!(is_there(&found), 1);
+        assert!(found.is_sorted_by(|a, b| a.pid < b.pid));
+        newcomers(&Paths::default(), &mut found, &mut scratch).unwrap();
+        assert_eq!(is_there(&found), 1);
+        let pid = child.id() as i32;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        newcomers(&Paths::default(), &mut found, &mut scratch).unwrap();
+        assert!(!found.iter().any(|stat| stat.pid == pid));
+        assert!(found.iter().any(|stat| stat.pid == std::process::id() as i32));
     }
 
     #[test]

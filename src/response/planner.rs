@@ -173,11 +173,17 @@ impl Planner {
     pub fn apply(&mut self, settings: &Settings) {
         if settings.policy.dry_run != self.policy.dry_run {
             // What was only planned is not there to build on, and what was done is for the caller to undo.
-            self.hold.let_go();
+            self.begin_anew();
             self.ending.clear();
-            self.courses.clear();
         }
         self.policy = settings.policy.clone();
+    }
+
+    /// Somebody has taken everything off by hand. What is still over a line is answered from the first rung on.
+    pub fn begin_anew(&mut self) {
+        self.hold.let_go();
+        self.courses.clear();
+        self.limits_again = None;
     }
 
     /// Plans one tick. Every verdict of the tick is to be given, the calm ones too: they end what was begun. The readings are

@@ -30,6 +30,8 @@ pub(super) struct Group {
     events: Kept,
     /// v1 `memory.failcnt`
     failures: Kept,
+    /// What was charged, and how much of it was the group's own, when `memory.stat` was last read.
+    own: Option<(u64, u64)>,
 }
 
 impl Group {
@@ -43,15 +45,24 @@ impl Group {
             swap: file("memory.swap.current", "memory.stat"),
             events: file("memory.events", "memory.oom_control"),
             failures: file("memory.events", "memory.failcnt"),
+            own: None,
         }
     }
 
     /// All that is charged less the file cache: what a group would free by ending.
     pub fn own_memory(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) -> Reading<u64> {
         let current = tally.reading(Source::Cgroup, self.current.read(scratch), cgroupfs::parse_number);
+        // Not a page more or less than before: the dear part of the answer still holds.
+        if let (Some(charged), Some((then, own))) = (current.known(), self.own)
+            && charged == then
+        {
+            return Reading::Known(own);
+        }
         let version = self.version;
         let stat = tally.reading(Source::Cgroup, self.stat.read(scratch), |text| cgroupfs::parse_memory_stat(text, version));
-        current.and_then(|current| stat.map(|stat| current.saturating_sub(stat.inactive_file.saturating_add(stat.active_file))))
+        let own = current.and_then(|current| stat.map(|stat| current.saturating_sub(stat.inactive_file.saturating_add(stat.active_file))));
+        self.own = current.known().zip(own.known());
+        own
     }
 
     fn events(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) -> Reading<MemoryEvents> {

@@ -18,7 +18,10 @@ use crate::host::{Paths, procfs, scan};
 const SHORTEST: Duration = Duration::from_secs(1);
 
 /// Nor more than one part in this many of the time is spent on it.
-const SHARE: u32 = 200;
+const SHARE: u32 = 1000;
+
+/// Between two full passes, which learn who has ended or is a zombie by now, only processes that are new are looked at.
+const FULL_PASS_EVERY: Duration = Duration::from_secs(10);
 
 /// One process of a tree. The two numbers together are never used again for another process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -36,6 +39,8 @@ pub struct Trees {
     /// Given out by the kernel when all processes were last looked through.
     last_pid: Option<i32>,
     scanned: Option<Moment>,
+    /// When every process was last looked at, not only the new ones.
+    passed: Option<Moment>,
     cost: Duration,
     trees: Vec<Tree>,
     /// Counts changes of members.
@@ -86,6 +91,7 @@ impl Trees {
             loadavg: Kept::new(paths, paths.proc.join("loadavg")),
             last_pid: None,
             scanned: None,
+            passed: None,
             cost: Duration::ZERO,
             trees: Vec::new(),
             changes: 0,
@@ -103,7 +109,7 @@ impl Trees {
     }
 
     /// A number that changes whenever members may have.
-    pub(super) fn changes(&self) -> u64 {
+    pub fn changes(&self) -> u64 {
         self.changes
     }
 
@@ -123,6 +129,7 @@ impl Trees {
         self.cost = scan::processes(&self.paths, &mut self.all, &mut self.scratch)?;
         self.last_pid = last_pid;
         self.scanned = Some(now);
+        self.passed = Some(now);
         self.assign();
         Ok(())
     }
@@ -162,7 +169,20 @@ impl Trees {
         if last_pid.is_some() && last_pid == self.last_pid {
             return Ok(false);
         }
-        self.rescan(now).map(|()| true)
+        // The numbers of processes rise until they begin again from the bottom: until then no number seen before can be
+        // another's. Where a whole round went by within one pass, start times tell, and the next full pass finds the rest.
+        let rose = matches!((self.last_pid, last_pid), (Some(before), Some(after)) if before < after);
+        if !rose || self.passed.is_none_or(|then| now.since(then) >= FULL_PASS_EVERY) {
+            return self.rescan(now).map(|()| true);
+        }
+        // A pass that breaks off leaves nothing to build on.
+        let passed = self.passed.take();
+        self.cost = scan::newcomers(&self.paths, &mut self.all, &mut self.scratch)?;
+        self.passed = passed;
+        self.last_pid = last_pid;
+        self.scanned = Some(now);
+        self.assign();
+        Ok(true)
     }
 
     fn read_last_pid(&mut self) -> Option<i32> {

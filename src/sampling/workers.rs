@@ -23,6 +23,10 @@ const DETAILS_EVERY: Duration = Duration::from_secs(1);
 /// … and of this many replicas in one tick, so that a thousand of them make no slow one.
 const DETAILS_AT_ONCE: usize = 64;
 
+/// A tree that has not run is read in full only every so many looks: by itself it changes nothing, but the kernel may
+/// have taken memory from it.
+const FULL_LOOK_EVERY: u64 = 8;
+
 /// The kernel walks every page of a process to answer for its proportional share: 10 to 30 ms per GiB.
 const PSS_EVERY: Duration = Duration::from_secs(10);
 
@@ -46,6 +50,8 @@ struct Worker {
     processes: Vec<Process>,
     /// Why a process of it could not be looked at, though it lives.
     unseen: Option<Errno>,
+    /// What the account of the group said in the last full look.
+    grouped: Option<Duration>,
     /// Used by processes that have ended.
     ended: Duration,
     /// The most ever seen: what is told never goes down.
@@ -55,7 +61,13 @@ struct Worker {
     memory_group: Option<memory::Group>,
     threads: Reading<u32>,
     descriptors: Reading<u32>,
+    /// What the tree had used when threads and descriptors were last looked at.
+    detailed: Option<Duration>,
     pss: Pss,
+    /// The last full look at all of it.
+    last: Option<WorkerReadings>,
+    /// Looks, from a start of its own: not all of a thousand trees are read in full in the same tick.
+    looks: u64,
 }
 
 #[derive(Debug)]
@@ -156,11 +168,16 @@ impl Workers {
             self.cursor = 0;
             self.round = Some(now);
         }
-        let end = self.workers.len().min(self.cursor + DETAILS_AT_ONCE);
-        for worker in self.workers.iter_mut().take(end).skip(self.cursor) {
-            worker.look_at_details(&self.paths, scratch, tally);
+        let mut left = DETAILS_AT_ONCE;
+        while left > 0
+            && let Some(worker) = self.workers.get_mut(self.cursor)
+        {
+            self.cursor += 1;
+            if worker.has_run_since_details() {
+                worker.look_at_details(&self.paths, scratch, tally);
+                left -= 1;
+            }
         }
-        self.cursor = end;
         self.look_at_new(scratch, tally);
     }
 
@@ -188,6 +205,7 @@ impl Worker {
             name: target.worker.clone(),
             processes: Vec::new(),
             unseen: None,
+            grouped: None,
             ended: Duration::ZERO,
             highest: Duration::ZERO,
             before: None,
@@ -195,7 +213,10 @@ impl Worker {
             memory_group,
             threads: Reading::Unsupported,
             descriptors: Reading::Unsupported,
+            detailed: None,
             pss: Pss::default(),
+            last: None,
+            looks: target.slot.0,
         }
     }
 
@@ -225,6 +246,41 @@ impl Worker {
     }
 
     fn read(&mut self, paths: &Paths, page: u64, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> WorkerReadings {
+        self.looks = self.looks.wrapping_add(1);
+        if !self.looks.is_multiple_of(FULL_LOOK_EVERY)
+            && let Some(readings) = self.read_at_rest(paths, now, scratch, tally)
+        {
+            return readings;
+        }
+        let readings = self.read_in_full(paths, page, now, scratch, tally);
+        let is_whole = readings.processes.known().is_some() && readings.memory.known().is_some() && readings.cpu_total.known().is_some();
+        self.last = is_whole.then(|| readings.clone());
+        readings
+    }
+
+    /// The readings of a tree that has not run since the last full look: who does not run asks for no memory, makes no
+    /// process, and does not end. `None` when it has, or when that cannot be told.
+    fn read_at_rest(&mut self, paths: &Paths, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> Option<WorkerReadings> {
+        if self.unseen.is_some() || self.pss.wanted || !paths.is_live() {
+            return None;
+        }
+        let last = self.last.as_ref()?;
+        // Known of a full look, whatever it was taken from.
+        let total = last.cpu_total.known()?;
+        let rests = match self.cpu_group.is_some() {
+            // The account of the group knows of members too that were not found yet.
+            true => self.grouped.is_some() && self.read_cpu_group(scratch, tally)?.known() == self.grouped,
+            // To the nanosecond the same: it is the same process, and it has not run.
+            false => self.processes.iter().all(|process| cputime::of_process(process.member.pid) == Ok(process.cpu)),
+        };
+        if !rests {
+            return None;
+        }
+        let used_cores = rate(&mut self.before, now, total);
+        Some(WorkerReadings { used_cores, threads: self.threads, descriptors: self.descriptors, ..self.last.clone()? })
+    }
+
+    fn read_in_full(&mut self, paths: &Paths, page: u64, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> WorkerReadings {
         let mut failure = self.unseen;
         let ended = &mut self.ended;
         self.processes.retain_mut(|process| match process.look(paths, scratch) {
@@ -246,7 +302,9 @@ impl Worker {
             Some(errno) => (tally.failed(Source::Procfs, Some(errno)), tally.failed(Source::Procfs, Some(errno))),
             None => (Reading::Known(self.tree_cpu()), Reading::Known(self.tree_memory(paths, page, now, tally))),
         };
-        if let Some(group) = self.read_cpu_group(scratch, tally) {
+        let grouped = self.read_cpu_group(scratch, tally);
+        self.grouped = grouped.as_ref().and_then(|group| group.known());
+        if let Some(group) = grouped {
             cpu_total = group;
         }
         if let Some(group) = self.memory_group.as_mut().map(|group| group.own_memory(scratch, tally)).filter(is_answer) {
@@ -318,7 +376,13 @@ impl Worker {
         }
     }
 
+    /// Who has not run has made no thread and opened no file.
+    fn has_run_since_details(&self) -> bool {
+        self.detailed != Some(self.highest) || self.threads.known().is_none() || self.descriptors.known().is_none()
+    }
+
     fn look_at_details(&mut self, paths: &Paths, scratch: &mut Vec<u8>, tally: &mut Tally) {
+        self.detailed = Some(self.highest);
         let mut threads = Ok(0u32);
         let mut descriptors = Ok(0u64);
         for process in &self.processes {

@@ -1,6 +1,6 @@
 //! The one place that starts, stops, reaps and replaces processes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::io;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::host::process::{self, Delivery, Exit, ExitStatus, Launch, Process};
 use crate::host::procfs::Stat;
 use crate::host::scan;
 use crate::journal::Event;
-use crate::sampling::readings::{Readings, SlotId, Target};
+use crate::sampling::readings::{Readings, SlotId, Target, WorkerReadings};
 
 use super::environment;
 use super::replica::{Life, Replica};
@@ -71,6 +71,10 @@ pub const RECYCLE_CAUSES: [&str; 4] = ["memory", "cpu", "lifetime", "manual"];
 pub struct Supervisor {
     around: Surroundings,
     replicas: Vec<Replica>,
+    /// Where the replica of a life is in `replicas`. A life that has ended may still stand here.
+    places: HashMap<SlotId, usize>,
+    /// What the sampler is to look at; `None` when that has changed.
+    targets: Option<Vec<Target>>,
     totals: BTreeMap<Arc<str>, Totals>,
     next_slot: u64,
     /// No start any more.
@@ -82,7 +86,17 @@ pub struct Supervisor {
 
 impl Supervisor {
     pub fn new(around: Surroundings) -> Supervisor {
-        Supervisor { around, replicas: Vec::new(), totals: BTreeMap::new(), next_slot: 1, closing: false, finished: None, next_look: None }
+        Supervisor {
+            around,
+            replicas: Vec::new(),
+            places: HashMap::new(),
+            targets: None,
+            totals: BTreeMap::new(),
+            next_slot: 1,
+            closing: false,
+            finished: None,
+            next_look: None,
+        }
     }
 
     /// Makes the set of replicas what the settings say: new ones wait to be started, superfluous ones are stopped, those
@@ -120,6 +134,7 @@ impl Supervisor {
 
     /// Starts what is due, kills what has run out of time, clears what has ended.
     pub fn advance(&mut self, now: Moment, events: &mut Vec<Event>) {
+        let (lives, count) = (self.next_slot, self.replicas.len());
         for place in 0..self.replicas.len() {
             let due = self.replicas.get(place).is_some_and(|replica| match replica.state {
                 State::Waiting => true,
@@ -132,6 +147,10 @@ impl Supervisor {
         }
         self.end_what_is_ending(now, events);
         self.replicas.retain(|replica| !(replica.leaving && replica.life.is_none()));
+        if self.next_slot != lives || self.replicas.len() != count {
+            self.places = self.replicas.iter().enumerate().filter_map(|(place, replica)| Some((replica.slot()?, place))).collect();
+            self.targets = None;
+        }
     }
 
     fn start(&mut self, place: usize, now: Moment, events: &mut Vec<Event>) {
@@ -212,14 +231,16 @@ impl Supervisor {
     pub fn reap(&mut self, now: Moment, events: &mut Vec<Event>) -> Vec<i32> {
         let mut others = Vec::new();
         while let Some(exit) = process::reap_one() {
-            if !self.on_exit(exit, now, events) {
+            if !self.on_exit(exit, now) {
                 others.push(exit.pid);
             }
         }
+        // One look at all processes for all that have ended, not one for each: a thousand end together.
+        self.end_what_is_ending(now, events);
         others
     }
 
-    fn on_exit(&mut self, exit: Exit, now: Moment, events: &mut Vec<Event>) -> bool {
+    fn on_exit(&mut self, exit: Exit, now: Moment) -> bool {
         let Some(place) = self
             .replicas
             .iter()
@@ -230,6 +251,7 @@ impl Supervisor {
         let Some(replica) = self.replicas.get_mut(place) else { return false };
         let Some(life) = replica.life.as_mut() else { return false };
         life.exit = Some((exit, now));
+        self.targets = None;
         let uptime = now.since(life.started);
         let is_command = self.around.command.as_ref().filter(|command| command.worker == replica.worker.name);
         let next = match is_command {
@@ -248,7 +270,6 @@ impl Supervisor {
         replica.state = state::ended(replica.state, next, now.steady, now.steady + grace);
         replica.last_exit = Some(exit);
         self.next_look = Some(now.steady);
-        self.end_what_is_ending(now, events);
         true
     }
 
@@ -324,7 +345,10 @@ impl Supervisor {
     }
 
     fn replace(&mut self, slot: SlotId, cause: &'static str, now: Moment, kill_at: Option<Duration>) -> bool {
-        let Some(replica) = self.replicas.iter_mut().find(|replica| replica.slot() == Some(slot)) else { return false };
+        let Some(replica) = self.places.get(&slot).and_then(|place| self.replicas.get_mut(*place)) else { return false };
+        if replica.slot() != Some(slot) {
+            return false;
+        }
         match (&mut replica.state, kill_at) {
             (State::Running { .. }, _) => {
                 ask_to_end(replica, Purpose::Replace, cause, now);
@@ -428,11 +452,11 @@ impl Supervisor {
     }
 
     pub fn life(&self, slot: SlotId) -> Option<&Life> {
-        self.replicas.iter().find(|replica| replica.slot() == Some(slot)).and_then(|replica| replica.life.as_ref())
+        self.replica(slot).and_then(|replica| replica.life.as_ref())
     }
 
     pub fn replica(&self, slot: SlotId) -> Option<&Replica> {
-        self.replicas.iter().find(|replica| replica.slot() == Some(slot))
+        self.places.get(&slot).and_then(|place| self.replicas.get(*place)).filter(|replica| replica.slot() == Some(slot))
     }
 
     /// The living members of one life's tree, found by a fresh look at all processes.
@@ -440,28 +464,29 @@ impl Supervisor {
         self.life(slot).map(|life| life.members(&self.around.paths, self.around.keeper, processes)).unwrap_or_default()
     }
 
-    /// What the sampler is to look at.
-    pub fn targets(&self) -> Vec<Target> {
-        let target = |replica: &Replica| {
-            let life = replica.life.as_ref().filter(|life| life.exit.is_none())?;
-            Some(Target {
-                slot: life.slot,
-                worker: replica.worker.name.clone(),
-                pid: life.process.pid(),
-                cpu_group: life.group.as_ref().and_then(|group| group.cpu_accounting()),
-                memory_group: life.group.as_ref().and_then(|group| group.memory_accounting()),
-            })
-        };
-        self.replicas.iter().filter_map(target).collect()
+    /// What the sampler is to look at, in the order of the replicas.
+    pub fn targets(&mut self) -> &[Target] {
+        let replicas = &self.replicas;
+        self.targets.get_or_insert_with(|| replicas.iter().filter_map(target).collect())
+    }
+
+    /// Each replica with what was read of it: the readings are in the order of the targets, and so of the replicas.
+    pub fn with_readings<'a>(&'a self, readings: &'a Readings) -> impl Iterator<Item = (&'a Replica, Option<&'a WorkerReadings>)> {
+        let mut left = readings.workers.iter().peekable();
+        self.replicas.iter().map(move |replica| {
+            let read = replica.slot().and_then(|slot| match left.next_if(|read| read.slot == slot) {
+                Some(read) => Some(read),
+                // One that began or ended since: rare, and then the rest need not follow each other.
+                None => readings.workers.iter().find(|read| read.slot == slot),
+            });
+            (replica, read)
+        })
     }
 
     /// Remembers peaks, for the event that tells of the end.
     pub fn note_readings(&mut self, readings: &Readings) {
         for read in &readings.workers {
-            let Some(life) = self.replicas.iter_mut().filter_map(|replica| replica.life.as_mut()).find(|life| life.slot == read.slot)
-            else {
-                continue;
-            };
+            let Some(life) = self.life_mut(read.slot) else { continue };
             if let Some(memory) = read.memory.known() {
                 life.memory = Some(memory);
                 life.peak_memory = life.peak_memory.max(memory);
@@ -474,11 +499,28 @@ impl Supervisor {
 
     /// Remembers who belongs to a tree, for the day when one of them has left its session and lost its parent.
     pub fn note_members(&mut self, slot: SlotId, members: impl Iterator<Item = (i32, u64)>) {
-        if let Some(life) = self.replicas.iter_mut().filter_map(|replica| replica.life.as_mut()).find(|life| life.slot == slot) {
+        if let Some(life) = self.life_mut(slot) {
             life.known.clear();
             life.known.extend(members);
         }
     }
+
+    fn life_mut(&mut self, slot: SlotId) -> Option<&mut Life> {
+        let life = self.replicas.get_mut(*self.places.get(&slot)?)?.life.as_mut()?;
+        (life.slot == slot).then_some(life)
+    }
+}
+
+/// What the sampler is to look at of one replica; nothing once its process has ended.
+fn target(replica: &Replica) -> Option<Target> {
+    let life = replica.life.as_ref().filter(|life| life.exit.is_none())?;
+    Some(Target {
+        slot: life.slot,
+        worker: replica.worker.name.clone(),
+        pid: life.process.pid(),
+        cpu_group: life.group.as_ref().and_then(|group| group.cpu_accounting()),
+        memory_group: life.group.as_ref().and_then(|group| group.memory_accounting()),
+    })
 }
 
 /// Everything between the settings and a running process.
