@@ -32,9 +32,9 @@ const MOST_MEMORY: u64 = 200_000_000;
 const LEAST_MEMORY: u64 = 40_000_000;
 /// Of the free memory that is there, one in so many.
 const MEMORY_ONE_IN: u64 = 4;
-/// Of the cores, too: little enough that two threads get over it on a machine that is busy already.
-const CORES_ONE_IN: f64 = 8.0;
-const HOG_THREADS: u64 = 2;
+/// Of the cores, too: little enough that three threads get over it on a machine that is busy already.
+const CORES_ONE_IN: f64 = 4.0;
+const HOG_THREADS: u64 = 3;
 /// The leak is as fast as this whole duration needs it to be: so many of the demo's parts fill the limit once.
 const LEAKS_PER_DEMO: f64 = 1.8;
 /// The workers end by themselves this long after their part should be over.
@@ -55,7 +55,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Tight enough that two threads and a leak get over them on this machine, small enough that nobody else is harmed.
+    /// Tight enough that three threads and a leak get over them on this machine, small enough that nobody else is harmed.
     ///
     /// # Errors
     /// When there is too little free memory to show anything.
