@@ -199,14 +199,10 @@ impl Session {
             Ok(_) => self.ask("/admin/release"),
             Err(ClientError::Unreachable { .. }) => {
                 let mut total = undo::Swept::default();
-                for folder in self.runtime_folders() {
-                    match undo::sweep(&folders::undo_log(&folder), &Paths::default()) {
-                        Ok(swept) => {
-                            total.restored += swept.restored;
-                            total.gone += swept.gone;
-                            total.failed.extend(swept.failed);
-                        }
-                        Err(error) => total.failed.push(format!("{}: {error}", folder.display())),
+                for log in self.runtime_folders().iter().flat_map(|folder| folders::undo_logs(folder)) {
+                    match undo::sweep(&log, &Paths::default()) {
+                        Ok(swept) => total.add(swept),
+                        Err(error) => total.failed.push(format!("{}: {error}", log.display())),
                     }
                 }
                 for failure in &total.failed {

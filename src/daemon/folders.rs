@@ -83,14 +83,20 @@ impl Folders {
         Ok(Folders { state, runtime, stateless, _locks: locks })
     }
 
+    /// Where this daemon writes down what it changes. Its own file: the sentinel of one that has died may still be
+    /// reading the other.
     pub fn undo_log(&self) -> PathBuf {
-        undo_log(&self.runtime)
+        self.runtime.join(format!("{UNDO}{}.jsonl", rustix::process::getpid().as_raw_nonzero()))
     }
 }
 
-/// Where a daemon with this runtime folder writes down what it changes.
-pub fn undo_log(runtime: &Path) -> PathBuf {
-    runtime.join("undo.jsonl")
+const UNDO: &str = "undo-";
+
+/// What the daemons that had this runtime folder before wrote down.
+pub fn undo_logs(runtime: &Path) -> Vec<PathBuf> {
+    let ours = |name: &str| name.starts_with(UNDO) && name.ends_with(".jsonl");
+    let entries = std::fs::read_dir(runtime).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_str().is_some_and(ours)).map(|entry| entry.path()).collect()
 }
 
 /// Every folder a daemon with these settings may have taken as its runtime folder, the likeliest first.

@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use crate::config::{Loaded, Sources};
 use crate::host::clock::Moment;
 use crate::http::control::{Answer, Request};
+use crate::http::server;
 use crate::journal::Event;
 
 use super::events::{self, Order};
@@ -50,6 +51,7 @@ impl Guardian {
             }
             if self.tally.next_tick <= now.steady {
                 self.tick(now);
+                self.open_doors(now);
             }
             self.wait();
         };
@@ -79,6 +81,15 @@ impl Guardian {
         };
         self.tell(&[started], now);
         self.supervisor.apply(&workers, cores, now);
+    }
+
+    /// Serves what is asked, from the first full tick on.
+    fn open_doors(&mut self, now: Moment) {
+        let Some(doors) = self.doors.take() else { return };
+        match server::spawn(doors) {
+            Ok(handle) => self.http = Some(handle),
+            Err(error) => self.tell(&[Event::Degraded { part: "http", detail: error.to_string() }], now),
+        }
     }
 
     /// The cores replicas are counted by: the setting, else the effective limit, else one.

@@ -48,6 +48,8 @@ impl Guardian {
         });
         self.step("http", |guardian| {
             let socket = guardian.folders.runtime.join(SOCKET);
+            // Asked to end before the first tick: nobody was let in, and nobody is now.
+            drop(guardian.doors.take());
             let drained = guardian.http.take().is_none_or(|http| http.shutdown(HTTP_GRACE));
             listen::remove_socket(&socket).map_err(|error| error.to_string())?;
             if drained { Ok(String::new()) } else { Err("some requests were cut off".to_owned()) }

@@ -23,7 +23,7 @@ use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
 use crate::http::control::CommandQueue;
 use crate::http::listen::{self, ListenError, SOCKET};
-use crate::http::server::{self, Limits, Parts};
+use crate::http::server::{Limits, Parts};
 use crate::journal::history::History;
 use crate::journal::{Event, Journal, log};
 use crate::policy::Engine;
@@ -33,7 +33,7 @@ use crate::snapshot::{Counters, Environment, Histogram, Published};
 use crate::supervisor::Supervisor;
 use crate::supervisor::supervisor::{Command, Surroundings};
 
-use super::folders::{FolderError, Folders};
+use super::folders::{self, FolderError, Folders};
 use super::guardian::{Guardian, Tally};
 use super::sentinel::Sentinel;
 use super::signals::Signals;
@@ -149,7 +149,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?);
     let ring = wake.clone();
     let (queue, commands) = CommandQueue::new(COMMANDS, Arc::new(move || ring_bell(&ring)));
-    let http = server::spawn(Parts {
+    let doors = Parts {
         tcp,
         unix: Some(socket),
         published: published.clone(),
@@ -159,7 +159,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         events: journal.ring(),
         clock: Arc::new(Moment::now),
         limits: Limits::default(),
-    })?;
+    };
 
     let engine = Engine::new(&settings);
     let planner = Planner::new(&settings);
@@ -180,7 +180,8 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         published,
         access,
         effective,
-        http: Some(http),
+        doors: Some(doors),
+        http: None,
         environment,
         tally: tally(now),
         signals,
@@ -228,18 +229,26 @@ fn ring_bell(bell: &OwnedFd) {
 
 /// Puts back what an earlier run left behind.
 fn sweep(folders: &Folders, paths: &Paths) -> Vec<Event> {
-    match undo::sweep(&folders.undo_log(), paths) {
-        Ok(swept) if swept == undo::Swept::default() => Vec::new(),
-        Ok(swept) => vec![Event::UndoSwept {
-            restored: swept.restored,
-            gone: swept.gone,
-            failed: u32::try_from(swept.failed.len()).unwrap_or(u32::MAX),
-            detail: swept.failed.join("; "),
-        }],
-        Err(error) => {
-            vec![Event::Degraded { part: "undo log", detail: format!("what an earlier run left could not be put back: {error}") }]
+    let mut events = Vec::new();
+    let mut total = undo::Swept::default();
+    for log in folders::undo_logs(&folders.runtime) {
+        match undo::sweep(&log, paths) {
+            Ok(swept) => total.add(swept),
+            Err(error) => {
+                let detail = format!("what an earlier run left could not be put back: {}: {error}", log.display());
+                events.push(Event::Degraded { part: "undo log", detail });
+            }
         }
     }
+    if total != undo::Swept::default() {
+        events.push(Event::UndoSwept {
+            restored: total.restored,
+            gone: total.gone,
+            failed: u32::try_from(total.failed.len()).unwrap_or(u32::MAX),
+            detail: total.failed.join("; "),
+        });
+    }
+    events
 }
 
 /// Finds out by doing it to the sentinel whether a worse nice value can be taken back.

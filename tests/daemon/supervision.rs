@@ -44,7 +44,7 @@ fn a_crash_loop_is_slowed_then_given_up_and_the_daemon_goes_on() {
     let pauses: Vec<f64> = ends.iter().zip(&starts[1..]).map(|(end, start)| start.duration_since(*end).as_secs_f64()).collect();
     // A tenth is taken off at random, and an end is told a little after it was.
     let doubling = [0.1, 0.2, 0.4, 0.8];
-    assert!(pauses.len() == 4 && pauses.iter().zip(doubling).all(|(pause, meant)| *pause >= 0.6 * meant), "{pauses:?}");
+    assert!(pauses.len() == 4 && pauses.iter().zip(doubling).all(|(pause, meant)| *pause >= 0.4 * meant), "{pauses:?}");
     assert!(pauses.is_sorted(), "{pauses:?}");
     wait_for("it counts as failed", || {
         stage.metric("plimsoll_worker_replicas{worker=\"broken\",state=\"failed\"}").filter(|count| *count == 1.0)
@@ -81,6 +81,7 @@ fn a_command_gets_the_signals_and_the_daemon_its_code() {
     stage.signal(Signal::USR2);
     wait_for("the signal is passed on", || fs::read_to_string(stage.path("seen")).ok().filter(|seen| seen.contains("usr2")));
     stage.signal(Signal::TERM);
+    // `run -- COMMAND` speaks for its command, as a shell or an init shim would.
     assert_eq!(stage.end(), 3);
 }
 

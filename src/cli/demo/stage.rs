@@ -287,11 +287,13 @@ impl Guard {
     /// Puts back what a daemon that was killed left behind, groups included: its undo log goes with the folder, and no
     /// later start will read it. After an ordered end there is nothing to do.
     fn sweep(&self) {
-        let log = folders::undo_log(&self.run);
         let deadline = Moment::now().steady + SWEEP;
-        let is_empty = || fs::metadata(&log).map_or(true, |log| log.len() == 0);
-        // The workers are about to end; until they have, their groups stay.
-        while undo::sweep(&log, &Paths::default()).is_ok() && !is_empty() && Moment::now().steady < deadline {
+        // The workers are about to end; until they have, their groups stay on record.
+        loop {
+            let logs = folders::undo_logs(&self.run);
+            if logs.is_empty() || Moment::now().steady >= deadline || logs.iter().any(|log| undo::sweep(log, &Paths::default()).is_err()) {
+                return;
+            }
             std::thread::park_timeout(Duration::from_millis(10));
         }
     }
