@@ -56,7 +56,9 @@ impl Means {
         let only = |works: bool, method: Method, why: &'static str| if works { Ok(method) } else { Err(why) };
         match worker.throttle {
             ThrottleMethod::Never => Err("the settings say throttle = \"never\""),
-            ThrottleMethod::Cgroup => only(self.quota, Method::Cgroup, "no CPU quota can be set here; the notes of `plimsoll status` say why"),
+            ThrottleMethod::Cgroup => {
+                only(self.quota, Method::Cgroup, "no CPU quota can be set here; the notes of `plimsoll status` say why")
+            }
             ThrottleMethod::Duty => only(self.duty, Method::Duty, "processes cannot be stopped safely here"),
             ThrottleMethod::Nice => only(self.nice, Method::Nice, "a nice value could not be taken back here (needs CAP_SYS_NICE)"),
             ThrottleMethod::Auto => {

@@ -48,6 +48,7 @@ pub struct Guardian {
     /// Listeners that are bound and not yet served: whoever connects waits until there is something to see.
     pub doors: Option<Parts>,
     pub http: Option<Handle>,
+    pub listening: Vec<String>,
     pub environment: Environment,
     pub tally: Tally,
 

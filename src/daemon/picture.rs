@@ -87,6 +87,7 @@ impl Guardian {
             pid: std::process::id(),
             started_at: self.tally.started.unix_seconds(),
             config_file: self.settings.file.as_ref().map(|file| file.display().to_string()),
+            listening: self.listening.clone(),
             config_reload_successful: self.tally.reload_successful,
             config_reloaded_at: self.tally.reloaded.unix_seconds(),
             dry_run: self.settings.policy.dry_run,

@@ -77,6 +77,7 @@ impl Guardian {
             cpu_limit_cores: self.readings.cpu.limit_cores.known(),
             memory_limit_bytes: self.readings.memory.limit.known(),
             config_file: self.settings.file.as_ref().map(|file| file.display().to_string()),
+            listening: self.listening.clone(),
             workers: u32::try_from(workers.len()).unwrap_or(u32::MAX),
         };
         self.tell(&[started], now);

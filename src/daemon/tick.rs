@@ -363,8 +363,8 @@ impl Guardian {
             Resource::Cpu => "cpu".to_owned(),
             Resource::Memory => "memory".to_owned(),
             Resource::Disk(path) => format!("disk:{}", path.display()),
-            Resource::Worker(slot) => match self.supervisor.replica(*slot) {
-                Some(replica) => format!("worker:{}", replica.worker.name),
+            Resource::Worker(slot) => match self.supervisor.worker_of(*slot) {
+                Some(name) => format!("worker:{name}"),
                 None => "worker".to_owned(),
             },
         }

@@ -77,6 +77,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     let signals = Signals::listen()?;
     let folders = Folders::take(&settings.daemon, &sources)?;
     let tcp = listen::bind_tcp(&settings.http.listen)?;
+    let listening: Vec<String> = tcp.iter().filter_map(|listener| Some(listener.local_addr().ok()?.to_string())).collect();
     let socket = listen::bind_socket(&folders.runtime.join(SOCKET))?;
     let log = log::start(&settings.log, sources.variable("JOURNAL_STREAM"))?;
 
@@ -182,6 +183,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         effective,
         doors: Some(doors),
         http: None,
+        listening,
         environment,
         tally: tally(now),
         signals,
