@@ -92,7 +92,9 @@ impl Guardian {
             config_reloaded_at: self.tally.reloaded.unix_seconds(),
             dry_run: self.settings.policy.dry_run,
             shutting_down: self.tally.shutting_down,
-            ready: self.tally.tick > 0 && !self.tally.shutting_down && replicas.iter().all(Replica::is_running),
+            ready: self.tally.tick > 0
+                && !self.tally.shutting_down
+                && replicas.iter().all(|replica| replica.is_running() || replica.state == State::Stopped),
             resident_bytes: own.resident,
             virtual_bytes: own.virtual_memory,
             cpu_seconds: own.cpu,

@@ -1,6 +1,7 @@
 //! One tick: readings → verdicts → actions → effects, all four recorded.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use crate::actuators::Effect;
 use crate::actuators::hands::{DryRun, Hands, Perform};
@@ -16,6 +17,9 @@ use crate::supervisor::Replica;
 
 use super::guardian::Guardian;
 use super::pacing;
+
+/// By then rates are known, if they ever are.
+const RATES_BY: Duration = Duration::from_secs(5);
 
 /// From this share of its line on, a worker's shared pages are counted exactly (dear, so not before).
 const NEAR: f64 = 0.85;
@@ -88,7 +92,7 @@ impl Guardian {
         let mut effects = Vec::with_capacity(actions.len());
         for action in actions {
             if action.deed.rung().is_some_and(|rung| rung.is_drastic()) && !self.still_needed(&action) {
-                effects.push(Effect { action, at: begun, took: std::time::Duration::ZERO, outcome: Outcome::Gone });
+                effects.push(Effect { action, at: begun, took: Duration::ZERO, outcome: Outcome::Gone });
                 continue;
             }
             let hands = Hands { supervisor: &mut self.supervisor, throttle: &mut self.throttle };
@@ -278,8 +282,12 @@ impl Guardian {
     /// Seeds row B1: the figures, every so often.
     fn report(&mut self, verdicts: &[Verdict], now: Moment, events: &mut Vec<Event>) {
         let Some(every) = self.settings.sampling.report_every else { return };
-        // The first look has no rate yet.
-        if self.readings.cpu.used_cores.known().is_none() || self.tally.reported.is_some_and(|at| now.since(at) < every) {
+        if self.tally.reported.is_some_and(|at| now.since(at) < every) {
+            return;
+        }
+        // The first looks have no rate yet; where there is none at all, that is said once they should have had.
+        let known = verdicts.iter().any(|verdict| verdict.resource == Resource::Cpu && verdict.used.is_some());
+        if !known && now.since(self.tally.started) < RATES_BY {
             return;
         }
         self.tally.reported = Some(now);

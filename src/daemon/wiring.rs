@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use rustix::event::EventfdFlags;
 
 use crate::actuators::throttle::{Means, Throttle};
 use crate::actuators::undo::{self, UndoLog};
-use crate::config::{Loaded, Sources};
+use crate::config::{Loaded, Settings, Sources};
 use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
@@ -110,8 +111,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         limitations: groups.limitations().to_vec(),
         ..Environment::default()
     };
-    let disks = settings.policy.disks.iter().map(|disk| Arc::from(disk.path.as_path()));
-    let sampler = Sampler::new(&paths, &settings.sampling, &layout, disks);
+    let sampler = Sampler::new(&paths, &settings.sampling, &layout, watched_disks(&settings));
 
     if let Err(error) = process::become_subreaper() {
         early.push(Event::Degraded { part: "subreaper", detail: error.to_string() });
@@ -221,6 +221,14 @@ fn tally(now: Moment) -> Tally {
         suppressed: BTreeMap::new(),
         source_errors: [0; 4],
     }
+}
+
+/// The disks that are read: those with a rule, or the root's so that there is a figure to report (seeds row B1). A
+/// machine that is a folder has no disks of its own.
+pub fn watched_disks(settings: &Settings) -> Vec<Arc<Path>> {
+    let ruled = settings.policy.disks.iter().map(|disk| Arc::from(disk.path.as_path()));
+    let root = (settings.policy.disks.is_empty() && Paths::from(&settings.host).is_live()).then(|| Arc::from(Path::new("/")));
+    ruled.chain(root).collect()
 }
 
 /// Gets the loop out of its wait.
