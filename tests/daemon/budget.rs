@@ -14,8 +14,8 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// What the workers may use together in these tests: 80 % of three tenths of a core.
 const BUDGET: f64 = 0.24;
 /// A machine on which others take all there is withholds what the budget grants, and hogs it starved come back in a rush:
-/// only a window in which it was idle for this part of its time counts. So many are tried.
-const CALM: f64 = 0.10;
+/// a share that is missed counts only if the machine was idle for this part of the window. So many windows are tried.
+const CALM: f64 = 0.25;
 const WINDOWS: u32 = 4;
 
 const POLICY: &str = "
@@ -51,10 +51,10 @@ fn assert_held(stage: &Stage, tolerance: f64) {
         eprintln!("budget {BUDGET} cores, used {cores:.3}, machine idle {:.0} %", idle * 100.0);
         // Whatever others do, it is held.
         assert!(cores <= 2.0 * BUDGET, "{cores:.3} cores of a budget of {BUDGET}");
-        if idle >= CALM {
-            assert!((cores - BUDGET).abs() <= tolerance, "{cores:.3} cores of a budget of {BUDGET}\n{:#}", stage.status()["workers"]);
+        if (cores - BUDGET).abs() <= tolerance {
             return;
         }
+        assert!(idle < CALM, "{cores:.3} cores of a budget of {BUDGET}\n{:#}", stage.status()["workers"]);
     }
     skip("the machine is too busy with other things to measure a share on it");
 }
