@@ -45,6 +45,7 @@ struct Habits {
     exit: i32,
 }
 
+#[expect(clippy::zombie_processes, reason = "nobody waits for its children: whoever keeps this worker has to look after orphans")]
 fn main() {
     let mut words: Vec<String> = std::env::args().skip(1).collect();
     if words.first().is_some_and(|word| word == "leave") {
@@ -55,7 +56,6 @@ fn main() {
     note(&habits, &format!("started {}", std::process::id()));
     let hoard: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
     listen(&habits, &hoard);
-    // Nobody waits for them: the one who keeps this worker has to look after orphans.
     for child in &habits.children {
         start(&child.split(',').map(str::to_owned).collect::<Vec<_>>());
     }

@@ -81,6 +81,9 @@ pub struct DaemonState {
     /// Seconds since 1970.
     pub started_at: f64,
     pub config_file: Option<String>,
+    /// The addresses HTTP is really served on: the port that was found where 0 was asked for.
+    #[serde(default)]
+    pub listening: Vec<String>,
     pub config_reload_successful: bool,
     pub config_reloaded_at: f64,
     pub dry_run: bool,

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
@@ -71,6 +71,22 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Control groups made by the daemon of this number, wherever the kernel has some.
+fn groups_of(daemon: i32) -> Vec<PathBuf> {
+    fn search(folder: &Path, name: &str, depth: u32, found: &mut Vec<PathBuf>) {
+        for path in fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_dir()) {
+            if path.file_name().is_some_and(|last| last == name) {
+                found.push(path);
+            } else if depth > 0 {
+                search(&path, name, depth - 1, found);
+            }
+        }
+    }
+    let mut found = Vec::new();
+    search(Path::new("/sys/fs/cgroup"), &format!("plimsoll-{daemon}"), 6, &mut found);
+    found
+}
+
 fn text(output: &Output) -> String {
     format!("{}\n{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
@@ -131,6 +147,7 @@ fn a_daemon_that_dies_is_reported_and_its_workers_end() {
     assert!(told.contains("plimsoll: the demo's daemon") && told.contains("ended (signal: 9"), "{told}");
     wait_until("everybody has ended", || demo.left().is_empty());
     assert_eq!(demo.files(), Vec::<String>::new());
+    assert_eq!(groups_of(daemon), Vec::<PathBuf>::new());
 }
 
 #[test]

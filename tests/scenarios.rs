@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use plimsoll::actuators::effect::{Effect, Outcome};
 use plimsoll::config::settings::*;
 use plimsoll::host::clock::Moment;
 use plimsoll::policy::{Engine, Level, Resource, Verdict};
+use plimsoll::response::action::Outcome;
 use plimsoll::response::{Candidate, Deed, Planner};
 use plimsoll::sampling::readings::*;
 use serde::Deserialize;
@@ -348,7 +348,7 @@ impl<'a> World<'a> {
         }
         let plan = self.planner.plan(&verdicts, &readings, &self.candidates(), self.now);
         let mut words = Vec::new();
-        let mut effects = Vec::new();
+        let mut outcomes = Vec::new();
         for action in plan.actions {
             // Shares sent anew while the throttle is on are the same action going on.
             if action.id > self.last_action {
@@ -361,9 +361,9 @@ impl<'a> World<'a> {
                 self.perform(&action.resource, &action.deed);
                 Outcome::Done
             };
-            effects.push(Effect { action, at: self.now, took: Duration::ZERO, outcome });
+            outcomes.push((action, outcome));
         }
-        self.planner.note(&effects, self.now);
+        self.planner.note(outcomes.iter().map(|(action, outcome)| (action, outcome)), self.now);
         let refusals = plan.refusals.iter().map(|refusal| format!("{} {}", resource_word(&refusal.resource), refusal.reason)).collect();
         (verdicts, words, refusals)
     }

@@ -11,8 +11,10 @@
 
 use std::time::Duration;
 
-/// One turn of running and being held.
+/// One turn of running and being held, unless the share is so small that it would be used up in less than
+/// [`WORTHWHILE_RUN`]: a stop takes up to a tick of the kernel to reach every thread, and would then come too late each time.
 pub const PERIOD: Duration = Duration::from_millis(100);
+const WORTHWHILE_RUN: Duration = Duration::from_millis(10);
 /// A worker that is let go only because it was held for `longest_stop` runs at least this long: one tick of the kernel.
 const SHORTEST_RUN: Duration = Duration::from_millis(4);
 /// Overdraft is worked off for as long as it would take this much time to earn it; what is beyond is forgiven, so that a
@@ -81,7 +83,7 @@ impl Duty {
         let passed = now.saturating_sub(self.at);
         let used = cpu.saturating_sub(self.cpu).as_secs_f64();
         (self.at, self.cpu) = (now, cpu.max(self.cpu));
-        let period = PERIOD.as_secs_f64();
+        let period = self.period();
         let earned = self.rate * passed.as_secs_f64();
         self.credit = (self.credit + earned - used).clamp(-self.rate * DEBT.as_secs_f64() - period, self.rate * period);
         match self.hold {
@@ -111,11 +113,17 @@ impl Duty {
         (self.hold, now + self.look_again(now))
     }
 
+    /// Seconds of one turn.
+    fn period(&self) -> f64 {
+        let longest = self.longest_stop.max(PERIOD).as_secs_f64();
+        (WORTHWHILE_RUN.as_secs_f64() * self.speed / self.rate.max(1e-6)).clamp(PERIOD.as_secs_f64(), longest)
+    }
+
     /// The credit at which a held worker goes on, so that a turn lasts one period: what is earned in the part of it in
     /// which it is held.
     fn enough(&self) -> f64 {
         let speed = self.speed.max(self.rate).max(0.05);
-        (self.rate * PERIOD.as_secs_f64() * (1.0 - self.rate / speed)).max(self.rate * 0.005)
+        (self.rate * self.period() * (1.0 - self.rate / speed)).max(self.rate * 0.005)
     }
 
     fn look_again(&self, now: Duration) -> Duration {

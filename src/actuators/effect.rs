@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::host::clock::Moment;
 use crate::response::Action;
+use crate::response::action::Outcome;
 
 /// The outcome of one action, known when it was performed. What it brought (after one second, after ten) is measured by
 /// `response::planner` from the readings that follow.
@@ -14,16 +15,4 @@ pub struct Effect {
     /// From the start of the tick that decided it to the end of performing it.
     pub took: Duration,
     pub outcome: Outcome,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
-    Done,
-    /// Would have been done.
-    DryRun,
-    /// This rung cannot work here; the next one is tried at once. Says why.
-    Unavailable(String),
-    /// The process or cgroup has ended in the meantime.
-    Gone,
-    Failed(String),
 }

@@ -4,11 +4,10 @@ use crate::config::settings::Worker;
 use crate::host::clock::Moment;
 use crate::host::process::Delivery;
 use crate::response::Action;
-use crate::response::action::{Cause, Deed, Share};
+use crate::response::action::{Cause, Deed, Outcome, Share};
 use crate::sampling::readings::SlotId;
 use crate::supervisor::Supervisor;
 
-use super::effect::Outcome;
 use super::throttle::Throttle;
 
 /// Performs one action, and says what became of it. Never waits: what takes time is started, and looked at again in the

@@ -56,7 +56,9 @@ impl Means {
         let only = |works: bool, method: Method, why: &'static str| if works { Ok(method) } else { Err(why) };
         match worker.throttle {
             ThrottleMethod::Never => Err("the settings say throttle = \"never\""),
-            ThrottleMethod::Cgroup => only(self.quota, Method::Cgroup, "no CPU quota can be set here (see doctor)"),
+            ThrottleMethod::Cgroup => {
+                only(self.quota, Method::Cgroup, "no CPU quota can be set here; the notes of `plimsoll status` say why")
+            }
             ThrottleMethod::Duty => only(self.duty, Method::Duty, "processes cannot be stopped safely here"),
             ThrottleMethod::Nice => only(self.nice, Method::Nice, "a nice value could not be taken back here (needs CAP_SYS_NICE)"),
             ThrottleMethod::Auto => {
@@ -105,6 +107,16 @@ enum Grip {
     Quota { folder_files: Vec<PathBuf>, stat: Option<PathBuf> },
     Duty(Box<Cycle>),
     Nice { members: Vec<(i32, u64)> },
+}
+
+impl Grip {
+    fn method(&self) -> Method {
+        match self {
+            Grip::Quota { .. } => Method::Cgroup,
+            Grip::Duty(_) => Method::Duty,
+            Grip::Nice { .. } => Method::Nice,
+        }
+    }
 }
 
 /// A duty cycle over a whole tree.
@@ -176,6 +188,15 @@ impl Throttle {
             Some(held) => self.drop_grip(held, now),
             None => Ok(()),
         }
+    }
+
+    /// Lets go whoever is held in a way that its settings do not allow any more; called after a reload.
+    pub fn apply(&mut self, supervisor: &Supervisor, now: Duration) -> Result<(), String> {
+        let allowed = |slot: &SlotId| supervisor.replica(*slot).and_then(|replica| self.means.method(&replica.worker).ok());
+        let wrong: Vec<SlotId> =
+            self.held.iter().filter(|(slot, held)| allowed(slot) != Some(held.grip.method())).map(|(slot, _)| *slot).collect();
+        let failures: Vec<String> = wrong.into_iter().filter_map(|slot| self.let_go(slot, now).err()).collect();
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     }
 
     /// Lets everybody go.
@@ -390,12 +411,7 @@ impl Throttle {
 
     pub fn burden(&self, slot: SlotId) -> Option<Burden> {
         let held = self.held.get(&slot)?;
-        let method = match held.grip {
-            Grip::Quota { .. } => Method::Cgroup,
-            Grip::Duty(_) => Method::Duty,
-            Grip::Nice { .. } => Method::Nice,
-        };
-        Some(Burden { method, cores: held.cores, ratio: held.ratio })
+        Some(Burden { method: held.grip.method(), cores: held.cores, ratio: held.ratio })
     }
 
     /// Time taken away from each worker in all.

@@ -136,8 +136,17 @@ impl UndoLog {
     }
 }
 
-/// Puts back everything an earlier run wrote down at `path`. Lines that cannot be read are skipped: the file may have been
-/// cut off by the crash that makes this necessary.
+impl Swept {
+    /// Adds what another sweep did.
+    pub fn add(&mut self, other: Swept) {
+        self.restored += other.restored;
+        self.gone += other.gone;
+        self.failed.extend(other.failed);
+    }
+}
+
+/// Puts back everything an earlier run wrote down at `path`, and removes the file once nothing is left. Lines that cannot
+/// be read are skipped: the file may have been cut off by the crash that makes this necessary.
 pub fn sweep(path: &Path, paths: &Paths) -> io::Result<Swept> {
     let mut file = match File::options().read(true).write(true).open(path) {
         Ok(file) => file,
@@ -153,7 +162,8 @@ pub fn sweep(path: &Path, paths: &Paths) -> io::Result<Swept> {
             Restored::Done => swept.restored += 1,
             Restored::Gone => swept.gone += 1,
             Restored::Failed(why) => {
-                // A group in which somebody still runs is no failure: it is free of limits and goes with its last process.
+                // A group in which somebody still runs is no failure: it is free of limits, and stays on record until it
+                // can be removed.
                 if !matches!(saved, Saved::Folder { .. }) {
                     swept.failed.push(why);
                 }
@@ -162,6 +172,10 @@ pub fn sweep(path: &Path, paths: &Paths) -> io::Result<Swept> {
         }
     }
     left.reverse();
+    if left.is_empty() {
+        std::fs::remove_file(path)?;
+        return Ok(swept);
+    }
     file.set_len(0)?;
     file.rewind()?;
     for saved in &left {
@@ -180,7 +194,14 @@ fn append(mut file: &File, saved: &Saved) -> io::Result<()> {
     file.write_all(line.as_bytes())
 }
 
+/// Writes down exactly these; without any there is no file.
 fn rewrite(path: &Path, entries: &[Saved]) -> io::Result<()> {
+    if entries.is_empty() {
+        return match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+    }
     let mut file = File::options().create(true).write(true).truncate(false).open(path)?;
     rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
     file.set_len(0)?;

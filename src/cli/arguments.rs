@@ -24,7 +24,7 @@ pub struct Arguments {
 
 #[derive(Debug, Args)]
 pub struct Common {
-    /// The settings file; otherwise ./plimsoll.toml, then /etc/plimsoll/plimsoll.toml
+    /// The settings file; otherwise ./plimsoll.toml, then /etc/plimsoll/plimsoll.toml, else the built-in defaults hold
     #[arg(short, long, global = true, value_name = "FILE", env = "PLIMSOLL_CONFIG")]
     pub config: Option<PathBuf>,
     /// Sets one setting, above file and environment: --set policy.memory.high=75%
@@ -56,7 +56,10 @@ pub enum Color {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Runs the daemon; with -- COMMAND it supervises that command too, with no file needed
+    /// Runs the daemon in the foreground; with -- COMMAND it supervises that command too, with no file needed
+    #[command(
+        after_help = "SIGTERM or Ctrl-C ends the workers in order, a second one at once; SIGHUP reads the settings again.\nWith -- COMMAND the exit code is the command's own."
+    )]
     Run {
         /// The command to supervise as worker `main`
         #[arg(last = true, value_name = "COMMAND")]

@@ -145,15 +145,10 @@ impl Session {
         }
     }
 
-    /// The runtime folders a daemon with our settings may have taken. Settings that cannot be read do not keep anybody
-    /// from asking a running daemon: the usual places are tried then.
+    /// The runtime folders a daemon with our settings may have taken.
     fn runtime_folders(&self) -> Vec<PathBuf> {
         let sources = self.sources(Vec::new());
-        let runtime_dir = config::load(&sources)
-            .or_else(|_| config::load(&Sources { file: None, set: Vec::new(), ..sources.clone() }))
-            .map(|loaded| loaded.settings.daemon.runtime_dir)
-            .unwrap_or_else(|_| config::settings::Folder { path: "/run/plimsoll".into(), explicit: false });
-        folders::runtime_candidates(&runtime_dir, &sources)
+        folders::runtime_candidates(&config::runtime_dir(&sources), &sources)
     }
 
     fn client(&self) -> Result<Client, ClientError> {
@@ -204,14 +199,10 @@ impl Session {
             Ok(_) => self.ask("/admin/release"),
             Err(ClientError::Unreachable { .. }) => {
                 let mut total = undo::Swept::default();
-                for folder in self.runtime_folders() {
-                    match undo::sweep(&folders::undo_log(&folder), &Paths::default()) {
-                        Ok(swept) => {
-                            total.restored += swept.restored;
-                            total.gone += swept.gone;
-                            total.failed.extend(swept.failed);
-                        }
-                        Err(error) => total.failed.push(format!("{}: {error}", folder.display())),
+                for log in self.runtime_folders().iter().flat_map(|folder| folders::undo_logs(folder)) {
+                    match undo::sweep(&log, &Paths::default()) {
+                        Ok(swept) => total.add(swept),
+                        Err(error) => total.failed.push(format!("{}: {error}", log.display())),
                     }
                 }
                 for failure in &total.failed {

@@ -22,9 +22,26 @@ pub fn render_status(snapshot: &Snapshot, now: Moment, style: Style) -> String {
     let limitations = &snapshot.environment.limitations;
     if !limitations.is_empty() {
         lines.push(String::new());
-        lines.extend(limitations.iter().map(|limitation| style.paint(Tone::Quiet, &clip(&format!("note: {limitation}"), style.width))));
+        let notes = limitations.iter().flat_map(|limitation| wrap(&format!("note: {limitation}"), style.width));
+        lines.extend(notes.map(|line| style.paint(Tone::Quiet, &line)));
     }
     lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect()
+}
+
+/// Lines of at most `width` characters, broken at blanks and indented from the second on; a longer word is clipped.
+fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            Some(_) => lines.push(clip(&format!("      {word}"), width)),
+            None => lines.push(clip(word, width)),
+        }
+    }
+    lines
 }
 
 /// Who, where, how current, and what is wrong with the daemon itself.

@@ -91,6 +91,20 @@ pub fn gather(sources: &Sources, known: &[String]) -> Result<Layers, Problems> {
     Ok(Layers { list, file: file.map(|(path, _)| path), problems })
 }
 
+/// The layers as far as they can be read, for the one question a client has while the file is wrong: where the daemon is.
+pub fn readable(sources: &Sources, known: &[String]) -> Vec<Layer> {
+    let mut ignored = Vec::new();
+    let (_, built_in, _) = Source::parse("built-in", BUILT_IN.to_owned());
+    let mut list = vec![Layer { origin: Origin::BuiltIn, root: built_in }];
+    if let Ok(Some((path, text))) = find_file(sources) {
+        let (source, root, _) = Source::parse(&path.display().to_string(), text);
+        list.push(Layer { origin: Origin::File(source), root });
+    }
+    list.extend(variables(sources, &[], known, &mut ignored));
+    list.extend(arguments(sources, &mut ignored));
+    list
+}
+
 fn find_file(sources: &Sources) -> Result<Option<(PathBuf, String)>, Problems> {
     let named = match (&sources.file, sources.variable("PLIMSOLL_CONFIG")) {
         (Some(file), _) => Some((file.clone(), "")),

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use figment::Figment;
 
 use super::file::File;
-use super::layers::{Sources, gather};
+use super::layers::{Sources, gather, readable};
 use super::problems::{Place, Problem, Problems};
 use super::reference;
 use super::sense::Sense;
-use super::settings::Settings;
+use super::settings::{Folder, Settings};
 use super::shape::examine;
-use super::tree::Layer;
+use super::tree::{Layer, Node, Origin, Tree, locate};
+use super::units::Scalar;
 
 /// Settings that hold together, and where each came from.
 pub struct Loaded {
@@ -60,6 +61,22 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
 /// daemon would take the built-in file for the new settings and stop every worker.
 pub fn reload(sources: &Sources, running: &Settings) -> Result<Loaded, Problems> {
     load(&Sources { file: sources.file.clone().or_else(|| running.file.clone()), ..sources.clone() })
+}
+
+/// The runtime folder of a daemon with these settings, told even where the rest of them is wrong: whoever has made a mistake
+/// in the file is to hear of it from the running daemon, not that there is none.
+pub fn runtime_dir(sources: &Sources) -> Folder {
+    if let Ok(loaded) = load(sources) {
+        return loaded.settings.daemon.runtime_dir;
+    }
+    let layers = readable(sources, &reference::keys());
+    match locate(&layers, "daemon.runtime_dir") {
+        Some((layer, Node { value: Tree::Scalar(Scalar::Text(path)), .. })) if path.starts_with('/') => {
+            Folder { path: path.into(), explicit: !matches!(layer.origin, Origin::BuiltIn) }
+        }
+        // Not even that: where it is unless somebody says otherwise.
+        _ => Folder { path: "/run/plimsoll".into(), explicit: false },
+    }
 }
 
 /// What each layer's own examination let through but the merge did not; said with the key, if not with the line.

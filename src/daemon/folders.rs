@@ -38,6 +38,9 @@ impl FolderError {
     }
 }
 
+/// Where everybody may make folders, so that a name proves nothing: the last resort.
+const SHARED: [&str; 2] = ["/tmp", "/dev/shm"];
+
 /// What `folders` needs of the environment.
 pub trait Lookup {
     fn variable(&self, name: &str) -> Option<&str>;
@@ -80,14 +83,20 @@ impl Folders {
         Ok(Folders { state, runtime, stateless, _locks: locks })
     }
 
+    /// Where this daemon writes down what it changes. Its own file: the sentinel of one that has died may still be
+    /// reading the other.
     pub fn undo_log(&self) -> PathBuf {
-        undo_log(&self.runtime)
+        self.runtime.join(format!("{UNDO}{}.jsonl", rustix::process::getpid().as_raw_nonzero()))
     }
 }
 
-/// Where a daemon with this runtime folder writes down what it changes.
-pub fn undo_log(runtime: &Path) -> PathBuf {
-    runtime.join("undo.jsonl")
+const UNDO: &str = "undo-";
+
+/// What the daemons that had this runtime folder before wrote down.
+pub fn undo_logs(runtime: &Path) -> Vec<PathBuf> {
+    let ours = |name: &str| name.starts_with(UNDO) && name.ends_with(".jsonl");
+    let entries = std::fs::read_dir(runtime).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_str().is_some_and(ours)).map(|entry| entry.path()).collect()
 }
 
 /// Every folder a daemon with these settings may have taken as its runtime folder, the likeliest first.
@@ -102,7 +111,8 @@ pub fn runtime_candidates(runtime_dir: &Folder, env: &impl Lookup) -> Vec<PathBu
 fn runtime_fallbacks(env: &impl Lookup) -> Vec<PathBuf> {
     let own = format!("plimsoll-{}", rustix::process::getuid().as_raw());
     let given = env.variable("XDG_RUNTIME_DIR").filter(|path| path.starts_with('/')).map(|path| PathBuf::from(path).join("plimsoll"));
-    given.into_iter().chain([PathBuf::from("/tmp").join(own)]).collect()
+    // A container with a read-only root and no /tmp has this one still.
+    given.into_iter().chain(SHARED.map(|folder| PathBuf::from(folder).join(&own))).collect()
 }
 
 fn state_fallbacks(env: &impl Lookup) -> Vec<PathBuf> {
@@ -128,7 +138,7 @@ fn make(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o750).create(path)?;
     let metadata = std::fs::symlink_metadata(path)?;
     let me = rustix::process::geteuid().as_raw();
-    if path.starts_with("/tmp") && (metadata.file_type().is_symlink() || metadata.uid() != me) {
+    if SHARED.iter().any(|shared| path.starts_with(shared)) && (metadata.file_type().is_symlink() || metadata.uid() != me) {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to somebody else"));
     }
     Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?)

@@ -12,7 +12,7 @@ use crate::host::clock::Moment;
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
 use crate::http::control::Request;
-use crate::http::server::Handle;
+use crate::http::server::{Handle, Parts};
 use crate::journal::log::Guard;
 use crate::journal::{Event, Journal};
 use crate::policy::{Engine, Level, Resource, Verdict};
@@ -45,7 +45,10 @@ pub struct Guardian {
     pub published: Arc<Published>,
     pub access: Arc<CurrentAccess>,
     pub effective: Arc<RwLock<serde_json::Value>>,
+    /// Listeners that are bound and not yet served: whoever connects waits until there is something to see.
+    pub doors: Option<Parts>,
     pub http: Option<Handle>,
+    pub listening: Vec<String>,
     pub environment: Environment,
     pub tally: Tally,
 

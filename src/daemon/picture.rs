@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::actuators::throttle::Method;
 use crate::host::clock::Moment;
 use crate::host::{Paths, procfs, scan};
 use crate::policy::verdict::Basis;
@@ -20,6 +21,9 @@ use super::guardian::Guardian;
 
 /// A replica, and what was read of it.
 type Looked<'a> = (&'a Replica, Option<&'a WorkerReadings>);
+
+/// From this share of the time on, a replica counts as held back.
+const HELD_BACK: f64 = 0.01;
 
 impl Guardian {
     /// Publishes how things stand now.
@@ -85,11 +89,14 @@ impl Guardian {
             pid: std::process::id(),
             started_at: self.tally.started.unix_seconds(),
             config_file: self.settings.file.as_ref().map(|file| file.display().to_string()),
+            listening: self.listening.clone(),
             config_reload_successful: self.tally.reload_successful,
             config_reloaded_at: self.tally.reloaded.unix_seconds(),
             dry_run: self.settings.policy.dry_run,
             shutting_down: self.tally.shutting_down,
-            ready: self.tally.tick > 0 && !self.tally.shutting_down && replicas.iter().all(Replica::is_running),
+            ready: self.tally.tick > 0
+                && !self.tally.shutting_down
+                && replicas.iter().all(|replica| replica.is_running() || replica.state == State::Stopped),
             resident_bytes: own.resident,
             virtual_bytes: own.virtual_memory,
             cpu_seconds: own.cpu,
@@ -198,7 +205,8 @@ impl Guardian {
     fn replica_state(&self, replica: &Replica, read: Option<&WorkerReadings>, now: Moment) -> ReplicaState {
         let burden = replica.slot().and_then(|slot| self.throttle.burden(slot));
         let state = match (replica.state, burden) {
-            (State::Running { .. }, Some(_)) => "throttled",
+            // Held to a share and wanting more; one that is content with less than its share just runs.
+            (State::Running { .. }, Some(burden)) if burden.ratio >= HELD_BACK || burden.method == Method::Nice => "throttled",
             (state, _) => state.word(),
         };
         ReplicaState {

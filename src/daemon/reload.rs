@@ -1,13 +1,12 @@
 //! Applies a changed file whole or not at all.
 
-use std::sync::Arc;
-
 use crate::config;
 use crate::host::clock::Moment;
 use crate::http::control::Answer;
 use crate::journal::Event;
 
 use super::guardian::Guardian;
+use super::wiring::watched_disks;
 
 /// What a running daemon cannot change: it holds these open.
 const FIXED: [&str; 6] = ["daemon.state_dir", "daemon.runtime_dir", "http.listen", "log", "host", "sampling.scope"];
@@ -42,11 +41,14 @@ impl Guardian {
                 }
                 self.settings = loaded.settings;
                 self.access.replace(&self.settings.http);
-                self.sampler.set_disks(self.settings.policy.disks.iter().map(|disk| Arc::from(disk.path.as_path())));
+                self.sampler.set_disks(watched_disks(&self.settings));
                 self.engine.apply(&self.settings);
                 self.planner.apply(&self.settings);
                 let (workers, cores) = (self.settings.workers.clone(), self.cpu_limit());
                 self.supervisor.apply(&workers, cores, now);
+                if let Err(detail) = self.throttle.apply(&self.supervisor, now.steady) {
+                    self.tell(&[Event::Degraded { part: "undo", detail }], now);
+                }
                 self.tally.reload_successful = true;
                 self.tally.reloaded = now;
                 self.tally.next_tick = now.steady;

@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use crate::config::{Loaded, Sources};
 use crate::host::clock::Moment;
 use crate::http::control::{Answer, Request};
+use crate::http::server;
 use crate::journal::Event;
 
 use super::events::{self, Order};
@@ -50,6 +51,7 @@ impl Guardian {
             }
             if self.tally.next_tick <= now.steady {
                 self.tick(now);
+                self.open_doors(now);
             }
             self.wait();
         };
@@ -75,10 +77,20 @@ impl Guardian {
             cpu_limit_cores: self.readings.cpu.limit_cores.known(),
             memory_limit_bytes: self.readings.memory.limit.known(),
             config_file: self.settings.file.as_ref().map(|file| file.display().to_string()),
+            listening: self.listening.clone(),
             workers: u32::try_from(workers.len()).unwrap_or(u32::MAX),
         };
         self.tell(&[started], now);
         self.supervisor.apply(&workers, cores, now);
+    }
+
+    /// Serves what is asked, from the first full tick on.
+    fn open_doors(&mut self, now: Moment) {
+        let Some(doors) = self.doors.take() else { return };
+        match server::spawn(doors) {
+            Ok(handle) => self.http = Some(handle),
+            Err(error) => self.tell(&[Event::Degraded { part: "http", detail: error.to_string() }], now),
+        }
     }
 
     /// The cores replicas are counted by: the setting, else the effective limit, else one.
@@ -145,11 +157,12 @@ impl Guardian {
 
     pub fn release(&mut self, now: Moment) -> Answer {
         let result = self.throttle.let_all_go(now.steady);
+        self.planner.begin_anew();
         let mut events = Vec::new();
         self.note_released("asked for", now, &mut events);
         self.tell(&events, now);
         match result {
-            Ok(count) => Answer::Done(format!("{count} replicas were held and are free; the policy may act again from the next tick on")),
+            Ok(count) => Answer::Done(format!("held and now free: {}; the policy may act again from the next tick on", counted(count))),
             Err(why) => Answer::Refused(format!("not everything could be put back: {why}")),
         }
     }
@@ -169,6 +182,11 @@ impl Guardian {
         // An interrupted wait is a signal that has arrived; whatever it was, the loop looks.
         let _ = rustix::event::poll(&mut fds, Some(&timeout));
     }
+}
+
+/// So many replicas, in words.
+pub fn counted(replicas: u32) -> String {
+    format!("{replicas} replica{}", if replicas == 1 { "" } else { "s" })
 }
 
 /// A command's code as a process's own.

@@ -6,16 +6,21 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::actuators::undo;
 use crate::config::settings::{HostPaths, Signal};
 use crate::host::Paths;
 use crate::host::process::Process;
 use crate::host::stops::StopTable;
+
+/// How often, and for how long in all, the groups of a dead daemon's workers are looked at.
+const GROUP_LOOK: Duration = Duration::from_millis(50);
+const GROUP_LOOKS: u32 = 40;
 
 /// The hidden subcommand.
 pub const SUBCOMMAND: &str = "sentinel";
@@ -68,6 +73,8 @@ fn inherit(fd: RawFd) -> io::Result<()> {
 /// The sentinel's side: `args` are what [`Sentinel::start`] put after the subcommand. Returns the exit code.
 pub fn main(args: &[String]) -> u8 {
     let [lifeline, table, undo_log, proc] = args else { return 2 };
+    // Started through /proc/self/exe, it would be called `exe` in ps and top; a name is all that this is about.
+    let _ = rustix::thread::set_name(c"plimsoll");
     let (Ok(lifeline), Ok(table)) = (lifeline.parse::<RawFd>(), table.parse::<RawFd>()) else { return 2 };
     // A word from the terminal or the service manager is meant for the daemon, which tells us when it is over.
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP] {
@@ -92,16 +99,19 @@ pub fn main(args: &[String]) -> u8 {
         return 0;
     }
     let paths = Paths::from(&HostPaths { proc: PathBuf::from(proc), sys: "/sys".into(), cgroup: "/sys/fs/cgroup".into() });
-    let _ = table.fd().as_fd();
     for (pid, started) in table.held() {
         if let Ok(Some(process)) = Process::open(&paths, pid, Some(started)) {
             // One that has ended needs nothing any more.
             let _ = process.signal(Signal(libc::SIGCONT));
         }
     }
-    match undo::sweep(Path::new(undo_log), &paths) {
-        Ok(swept) if swept.failed.is_empty() => 0,
-        // The next start tries again.
-        _ => 1,
+    // Limits come off at once. A group stays on record while somebody is in it: workers that end with the daemon take a
+    // moment to do so, those that go on keep theirs until the next start.
+    for _ in 0..GROUP_LOOKS {
+        if undo::sweep(Path::new(undo_log), &paths).is_err() || !Path::new(undo_log).exists() {
+            break;
+        }
+        std::thread::park_timeout(GROUP_LOOK);
     }
+    0
 }

@@ -10,6 +10,7 @@ use crate::http::listen::{self, SOCKET};
 use crate::journal::Event;
 
 use super::guardian::Guardian;
+use super::run::counted;
 
 /// While workers are being stopped they are looked at this often at least.
 const LOOK: Duration = Duration::from_millis(50);
@@ -34,7 +35,7 @@ impl Guardian {
             let mut events = Vec::new();
             guardian.note_released("the daemon is stopping", now, &mut events);
             guardian.tell(&events, now);
-            result.map(|count| format!("{count} replicas were held and are free"))
+            result.map(|count| format!("held and now free: {}", counted(count)))
         });
         self.step("workers", |guardian| guardian.stop_workers(deadline));
         self.step("undo", |guardian| {
@@ -48,6 +49,8 @@ impl Guardian {
         });
         self.step("http", |guardian| {
             let socket = guardian.folders.runtime.join(SOCKET);
+            // Asked to end before the first tick: nobody was let in, and nobody is now.
+            drop(guardian.doors.take());
             let drained = guardian.http.take().is_none_or(|http| http.shutdown(HTTP_GRACE));
             listen::remove_socket(&socket).map_err(|error| error.to_string())?;
             if drained { Ok(String::new()) } else { Err("some requests were cut off".to_owned()) }
@@ -70,6 +73,7 @@ impl Guardian {
     fn stop_workers(&mut self, deadline: Duration) -> Result<String, String> {
         let mut deadline = deadline;
         let running = self.supervisor.replicas().iter().filter(|replica| replica.life.is_some()).count();
+        let running = u32::try_from(running).unwrap_or(u32::MAX);
         self.supervisor.close(Moment::now(), deadline);
         loop {
             let now = Moment::now();
@@ -83,7 +87,7 @@ impl Guardian {
             self.supervisor.advance(now, &mut events);
             self.tell(&events, now);
             if self.supervisor.is_empty() {
-                return Ok(format!("{running} replicas were running and have ended"));
+                return Ok(format!("ended: {}", counted(running)));
             }
             // Killed processes end when the kernel lets them; one in uninterruptible sleep must not hold us for ever.
             if now.steady > deadline + Duration::from_secs(5) {

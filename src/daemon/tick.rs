@@ -1,13 +1,14 @@
 //! One tick: readings → verdicts → actions → effects, all four recorded.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use crate::actuators::effect::{Effect, Outcome};
+use crate::actuators::Effect;
 use crate::actuators::hands::{DryRun, Hands, Perform};
 use crate::host::clock::Moment;
 use crate::journal::Event;
 use crate::policy::{Level, Resource, Verdict};
-use crate::response::action::{Action, Deed};
+use crate::response::action::{Action, Deed, Outcome};
 use crate::response::candidate::Candidate;
 use crate::response::planner::{Measured, Plan};
 use crate::response::refusal::Refusal;
@@ -16,6 +17,9 @@ use crate::supervisor::Replica;
 
 use super::guardian::Guardian;
 use super::pacing;
+
+/// By then rates are known, if they ever are.
+const RATES_BY: Duration = Duration::from_secs(5);
 
 /// From this share of its line on, a worker's shared pages are counted exactly (dear, so not before).
 const NEAR: f64 = 0.85;
@@ -32,7 +36,7 @@ impl Guardian {
         let candidates = self.candidates(now);
         let Plan { actions, refusals, measured } = self.planner.plan(&verdicts, &self.readings, &candidates, now);
         let effects = self.perform(actions, now);
-        self.planner.note(&effects, now);
+        self.planner.note(effects.iter().map(|effect| (&effect.action, &effect.outcome)), now);
 
         let mut events = self.changes(&verdicts);
         self.tell_effects(&effects, &verdicts, now, &mut events);
@@ -88,7 +92,7 @@ impl Guardian {
         let mut effects = Vec::with_capacity(actions.len());
         for action in actions {
             if action.deed.rung().is_some_and(|rung| rung.is_drastic()) && !self.still_needed(&action) {
-                effects.push(Effect { action, at: begun, took: std::time::Duration::ZERO, outcome: Outcome::Gone });
+                effects.push(Effect { action, at: begun, took: Duration::ZERO, outcome: Outcome::Gone });
                 continue;
             }
             let hands = Hands { supervisor: &mut self.supervisor, throttle: &mut self.throttle };
@@ -244,6 +248,8 @@ impl Guardian {
     }
 
     fn tell_measured(&self, measured: Vec<Measured>, events: &mut Vec<Event>) {
+        // What was never done had no effect, and is not said to have had none.
+        let measured = measured.into_iter().filter(|_| !self.settings.policy.dry_run);
         for Measured { action, resource, rung, before, after_1s, after_10s, effective, .. } in measured {
             let limit = self.tally.verdicts.iter().find(|verdict| verdict.resource == resource).and_then(|verdict| verdict.limit);
             let share = |amount: Option<f64>| match (amount, limit) {
@@ -276,8 +282,12 @@ impl Guardian {
     /// Seeds row B1: the figures, every so often.
     fn report(&mut self, verdicts: &[Verdict], now: Moment, events: &mut Vec<Event>) {
         let Some(every) = self.settings.sampling.report_every else { return };
-        // The first look has no rate yet.
-        if self.readings.cpu.used_cores.known().is_none() || self.tally.reported.is_some_and(|at| now.since(at) < every) {
+        if self.tally.reported.is_some_and(|at| now.since(at) < every) {
+            return;
+        }
+        // The first looks have no rate yet; where there is none at all, that is said once they should have had.
+        let known = verdicts.iter().any(|verdict| verdict.resource == Resource::Cpu && verdict.used.is_some());
+        if !known && now.since(self.tally.started) < RATES_BY {
             return;
         }
         self.tally.reported = Some(now);
@@ -361,8 +371,8 @@ impl Guardian {
             Resource::Cpu => "cpu".to_owned(),
             Resource::Memory => "memory".to_owned(),
             Resource::Disk(path) => format!("disk:{}", path.display()),
-            Resource::Worker(slot) => match self.supervisor.replica(*slot) {
-                Some(replica) => format!("worker:{}", replica.worker.name),
+            Resource::Worker(slot) => match self.supervisor.worker_of(*slot) {
+                Some(name) => format!("worker:{name}"),
                 None => "worker".to_owned(),
             },
         }

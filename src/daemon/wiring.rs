@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use rustix::event::EventfdFlags;
 
 use crate::actuators::throttle::{Means, Throttle};
 use crate::actuators::undo::{self, UndoLog};
-use crate::config::{Loaded, Sources};
+use crate::config::{Loaded, Settings, Sources};
 use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
@@ -23,7 +24,7 @@ use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
 use crate::http::control::CommandQueue;
 use crate::http::listen::{self, ListenError, SOCKET};
-use crate::http::server::{self, Limits, Parts};
+use crate::http::server::{Limits, Parts};
 use crate::journal::history::History;
 use crate::journal::{Event, Journal, log};
 use crate::policy::Engine;
@@ -33,7 +34,7 @@ use crate::snapshot::{Counters, Environment, Histogram, Published};
 use crate::supervisor::Supervisor;
 use crate::supervisor::supervisor::{Command, Surroundings};
 
-use super::folders::{FolderError, Folders};
+use super::folders::{self, FolderError, Folders};
 use super::guardian::{Guardian, Tally};
 use super::sentinel::Sentinel;
 use super::signals::Signals;
@@ -77,12 +78,16 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     let signals = Signals::listen()?;
     let folders = Folders::take(&settings.daemon, &sources)?;
     let tcp = listen::bind_tcp(&settings.http.listen)?;
+    let listening: Vec<String> = tcp.iter().filter_map(|listener| Some(listener.local_addr().ok()?.to_string())).collect();
     let socket = listen::bind_socket(&folders.runtime.join(SOCKET))?;
     let log = log::start(&settings.log, sources.variable("JOURNAL_STREAM"))?;
 
     let now = Moment::now();
     let pid = rustix::process::getpid().as_raw_nonzero().get();
     let mut early = sweep(&folders, &paths);
+    // Before the sentinel is started: on v2 we can only leave our group to our workers while nobody else is in it.
+    let layout = Layout::discover(&paths);
+    let groups = Groups::probe(&layout, pid, &pid.to_string());
     let stops = Arc::new(StopTable::create()?);
     let sentinel = match Sentinel::start(&stops, &folders.undo_log(), &settings.host) {
         Ok(sentinel) => Some(sentinel),
@@ -91,8 +96,6 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
             None
         }
     };
-    let layout = Layout::discover(&paths);
-    let groups = Groups::probe(&layout, pid, &pid.to_string());
     let means =
         Means { quota: groups.has_quota(), duty: sentinel.is_some(), nice: sentinel.as_ref().is_some_and(|s| can_take_nice_back(s.pid())) };
     let mut throttle = Throttle::new(paths.clone(), means, pid, stops.clone(), UndoLog::new(folders.undo_log()));
@@ -108,8 +111,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         limitations: groups.limitations().to_vec(),
         ..Environment::default()
     };
-    let disks = settings.policy.disks.iter().map(|disk| Arc::from(disk.path.as_path()));
-    let sampler = Sampler::new(&paths, &settings.sampling, &layout, disks);
+    let sampler = Sampler::new(&paths, &settings.sampling, &layout, watched_disks(&settings));
 
     if let Err(error) = process::become_subreaper() {
         early.push(Event::Degraded { part: "subreaper", detail: error.to_string() });
@@ -148,7 +150,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(io::Error::from)?);
     let ring = wake.clone();
     let (queue, commands) = CommandQueue::new(COMMANDS, Arc::new(move || ring_bell(&ring)));
-    let http = server::spawn(Parts {
+    let doors = Parts {
         tcp,
         unix: Some(socket),
         published: published.clone(),
@@ -158,7 +160,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         events: journal.ring(),
         clock: Arc::new(Moment::now),
         limits: Limits::default(),
-    })?;
+    };
 
     let engine = Engine::new(&settings);
     let planner = Planner::new(&settings);
@@ -179,7 +181,9 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         published,
         access,
         effective,
-        http: Some(http),
+        doors: Some(doors),
+        http: None,
+        listening,
         environment,
         tally: tally(now),
         signals,
@@ -219,6 +223,14 @@ fn tally(now: Moment) -> Tally {
     }
 }
 
+/// The disks that are read: those with a rule, or the root's so that there is a figure to report (seeds row B1). A
+/// machine that is a folder has no disks of its own.
+pub fn watched_disks(settings: &Settings) -> Vec<Arc<Path>> {
+    let ruled = settings.policy.disks.iter().map(|disk| Arc::from(disk.path.as_path()));
+    let root = (settings.policy.disks.is_empty() && Paths::from(&settings.host).is_live()).then(|| Arc::from(Path::new("/")));
+    ruled.chain(root).collect()
+}
+
 /// Gets the loop out of its wait.
 fn ring_bell(bell: &OwnedFd) {
     // Only a counter that is already enormous would refuse, and then the loop is awake anyway.
@@ -227,18 +239,26 @@ fn ring_bell(bell: &OwnedFd) {
 
 /// Puts back what an earlier run left behind.
 fn sweep(folders: &Folders, paths: &Paths) -> Vec<Event> {
-    match undo::sweep(&folders.undo_log(), paths) {
-        Ok(swept) if swept == undo::Swept::default() => Vec::new(),
-        Ok(swept) => vec![Event::UndoSwept {
-            restored: swept.restored,
-            gone: swept.gone,
-            failed: u32::try_from(swept.failed.len()).unwrap_or(u32::MAX),
-            detail: swept.failed.join("; "),
-        }],
-        Err(error) => {
-            vec![Event::Degraded { part: "undo log", detail: format!("what an earlier run left could not be put back: {error}") }]
+    let mut events = Vec::new();
+    let mut total = undo::Swept::default();
+    for log in folders::undo_logs(&folders.runtime) {
+        match undo::sweep(&log, paths) {
+            Ok(swept) => total.add(swept),
+            Err(error) => {
+                let detail = format!("what an earlier run left could not be put back: {}: {error}", log.display());
+                events.push(Event::Degraded { part: "undo log", detail });
+            }
         }
     }
+    if total != undo::Swept::default() {
+        events.push(Event::UndoSwept {
+            restored: total.restored,
+            gone: total.gone,
+            failed: u32::try_from(total.failed.len()).unwrap_or(u32::MAX),
+            detail: total.failed.join("; "),
+        });
+    }
+    events
 }
 
 /// Finds out by doing it to the sentinel whether a worse nice value can be taken back.

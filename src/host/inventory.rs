@@ -50,7 +50,7 @@ impl Inventory {
     }
 }
 
-/// Every disk that is mounted, for `doctor` and `init`. **May hang** on a dead FUSE mount: never called from the loop.
+/// Every disk that is mounted, for people. **May hang** on a dead FUSE mount: never called from the loop.
 pub fn disks() -> Vec<Disk> {
     let Ok(disks) = sysinfo::Disks::new_with_refreshed_list() else { return Vec::new() };
     let disk = |disk: &sysinfo::Disk| Disk {

@@ -184,6 +184,14 @@ pub fn reap_one() -> Option<Exit> {
     }
 }
 
+/// Kills a child that [`spawn`] has just started, and whatever it has started since. Only while it has not been reaped.
+pub fn kill_session(child: i32) {
+    if let Some(group) = Pid::from_raw(child) {
+        // One that has ended by itself is what is wanted.
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    }
+}
+
 /// CPU time of the children a process has waited for, which its own clock does not hold; zero once it has ended.
 pub fn children_cpu(paths: &Paths, pid: i32) -> Duration {
     let waited = scan::process(paths, pid, &mut Vec::new()).map_or(0, |stat| stat.waited);

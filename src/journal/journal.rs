@@ -64,6 +64,7 @@ impl Journal {
         let mut value = serde_json::to_value(event).unwrap_or_default();
         if let Some(fields) = value.as_object_mut() {
             fields.insert("at".to_owned(), now.unix_seconds().into());
+            fields.insert("message".to_owned(), event.message().into());
         }
         if let Some(history) = &self.history {
             history.event(now, event.name(), &value);

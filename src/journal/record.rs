@@ -48,6 +48,7 @@ events! {
         cpu_limit_cores: Option<f64>,
         memory_limit_bytes: Option<u64>,
         config_file: Option<String>,
+        listening: Vec<String>,
         workers: u32,
     }
     INFO DaemonStopping "daemon_stopping" {

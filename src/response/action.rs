@@ -81,3 +81,16 @@ pub struct Share {
     /// Cores it may use; `None`: as many as it likes.
     pub cores: Option<f64>,
 }
+
+/// What became of an action when it was performed: the answer the planner is given before it plans again.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    Done,
+    /// Would have been done.
+    DryRun,
+    /// This rung cannot work here; the next one is tried at once. Says why.
+    Unavailable(String),
+    /// The process or cgroup has ended in the meantime.
+    Gone,
+    Failed(String),
+}

@@ -35,6 +35,6 @@ pub struct Candidate {
 impl Candidate {
     /// `web/2`: how people are told about it.
     pub fn name(&self) -> String {
-        format!("{}/{}", self.worker, self.replica)
+        format!("{}.{}", self.worker, self.replica)
     }
 }

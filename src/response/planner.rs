@@ -9,11 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::actuators::effect::{Effect, Outcome};
 use crate::config::settings::{Policy, Rung, Settings};
 use crate::host::clock::Moment;
 use crate::policy::{Level, Resource, Verdict};
-use crate::response::action::{Action, Cause, Deed, Share};
+use crate::response::action::{Action, Cause, Deed, Outcome, Share};
 use crate::response::candidate::Candidate;
 use crate::response::cooldown::{Cooldowns, PAUSE};
 use crate::response::hold::Hold;
@@ -174,11 +173,17 @@ impl Planner {
     pub fn apply(&mut self, settings: &Settings) {
         if settings.policy.dry_run != self.policy.dry_run {
             // What was only planned is not there to build on, and what was done is for the caller to undo.
-            self.hold.let_go();
+            self.begin_anew();
             self.ending.clear();
-            self.courses.clear();
         }
         self.policy = settings.policy.clone();
+    }
+
+    /// Somebody has taken everything off by hand. What is still over a line is answered from the first rung on.
+    pub fn begin_anew(&mut self) {
+        self.hold.let_go();
+        self.courses.clear();
+        self.limits_again = None;
     }
 
     /// Plans one tick. Every verdict of the tick is to be given, the calm ones too: they end what was begun. The readings are
@@ -211,9 +216,9 @@ impl Planner {
     }
 
     /// Is told what became of the actions of the last plan.
-    pub fn note(&mut self, effects: &[Effect], now: Moment) {
-        for effect in effects {
-            self.note_one(effect, now);
+    pub fn note<'a>(&mut self, outcomes: impl IntoIterator<Item = (&'a Action, &'a Outcome)>, now: Moment) {
+        for (action, outcome) in outcomes {
+            self.note_one(action, outcome, now);
         }
     }
 
@@ -255,15 +260,14 @@ impl Planner {
         }
     }
 
-    fn note_one(&mut self, effect: &Effect, now: Moment) {
-        let action = &effect.action;
-        if let (Deed::Recycle(slot, _) | Deed::Kill(slot), Outcome::Unavailable(_) | Outcome::Failed(_)) = (&action.deed, &effect.outcome) {
+    fn note_one(&mut self, action: &Action, outcome: &Outcome, now: Moment) {
+        if let (Deed::Recycle(slot, _) | Deed::Kill(slot), Outcome::Unavailable(_) | Outcome::Failed(_)) = (&action.deed, outcome) {
             // Looked at again after the pause, as one that did not end in time is.
             if let Some(ending) = self.ending.get_mut(slot) {
                 ending.within = PAUSE;
             }
         }
-        let failed = match &effect.outcome {
+        let failed = match outcome {
             Outcome::Done | Outcome::DryRun | Outcome::Gone => None,
             Outcome::Unavailable(why) | Outcome::Failed(why) => Some(why.clone()),
         };
@@ -280,7 +284,7 @@ impl Planner {
             }
         }
         let Some(trial) = course.trial.as_mut().filter(|trial| trial.action == action.id) else { return };
-        match &effect.outcome {
+        match outcome {
             Outcome::Done => {}
             Outcome::DryRun => trial.dry = true,
             Outcome::Gone if trial.victim.is_some() => trial.end(now),

@@ -1,6 +1,6 @@
 //! The one place that starts, stops, reaps and replaces processes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::sync::Arc;
@@ -19,6 +19,9 @@ use crate::sampling::readings::{Readings, SlotId, Target, WorkerReadings};
 use super::environment;
 use super::replica::{Life, Replica};
 use super::state::{self, Next, Purpose, State};
+
+/// Ended lives whose worker is still known.
+const REMEMBERED: usize = 256;
 
 /// How often a tree that is being ended is looked at until nobody is left.
 const CLEARING_LOOK: Duration = Duration::from_millis(10);
@@ -77,6 +80,8 @@ pub struct Supervisor {
     targets: Option<Vec<Target>>,
     totals: BTreeMap<Arc<str>, Totals>,
     next_slot: u64,
+    /// Whose the last lives were that have ended: effects are measured for ten seconds.
+    ended: VecDeque<(SlotId, Arc<str>)>,
     /// No start any more.
     closing: bool,
     /// The code the daemon ends with because its command has ended.
@@ -93,6 +98,7 @@ impl Supervisor {
             targets: None,
             totals: BTreeMap::new(),
             next_slot: 1,
+            ended: VecDeque::new(),
             closing: false,
             finished: None,
             next_look: None,
@@ -305,6 +311,10 @@ impl Supervisor {
                     let fresh = life.exit.is_some_and(|(_, at)| at == now);
                     if members.is_empty() {
                         let next = *next;
+                        if self.ended.len() == REMEMBERED {
+                            self.ended.pop_front();
+                        }
+                        self.ended.push_back((life.slot, replica.worker.name.clone()));
                         replica.state = state::cleared(next, now.steady);
                         finish(replica, next, now, &mut self.totals, events);
                         if let Some(code) = end_of_command(self.around.command.as_ref(), replica) {
@@ -455,6 +465,12 @@ impl Supervisor {
         self.replica(slot).and_then(|replica| replica.life.as_ref())
     }
 
+    /// Whose life this is or, for the last that have ended, was.
+    pub fn worker_of(&self, slot: SlotId) -> Option<&Arc<str>> {
+        let ended = || self.ended.iter().find(|(known, _)| *known == slot).map(|(_, name)| name);
+        self.replica(slot).map(|replica| &replica.worker.name).or_else(ended)
+    }
+
     pub fn replica(&self, slot: SlotId) -> Option<&Replica> {
         self.places.get(&slot).and_then(|place| self.replicas.get(*place)).filter(|replica| replica.slot() == Some(slot))
     }
@@ -544,7 +560,11 @@ fn launch(around: &Surroundings, worker: &Worker, name: &str) -> io::Result<(Pro
     };
     let started = process::spawn(&launch).and_then(|pid| {
         // It is our child and not reaped yet: the number cannot have been given away.
-        Process::open(&around.paths, pid, None)?.ok_or_else(|| io::Error::other("it ended before it could be held"))
+        let held = Process::open(&around.paths, pid, None);
+        if !matches!(held, Ok(Some(_))) {
+            process::kill_session(pid);
+        }
+        held?.ok_or_else(|| io::Error::other("it could not be found in /proc, and was ended again"))
     });
     match started {
         Ok(process) => Ok((process, group)),

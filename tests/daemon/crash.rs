@@ -8,7 +8,7 @@ use crate::stage::{Stage, skip, wait_for, wait_within};
 
 const SMALL: &str = "
 [policy.cpu]
-limit = 0.3
+limit = 0.2
 sustain = \"0s\"
 [sampling]
 interval = \"500ms\"

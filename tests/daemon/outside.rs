@@ -74,6 +74,20 @@ pub fn cpu_time(processes: &[Process]) -> Duration {
     Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
+/// Time all processors have spent so far, in clock ticks: (in all, idle).
+pub fn machine_time() -> (u64, u64) {
+    let text = fs::read_to_string("/proc/stat").expect("the machine's clocks");
+    let fields: Vec<u64> =
+        text.lines().next().unwrap_or_default().split_whitespace().skip(1).take(8).filter_map(|field| field.parse().ok()).collect();
+    let [user, nice, system, idle, waiting, ..] = fields[..] else { panic!("{text}") };
+    (user + nice + system + idle + waiting + fields[5..].iter().sum::<u64>(), idle + waiting)
+}
+
+/// The part of its time in which the machine had nothing to do, between two looks.
+pub fn idle_share(before: (u64, u64), after: (u64, u64)) -> f64 {
+    (after.1 - before.1) as f64 / (after.0 - before.0).max(1) as f64
+}
+
 pub fn children(parent: i32) -> Vec<Process> {
     processes().into_iter().filter(|process| process.parent == parent).collect()
 }

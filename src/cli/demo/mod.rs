@@ -29,7 +29,7 @@ use crate::snapshot::Snapshot;
 use report::{Report, Verdict};
 use screen::{Scene, Screen};
 use stage::{Guard, Stage};
-use tally::{Part, Sample, Summary};
+use tally::{Lines, Part, Sample, Summary};
 use told::{Deed, Feed};
 
 /// The whole demo lasts from this to that.
@@ -136,7 +136,7 @@ fn play(options: &Options) -> Result<Report, End> {
     play.part(Part::With, options.duration - first)?;
     Ok(Report {
         limits: play.stage.limits,
-        line: play.samples.iter().rev().find_map(|sample| sample.cpu).map_or(0.8, |cpu| cpu.line),
+        lines: Lines::of(&play.samples),
         without: Summary::of(&play.samples, Part::Without),
         with: Summary::of(&play.samples, Part::With),
         actions: play.deeds,
@@ -161,8 +161,8 @@ impl Play {
     fn greet(&mut self) -> Result<(), End> {
         let limits = self.stage.limits;
         let (cores, memory) = (crate::response::words::cores(limits.cores), crate::response::words::bytes(limits.memory as f64));
-        self.screen.say(&format!("Two hungry workers are to get by with {cores} and {memory}: one burns CPU, one"))?;
-        self.screen.say("leaks. First nobody steps in; then Plimsoll holds them at 80 % of each limit.")?;
+        self.screen.say(&format!("Two hungry workers are to get by with {cores} and {memory}."))?;
+        self.screen.say("One burns CPU, one leaks. First nobody steps in; then Plimsoll does.")?;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::stage::Limits;
-use super::tally::{Figures, Summary};
+use super::tally::{Figures, Lines, Summary};
 use super::told::Deed;
 use crate::cli::render::{Style, Tone, percent};
 use crate::response::words;
@@ -11,8 +11,7 @@ use crate::response::words;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
     pub limits: Limits,
-    /// The share of each limit that is the line.
-    pub line: f64,
+    pub lines: Lines,
     pub without: Summary,
     pub with: Summary,
     /// What was done, in its order.
@@ -70,14 +69,14 @@ impl Report {
         let mut lines = vec![style.paint(Tone::Strong, &format!("{:28}{:>20}{:>20}", "", "without Plimsoll", "with Plimsoll"))];
         let seconds = |summary: &Summary| format!("{:.1} s", summary.seconds);
         lines.push(format!("{:28}{:>20}{:>20}", "measured for", seconds(&self.without), seconds(&self.with)));
-        let limits = [words::cores(self.limits.cores), words::bytes(self.limits.memory as f64)];
+        let limits = [(self.lines.cpu, words::cores(self.limits.cores)), (self.lines.memory, words::bytes(self.limits.memory as f64))];
         let figures = [("CPU", self.without.cpu, self.with.cpu), ("memory", self.without.memory, self.with.memory)];
-        for ((name, without, with), limit) in figures.into_iter().zip(limits) {
+        for ((name, without, with), (line, limit)) in figures.into_iter().zip(limits) {
             let over = |figures: Figures| format!("{:.1} s ({})", figures.over_seconds, percent(figures.over_share));
             // Padded before it is painted: codes have no width.
             let tone = |figures: Figures| if figures.over_share > 0.3 { Tone::Bad } else { Tone::Good };
             let cell = |figures: Figures, text: String| style.paint(tone(figures), &format!("{text:>20}"));
-            let label = format!("{name:8}over the line of {}", percent(self.line));
+            let label = format!("{name:8}over the line of {}", percent(line));
             lines.push(format!("{label:28}{}{}", cell(without, over(without)), cell(with, over(with))));
             let label = format!("{:8}peak, of {limit}", "");
             lines.push(format!("{label:28}{:>20}{:>20}", percent(without.peak), percent(with.peak)));
@@ -106,7 +105,7 @@ mod tests {
             Deed { id: 1, at_seconds: 14.0, resource: "cpu".into(), action: "throttle".into(), workers: vec![], reason: String::new() };
         Report {
             limits: Limits { cores: 0.5, memory: 200_000_000 },
-            line: 0.8,
+            lines: Lines { cpu: 0.8, memory: 0.8 },
             without: Summary { seconds: 12.0, cpu: figures(11.4, 12.0, 3.96), memory: figures(6.9, 12.0, 1.22) },
             with: Summary { seconds: 18.0, cpu: figures(2.3, 18.0, 3.97), memory: figures(3.1, 18.0, 0.93) },
             actions: vec![deed; 4],

@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use super::chart::{Chart, MARGIN};
-use super::tally::{Part, Sample, Use};
+use super::tally::{Part, Pick, Sample, Use};
 use crate::cli::render::{Style, Tone, cell, clip};
 use crate::response::words;
 
@@ -11,8 +11,8 @@ use crate::response::words;
 const AROUND: usize = 12;
 /// The last actions that are shown.
 const DEEDS: usize = 5;
-/// Rows of one chart.
-const ROWS: std::ops::RangeInclusive<usize> = 3..=6;
+/// Rows of one chart, where there is room and where there is less: in both, 80 % falls between two rows.
+const ROWS: [usize; 2] = [6, 3];
 
 /// How things are shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,8 +54,7 @@ impl Scene<'_> {
         }
         let held: Vec<String> = self.held.iter().map(|(name, cores)| format!("{name} {cores:.2}")).collect();
         let held = if held.is_empty() { String::new() } else { format!("held to {} cores", held.join(", ")) };
-        let resources: [(&str, fn(&Sample) -> Option<Use>, String); 2] =
-            [("CPU", |sample| sample.cpu, held), ("memory", |sample| sample.memory, String::new())];
+        let resources: [(&str, Pick, String); 2] = [("CPU", |sample| sample.cpu, held), ("memory", |sample| sample.memory, String::new())];
         let span = (self.total + 1.0).max(1.0);
         let mut axis = String::new();
         for (name, pick, note) in resources {
@@ -141,8 +140,7 @@ impl Screen {
         let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
         // A terminal that does not say its size is taken for the usual one.
         let height = if size.ws_row == 0 { 24 } else { usize::from(size.ws_row) };
-        let rows = height.saturating_sub(AROUND) / 2;
-        (rows >= *ROWS.start()).then_some(rows.min(*ROWS.end()))
+        ROWS.into_iter().find(|rows| 2 * rows + AROUND <= height)
     }
 
     /// Shows the moment.
@@ -161,7 +159,7 @@ impl Screen {
         let columns = if size == 0 { Style::PLAIN.width } else { size };
         // One column is left free: a full line would make some terminals wrap.
         let style = Style { width: columns.saturating_sub(1).clamp(40, 160), ..self.style };
-        let lines = scene.draw(Screen::rows().unwrap_or(*ROWS.start()), style);
+        let lines = scene.draw(Screen::rows().unwrap_or(ROWS[1]), style);
         let mut text = String::new();
         match self.drawn {
             0 => text.push_str("\x1b[?25l"),

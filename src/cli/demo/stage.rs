@@ -14,9 +14,11 @@ use rustix::process::{Pid, Signal};
 use serde::Serialize;
 
 use super::part::{self, Appetite};
+use crate::actuators::undo;
 use crate::cli::client::Client;
 use crate::config::ALIASES;
 use crate::config::settings::{Sampling, Scope};
+use crate::daemon::folders;
 use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
@@ -30,15 +32,17 @@ const MOST_MEMORY: u64 = 200_000_000;
 const LEAST_MEMORY: u64 = 40_000_000;
 /// Of the free memory that is there, one in so many.
 const MEMORY_ONE_IN: u64 = 4;
-/// Of the cores, too: little enough that two threads get over it on a machine that is busy already.
-const CORES_ONE_IN: f64 = 8.0;
-const HOG_THREADS: u64 = 2;
+/// Of the cores, too: little enough that three threads get over it on a machine that is busy already.
+const CORES_ONE_IN: f64 = 4.0;
+const HOG_THREADS: u64 = 3;
 /// The leak is as fast as this whole duration needs it to be: so many of the demo's parts fill the limit once.
 const LEAKS_PER_DEMO: f64 = 1.8;
 /// The workers end by themselves this long after their part should be over.
 const GRACE: Duration = Duration::from_secs(60);
 /// An ordered end takes a fraction of a second; after this it is not waited for.
 const END: Duration = Duration::from_secs(10);
+/// For the last processes of a daemon that was killed.
+const SWEEP: Duration = Duration::from_secs(3);
 
 /// The small limits of the demo.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -51,7 +55,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Tight enough that two threads and a leak get over them on this machine, small enough that nobody else is harmed.
+    /// Tight enough that three threads and a leak get over them on this machine, small enough that nobody else is harmed.
     ///
     /// # Errors
     /// When there is too little free memory to show anything.
@@ -152,10 +156,6 @@ impl Stage {
         self.port.map(|port| format!("http://127.0.0.1:{port}/"))
     }
 
-    pub fn socket(&self) -> PathBuf {
-        self.folder.path().join("run").join(SOCKET)
-    }
-
     /// Starts the daemon, which starts the workers: with `acting` false it measures and lets them do as they like.
     ///
     /// # Errors
@@ -181,7 +181,7 @@ impl Stage {
         // Ctrl-C is for the demo, which ends the daemon in order.
         command.process_group(0);
         let child = command.spawn().map_err(told("could not start the daemon"))?;
-        Ok(Guard { child, socket: self.socket(), log })
+        Ok(Guard { child, run: self.folder.path().join("run"), log })
     }
 
     fn settings(&self, acting: bool) -> String {
@@ -223,7 +223,7 @@ dry_run = {dry_run}
 
 [policy.cpu]
 limit = {cores}
-sustain = "1s"
+sustain = "500ms"
 
 [policy.memory]
 limit = {memory}
@@ -251,7 +251,8 @@ shed_signal = "SIGUSR1"
 #[derive(Debug)]
 pub struct Guard {
     child: Child,
-    socket: PathBuf,
+    /// Its runtime folder.
+    run: PathBuf,
     log: PathBuf,
 }
 
@@ -262,7 +263,7 @@ impl Guard {
     /// When it has ended: its own last words.
     pub fn client(&mut self) -> Result<Option<Client>, String> {
         self.alive()?;
-        Ok(Client::find(std::slice::from_ref(&self.socket)).ok())
+        Ok(Client::find(&[self.run.join(SOCKET)]).ok())
     }
 
     /// # Errors
@@ -283,6 +284,20 @@ impl Guard {
         if words.is_empty() { words } else { format!(": {words}") }
     }
 
+    /// Puts back what a daemon that was killed left behind, groups included: its undo log goes with the folder, and no
+    /// later start will read it. After an ordered end there is nothing to do.
+    fn sweep(&self) {
+        let deadline = Moment::now().steady + SWEEP;
+        // The workers are about to end; until they have, their groups stay on record.
+        loop {
+            let logs = folders::undo_logs(&self.run);
+            if logs.is_empty() || Moment::now().steady >= deadline || logs.iter().any(|log| undo::sweep(log, &Paths::default()).is_err()) {
+                return;
+            }
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+
     fn signal(&self, signal: Signal) {
         // It has not been waited for, so the number is still its own.
         let _ = rustix::process::kill_process(Pid::from_child(&self.child), signal);
@@ -297,9 +312,10 @@ impl Drop for Guard {
             if Moment::now().steady > deadline {
                 self.signal(Signal::KILL);
                 let _ = self.child.wait();
-                return;
+                break;
             }
             std::thread::park_timeout(Duration::from_millis(10));
         }
+        self.sweep();
     }
 }

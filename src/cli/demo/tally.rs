@@ -49,6 +49,9 @@ pub struct Sample {
     pub memory: Option<Use>,
 }
 
+/// One of the resources of a sample.
+pub type Pick = fn(&Sample) -> Option<Use>;
+
 impl Sample {
     /// `at` is when the snapshot was taken, in seconds since the demo began.
     pub fn of(snapshot: &Snapshot, part: Part, at: f64) -> Sample {
@@ -57,6 +60,20 @@ impl Sample {
             Some(Use { used: state.used?, limit: state.limit?, share: state.utilization?, line: state.high })
         };
         Sample { at, part, cpu: of("cpu"), memory: of("memory") }
+    }
+}
+
+/// The line of each resource, as a share of its limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct Lines {
+    pub cpu: f64,
+    pub memory: f64,
+}
+
+impl Lines {
+    pub fn of(samples: &[Sample]) -> Lines {
+        let last = |pick: Pick| samples.iter().rev().find_map(pick).map_or(0.0, |seen| seen.line);
+        Lines { cpu: last(|sample| sample.cpu), memory: last(|sample| sample.memory) }
     }
 }
 

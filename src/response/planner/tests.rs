@@ -50,7 +50,7 @@ impl Run {
     }
 
     fn note(&mut self, second: f64, action: &Action, outcome: Outcome) {
-        self.planner.note(&[Effect { action: action.clone(), at: at(second), took: Duration::ZERO, outcome }], at(second));
+        self.planner.note([(action, &outcome)], at(second));
     }
 }
 
@@ -417,30 +417,21 @@ proptest! {
                     prop_assert!(course.trial.is_some() || course.refusal.is_some() || is_held, "silent: {:?}", verdict);
                 }
             }
-            let effects: Vec<Effect> = plan
-                .actions
-                .iter()
-                .map(|action| Effect {
-                    action: action.clone(),
-                    at: moment,
-                    took: Duration::ZERO,
-                    outcome: match tick.outcome {
-                        _ if dry => Outcome::DryRun,
-                        0 => Outcome::Failed("it failed".into()),
-                        1 => Outcome::Unavailable("not here".into()),
-                        2 => Outcome::Gone,
-                        _ => Outcome::Done,
-                    },
-                })
-                .collect();
+            let outcome = match tick.outcome {
+                _ if dry => Outcome::DryRun,
+                0 => Outcome::Failed("it failed".into()),
+                1 => Outcome::Unavailable("not here".into()),
+                2 => Outcome::Gone,
+                _ => Outcome::Done,
+            };
             // A release that failed is on record as still to be done.
-            for effect in &effects {
-                if effect.action.deed == Deed::Release && matches!(effect.outcome, Outcome::Failed(_) | Outcome::Unavailable(_)) {
-                    prop_assert!(planner.courses.contains_key(&effect.action.resource));
+            for action in &plan.actions {
+                if action.deed == Deed::Release && matches!(outcome, Outcome::Failed(_) | Outcome::Unavailable(_)) {
+                    prop_assert!(planner.courses.contains_key(&action.resource));
                 }
             }
-            planner.note(&effects, moment);
-            twin.note(&effects, moment);
+            planner.note(plan.actions.iter().map(|action| (action, &outcome)), moment);
+            twin.note(plan.actions.iter().map(|action| (action, &outcome)), moment);
         }
     }
 }

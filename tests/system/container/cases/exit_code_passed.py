@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The container's exit code is the command's own, 128 plus the signal's number when one ended it, 78 when there is no such command."""
+"""The container's exit code is the command's own, 128 plus the signal's number when one ended it, 127 when there is no such command."""
 
 from container import Container
 from scenario import expect, run
@@ -11,7 +11,7 @@ def case() -> str:
         ("its own code", ("/orphan", "1", "42"), 42),
         ("success", ("/orphan", "1", "0"), 0),
         ("killed by SIGKILL", ("/killed", "9"), 137),
-        ("no such command", ("/no/such/command",), 78),
+        ("no such command", ("/no/such/command",), 127),
     ):
         with Container("--", *command) as container:
             code = seen[what] = container.wait()

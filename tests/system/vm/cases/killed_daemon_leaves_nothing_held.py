@@ -3,6 +3,7 @@
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 from scenario import PROGRAMS, expect, run, wait_for
@@ -45,17 +46,23 @@ def kill(unit: Unit, with_sentinel: bool) -> None:
 
 def case() -> str:
     with Unit(SETTINGS, **ALONE) as unit:
+        group = unit.group
         kill(unit, with_sentinel=False)
-        wait_for("nothing is limited any more", 5, lambda: not limited_groups(unit.group))
+        wait_for("nothing is limited any more", 5, lambda: not limited_groups(group))
         kill_all("hog")
     with Unit(SETTINGS, **ALONE) as unit:
         kill(unit, with_sentinel=True)
-        # The next start, with nothing to throttle: what is left of the last one is put back.
-        with Unit(SETTINGS.replace('"100"]', '"1"]'), CPUQuota="100%", KillMode="process") as again:
-            expect(not limited_groups(again.group), f"limited after the next start: {limited_groups(again.group)}")
-            expect("T" not in processes("hog").values(), f"stopped after the next start: {processes('hog')}")
-            kill_all("hog")
-    return "workers ran on at once, limits were lifted by the sentinel or the next start"
+        expect(limited_groups(group), "the limits are gone with nobody there to lift them: this case shows nothing")
+        # The next start, with nothing to look after; not as a unit: systemd 252 cannot start one whose old groups still hold processes.
+        following = subprocess.Popen(["plimsoll", "run", "-c", "/dev/null", "--set", "http.listen=[]"])
+        try:
+            wait_for("the next start has lifted the limits", 20, lambda: not limited_groups(group))
+        finally:
+            following.terminate()
+            following.wait()
+        expect("T" not in processes("hog").values(), f"stopped after the next start: {processes('hog')}")
+        kill_all("hog")
+    return "workers ran on at once; the sentinel lifted the limits, without it the next start did"
 
 
 run(case)
