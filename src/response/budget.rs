@@ -41,12 +41,20 @@ pub struct Room {
     pub high: f64,
     /// What all but the claims use.
     pub others: f64,
+    /// What is held back because more than the budget was used before.
+    pub paid_back: f64,
 }
 
 impl Room {
-    /// What the claims may use together.
-    pub fn budget(&self) -> f64 {
+    /// What the claims may use together in the long run.
+    pub fn whole(&self) -> f64 {
         (self.high - self.others).max(FLOOR * self.high)
+    }
+
+    /// What is shared out now: never less than half of the whole, whatever there is to pay back.
+    pub fn budget(&self) -> f64 {
+        let whole = self.whole();
+        whole - self.paid_back.clamp(0.0, whole / 2.0)
     }
 }
 
@@ -168,7 +176,7 @@ mod tests {
         Claim { slot: SlotId(slot), weight: 100, used, held, most: None }
     }
 
-    const TWO_CORES: Room = Room { limit: 2.0, high: 1.6, others: 0.0 };
+    const TWO_CORES: Room = Room { limit: 2.0, high: 1.6, others: 0.0, paid_back: 0.0 };
 
     fn cores(shares: &[Share]) -> Vec<f64> {
         shares.iter().map(|share| share.cores.map_or(f64::INFINITY, |cores| (cores * 1e6).round() / 1e6)).collect()
@@ -209,6 +217,8 @@ mod tests {
                 Room { others: 0.3, ..TWO_CORES },
                 vec![0.7, 0.7],
             ),
+            ("what was used too much is paid back", vec![hungry(1, 1.0)], Room { paid_back: 0.2, ..TWO_CORES }, vec![1.4]),
+            ("but half of it is kept", vec![hungry(1, 1.0)], Room { paid_back: 9.0, ..TWO_CORES }, vec![0.8]),
             ("nobody at all", vec![], TWO_CORES, vec![]),
         ];
         for (name, claims, room, expected) in cases {
@@ -228,7 +238,12 @@ mod tests {
     }
 
     fn room() -> impl Strategy<Value = Room> {
-        (0.5f64..8.0, 0.3f64..1.0, 0.0f64..4.0).prop_map(|(limit, high, others)| Room { limit, high: limit * high, others })
+        (0.5f64..8.0, 0.3f64..1.0, 0.0f64..4.0, 0.0f64..2.0).prop_map(|(limit, high, others, paid_back)| Room {
+            limit,
+            high: limit * high,
+            others,
+            paid_back,
+        })
     }
 
     /// A worker that would like `wants` cores, held to a share: it uses the smaller.

@@ -19,7 +19,17 @@ pub struct Hold {
     sent: BTreeMap<SlotId, Option<f64>>,
     used: BTreeMap<SlotId, Mean>,
     held: BTreeMap<SlotId, Mean>,
+    /// The whole budget that was shared out last, in cores; none in the tick the throttle comes on.
+    budget: Option<f64>,
+    /// What was used beyond it since, in core seconds. Everybody may grow into what others leave, so that nobody waits for
+    /// a tick to be served; when all do at once, or a stop came late, more is used than the budget for a moment.
+    overdraft: f64,
 }
+
+/// An overdraft is paid back over this many seconds.
+const PAYBACK: f64 = 2.0;
+/// What is beyond so many seconds' budget is forgiven.
+const OVERDRAFT_MOST: f64 = 1.0;
 
 impl Hold {
     /// Moves the windows: once in each tick, whether the throttle is on or not.
@@ -28,6 +38,11 @@ impl Hold {
         self.sent.retain(|slot, _| live.contains(slot));
         self.used.retain(|slot, _| live.contains(slot));
         self.held.retain(|slot, _| live.contains(slot));
+        if let (Some(_), Some(budget)) = (self.engaged, self.budget) {
+            let used: f64 = candidates.iter().filter(|candidate| is_throttleable(candidate)).filter_map(|candidate| candidate.cores).sum();
+            let more = (used - budget) * gap.as_secs_f64();
+            self.overdraft = if more.is_finite() { (self.overdraft + more).clamp(0.0, budget * OVERDRAFT_MOST) } else { self.overdraft };
+        }
         for candidate in candidates {
             let slot = candidate.slot;
             if let Some(cores) = candidate.cores {
@@ -48,11 +63,19 @@ impl Hold {
 
     pub fn engage(&mut self, action: u64) {
         self.engaged = Some(action);
+        self.budget = None;
+    }
+
+    /// What is shared out from now on, in cores, before anything is paid back.
+    pub fn note_budget(&mut self, whole: f64) {
+        self.budget = Some(whole);
     }
 
     /// The throttle is off, and nothing is held any more.
     pub fn let_go(&mut self) {
         self.engaged = None;
+        self.budget = None;
+        self.overdraft = 0.0;
         self.sent.clear();
         self.held.clear();
     }
@@ -67,7 +90,7 @@ impl Hold {
     pub fn room(&self, verdict: &Verdict, candidates: &[Candidate]) -> Option<Room> {
         let (others, _) = self.split(verdict, candidates)?;
         let limit = verdict.limit?;
-        Some(Room { limit, high: verdict.high * limit, others })
+        Some(Room { limit, high: verdict.high * limit, others, paid_back: self.overdraft / PAYBACK })
     }
 
     /// The budget shared out; `None` while use or limit are not known.

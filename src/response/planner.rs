@@ -634,6 +634,9 @@ impl Planner {
     /// Keeps the shares in step with demand while the throttle is on.
     fn keep_budget(&mut self, verdict: &Verdict, scene: &Scene, plan: &mut Plan) {
         let Some(engaged) = self.hold.engaged() else { return };
+        if let Some(room) = self.hold.room(verdict, scene.candidates) {
+            self.hold.note_budget(room.whole());
+        }
         let Some(shares) = self.hold.shares(verdict, scene.candidates) else { return };
         if !self.hold.differs(&shares) {
             return;

@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn each_place_has_its_reason() {
         let ranked = rank(&[Candidate { growth: 2e6, ..candidate(1, "web", 0.0, 300) }], Yield::Memory);
-        assert_eq!(ranked[0].why, "web/0: priority 0, 300.0 MB, growing 2.0 MB/s");
+        assert_eq!(ranked[0].why, "web.0: priority 0, 300.0 MB, growing 2.0 MB/s");
     }
 
     proptest! {
