@@ -281,13 +281,14 @@ struct OwnUse {
 
 /// What the daemon itself uses: always of this machine, whatever machine is being looked at.
 fn own_use() -> OwnUse {
-    let own = std::fs::read("/proc/self/statm").ok().and_then(|text| procfs::parse_statm(&text));
+    let paths = Paths::default();
+    let own = std::fs::read(paths.proc.join("self/statm")).ok().and_then(|text| procfs::parse_statm(&text));
     let bytes = |pages: u64| pages.saturating_mul(rustix::param::page_size() as u64);
     OwnUse {
         resident: own.map(|own| bytes(own.resident)),
         virtual_memory: own.map(|own| bytes(own.size)),
         cpu: Some(rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime))
             .map(|time| time.tv_sec as f64 + time.tv_nsec as f64 / 1e9),
-        descriptors: scan::descriptors(&Paths::default(), std::process::id().cast_signed()).ok(),
+        descriptors: scan::descriptors(&paths, std::process::id().cast_signed()).ok(),
     }
 }
