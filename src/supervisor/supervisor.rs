@@ -255,12 +255,15 @@ impl Supervisor {
             return false;
         };
         let Some(replica) = self.replicas.get_mut(place) else { return false };
+        let asked_for = !replica.is_running();
         let Some(life) = replica.life.as_mut() else { return false };
         life.exit = Some((exit, now));
         self.targets = None;
         let uptime = now.since(life.started);
         let is_command = self.around.command.as_ref().filter(|command| command.worker == replica.worker.name);
         let next = match is_command {
+            // An end that was asked for is no part of a crash loop, however often it is asked for.
+            _ if asked_for => Next::Stopped,
             Some(command) if !command.restart_was_set && (exit.status.is_clean() || uptime < state::HEALTHY_AFTER) => Next::Stopped,
             _ => state::after_end(
                 replica.worker.restart,
@@ -292,6 +295,7 @@ impl Supervisor {
         // One scan serves all of them. If /proc cannot be read now, the next look tries again.
         let mut processes = Vec::new();
         if scan::processes(&self.around.paths, &mut processes, &mut Vec::new()).is_err() {
+            self.next_look = Some(now.steady + CLEARING_LOOK);
             return;
         }
         let (keeper, paths) = (self.around.keeper, &self.around.paths);

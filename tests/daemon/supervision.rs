@@ -25,6 +25,26 @@ fn as_many_replicas_run_as_were_asked_for_each_in_a_session_of_its_own() {
 }
 
 #[test]
+fn replacements_that_were_asked_for_are_no_crash_loop() {
+    let stage = Stage::running(
+        "[workers.web]
+        command = {hungry}
+        backoff = { first = \"50ms\", longest = \"1s\", give_up = 2, within = \"5m\" }
+        recycle = { lifetime = \"1s\", jitter = \"0%\" }
+        [sampling]
+        interval = \"200ms\"",
+    );
+    wait_for("it was replaced more often than it may crash", || {
+        stage.metric("plimsoll_worker_recycles_total{worker=\"web\",cause=\"lifetime\"}").filter(|count| *count >= 4.0)
+    });
+    let victim = wait_for("one is running", || stage.population().first().cloned());
+    let starts = stage.events_named("worker_started").len();
+    victim.kill();
+    wait_for("a first crash is followed by a start", || (stage.events_named("worker_started").len() > starts).then_some(()));
+    assert!(stage.events_named("worker_gave_up").is_empty());
+}
+
+#[test]
 fn a_crash_loop_is_slowed_then_given_up_and_the_daemon_goes_on() {
     let stage = Stage::running(
         "[workers.broken]
