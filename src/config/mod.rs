@@ -13,6 +13,7 @@ mod reference;
 mod sense;
 mod shape;
 mod show;
+mod text;
 mod tree;
 
 pub mod problems;

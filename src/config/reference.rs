@@ -224,7 +224,7 @@ fn heading(table: &str, schema: &Schema) -> String {
 fn row(name: &str, schema: &Schema) -> String {
     let text = |key: &str| schema.get(key).and_then(Schema::as_str).unwrap_or("");
     let default = match schema.get("default") {
-        Some(value) => format!("`{}`", super::show::toml_text(value)),
+        Some(value) => format!("`{}`", super::text::toml_text(value)),
         None => "–".to_owned(),
     };
     let cell = |text: &str| text.replace('|', "\\|");

@@ -11,7 +11,7 @@ use hyper::body::{Body, Frame};
 use serde_json::Value;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::server::Ending;
+use super::ending::Ending;
 
 /// Where events are kept in memory. Called on the HTTP thread: it must answer at once, without a disk.
 pub trait EventSource: Send + Sync {

@@ -6,6 +6,7 @@ mod accept;
 pub mod access;
 pub mod control;
 mod dashboard;
+pub mod ending;
 pub mod events;
 mod health;
 pub mod listen;

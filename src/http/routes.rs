@@ -15,9 +15,9 @@ use serde_json::{Value, json};
 
 use super::access::CurrentAccess;
 use super::control::{Answer, Command, CommandQueue};
+use super::ending::Ending;
 use super::events::{self, EventSource};
 use super::problem::Problem;
-use super::server::Ending;
 use super::{accept, dashboard, health, throttle};
 use crate::metrics::Scrape;
 use crate::metrics::registry::Clock;

@@ -46,6 +46,7 @@ use tower::ServiceExt;
 use super::access::{Claim, Class, CurrentAccess, Denied, Peer, judge};
 use super::control::CommandQueue;
 use super::dashboard;
+use super::ending::Ending;
 use super::events::EventSource;
 use super::patient::Patient;
 use super::problem::Problem;
@@ -98,24 +99,6 @@ impl Default for Limits {
     }
 }
 
-/// Tells whether the server has been asked to end.
-#[derive(Clone)]
-pub struct Ending(watch::Receiver<Option<Duration>>);
-
-impl Ending {
-    pub fn begun(&self) -> bool {
-        self.0.borrow().is_some() || self.0.has_changed().is_err()
-    }
-
-    /// Waits for the end to be asked for, and says how long it may take. The owner going away counts as asking.
-    async fn wait(&mut self) -> Duration {
-        match self.0.wait_for(|grace| grace.is_some()).await {
-            Ok(grace) => grace.unwrap_or_default(),
-            Err(_) => Duration::ZERO,
-        }
-    }
-}
-
 /// The running server. Dropping it ends the server too, without waiting.
 pub struct Handle {
     end: watch::Sender<Option<Duration>>,
@@ -145,7 +128,7 @@ impl Handle {
 /// Starts the server on a thread of its own, named `http`.
 pub fn spawn(parts: Parts) -> io::Result<Handle> {
     let (end, ending) = watch::channel(None);
-    let ending = Ending(ending);
+    let ending = Ending::new(ending);
     let scrape = Scrape::new(parts.published.clone(), parts.clock.clone()).map_err(io::Error::other)?;
     let shared = Shared {
         published: parts.published,
