@@ -26,8 +26,11 @@ pub struct Hold {
     overdraft: f64,
 }
 
-/// An overdraft is paid back over this many seconds.
+/// An overdraft is paid back over this many seconds…
 const PAYBACK: f64 = 2.0;
+/// …but never by more than this part of the band between the lines: usage under `low` that is only our own doing would look
+/// like demand that has fallen, and everybody would be let go.
+const WITHIN_BAND: f64 = 0.25;
 /// What is beyond so many seconds' budget is forgiven.
 const OVERDRAFT_MOST: f64 = 1.0;
 
@@ -90,7 +93,8 @@ impl Hold {
     pub fn room(&self, verdict: &Verdict, candidates: &[Candidate]) -> Option<Room> {
         let (others, _) = self.split(verdict, candidates)?;
         let limit = verdict.limit?;
-        Some(Room { limit, high: verdict.high * limit, others, paid_back: self.overdraft / PAYBACK })
+        let most = (verdict.high - verdict.low).max(0.0) * limit * WITHIN_BAND;
+        Some(Room { limit, high: verdict.high * limit, others, paid_back: (self.overdraft / PAYBACK).min(most) })
     }
 
     /// The budget shared out; `None` while use or limit are not known.
