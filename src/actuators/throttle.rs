@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::config::settings::{Signal, ThrottleMethod, Worker};
 use crate::host::process::{self, Delivery, Process};
 use crate::host::stops::{StopTable, Ticket};
-use crate::host::{Paths, cputime, group, procfs, scan};
+use crate::host::{Paths, cgroupfs, cputime, group, procfs, scan};
 use crate::policy::Resource;
 use crate::sampling::readings::SlotId;
 use crate::supervisor::Supervisor;
@@ -82,7 +82,6 @@ pub struct Burden {
 pub struct Throttle {
     paths: Paths,
     means: Means,
-    keeper: i32,
     stops: Arc<StopTable>,
     undo: UndoLog,
     /// What each resource wants of each replica; the smallest counts.
@@ -139,8 +138,8 @@ struct Cycle {
 const SCAN_GAP: Duration = Duration::from_millis(100);
 
 impl Throttle {
-    pub fn new(paths: Paths, means: Means, keeper: i32, stops: Arc<StopTable>, undo: UndoLog) -> Throttle {
-        Throttle { paths, means, keeper, stops, undo, wishes: BTreeMap::new(), held: BTreeMap::new(), taken: BTreeMap::new() }
+    pub fn new(paths: Paths, means: Means, stops: Arc<StopTable>, undo: UndoLog) -> Throttle {
+        Throttle { paths, means, stops, undo, wishes: BTreeMap::new(), held: BTreeMap::new(), taken: BTreeMap::new() }
     }
 
     pub fn means(&self) -> Means {
@@ -423,10 +422,6 @@ impl Throttle {
     pub fn holds_for(&self, resource: &Resource) -> bool {
         self.wishes.values().any(|wishes| wishes.contains_key(resource))
     }
-
-    pub fn keeper(&self) -> i32 {
-        self.keeper
-    }
 }
 
 impl Cycle {
@@ -505,25 +500,18 @@ fn write_all(writes: &[(PathBuf, String)]) -> Result<(), String> {
 
 /// `throttled_usec` (v2) or `throttled_time` in nanoseconds (v1) of a group.
 fn throttled_time(stat: &Path) -> Option<Duration> {
-    let text = group::read_value(stat).ok()?;
-    text.lines().find_map(|line| {
-        let (name, value) = line.split_once(' ')?;
-        let value = value.trim().parse().ok()?;
-        match name {
-            "throttled_usec" => Some(Duration::from_micros(value)),
-            "throttled_time" => Some(Duration::from_nanos(value)),
-            _ => None,
-        }
-    })
+    let text = std::fs::read(stat).ok()?;
+    let v2 = cgroupfs::value_of(&text, "throttled_usec").map(Duration::from_micros);
+    v2.or_else(|| cgroupfs::value_of(&text, "throttled_time").map(Duration::from_nanos))
 }
 
 /// CPU time of a group: `cpu.stat` (v2) or `cpuacct.usage` (v1).
 fn group_cpu(folder: &Path) -> Option<Duration> {
-    if let Ok(text) = group::read_value(&folder.join("cpuacct.usage")) {
-        return text.parse().ok().map(Duration::from_nanos);
+    if let Ok(text) = std::fs::read(folder.join("cpuacct.usage")) {
+        return cgroupfs::parse_number(&text).map(Duration::from_nanos);
     }
-    let text = group::read_value(&folder.join("cpu.stat")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.trim().parse().ok()).map(Duration::from_micros)
+    let text = std::fs::read(folder.join("cpu.stat")).ok()?;
+    cgroupfs::value_of(&text, "usage_usec").map(Duration::from_micros)
 }
 
 /// The last pid that was given away; while it stays the same no process was made.

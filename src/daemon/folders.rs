@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 
+use crate::config::Sources;
 use crate::config::settings::{Daemon, Folder};
 
 /// What the daemon writes to, and holds for as long as it lives.
@@ -41,21 +42,10 @@ impl FolderError {
 /// Where everybody may make folders, so that a name proves nothing: the last resort.
 const SHARED: [&str; 2] = ["/tmp", "/dev/shm"];
 
-/// What `folders` needs of the environment.
-pub trait Lookup {
-    fn variable(&self, name: &str) -> Option<&str>;
-}
-
-impl Lookup for crate::config::Sources {
-    fn variable(&self, name: &str) -> Option<&str> {
-        crate::config::Sources::variable(self, name)
-    }
-}
-
 impl Folders {
     /// Makes and locks both folders. A default that cannot be used is replaced by one of the user's own; one that was
     /// asked for and cannot be used is an error. A full or read-only state folder is none: the daemon then keeps no state.
-    pub fn take(settings: &Daemon, env: &impl Lookup) -> Result<Folders, FolderError> {
+    pub fn take(settings: &Daemon, env: &Sources) -> Result<Folders, FolderError> {
         let runtime = usable(&settings.runtime_dir, "daemon.runtime_dir", &runtime_fallbacks(env))?;
         let mut locks = vec![lock(&runtime).map_err(|error| taken_or_unusable(error, &runtime, "daemon.runtime_dir"))?];
         let state = match usable(&settings.state_dir, "daemon.state_dir", &state_fallbacks(env)) {
@@ -100,7 +90,7 @@ pub fn undo_logs(runtime: &Path) -> Vec<PathBuf> {
 }
 
 /// Every folder a daemon with these settings may have taken as its runtime folder, the likeliest first.
-pub fn runtime_candidates(runtime_dir: &Folder, env: &impl Lookup) -> Vec<PathBuf> {
+pub fn runtime_candidates(runtime_dir: &Folder, env: &Sources) -> Vec<PathBuf> {
     let mut candidates = vec![runtime_dir.path.clone()];
     if !runtime_dir.explicit {
         candidates.extend(runtime_fallbacks(env));
@@ -108,14 +98,14 @@ pub fn runtime_candidates(runtime_dir: &Folder, env: &impl Lookup) -> Vec<PathBu
     candidates
 }
 
-fn runtime_fallbacks(env: &impl Lookup) -> Vec<PathBuf> {
+fn runtime_fallbacks(env: &Sources) -> Vec<PathBuf> {
     let own = format!("plimsoll-{}", rustix::process::getuid().as_raw());
     let given = env.variable("XDG_RUNTIME_DIR").filter(|path| path.starts_with('/')).map(|path| PathBuf::from(path).join("plimsoll"));
     // A container with a read-only root and no /tmp has this one still.
     given.into_iter().chain(SHARED.map(|folder| PathBuf::from(folder).join(&own))).collect()
 }
 
-fn state_fallbacks(env: &impl Lookup) -> Vec<PathBuf> {
+fn state_fallbacks(env: &Sources) -> Vec<PathBuf> {
     let absolute = |name: &str| env.variable(name).filter(|path| path.starts_with('/')).map(PathBuf::from);
     let state_home = absolute("XDG_STATE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".local/state")));
     let own = format!("plimsoll-{}", rustix::process::getuid().as_raw());

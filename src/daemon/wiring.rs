@@ -98,7 +98,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     };
     let means =
         Means { quota: groups.has_quota(), duty: sentinel.is_some(), nice: sentinel.as_ref().is_some_and(|s| can_take_nice_back(s.pid())) };
-    let mut throttle = Throttle::new(paths.clone(), means, pid, stops.clone(), UndoLog::new(folders.undo_log()));
+    let mut throttle = Throttle::new(paths.clone(), means, stops.clone(), UndoLog::new(folders.undo_log()));
     for folder in groups.made() {
         if let Err(error) = throttle.note_folder(folder) {
             early.push(Event::Degraded { part: "undo log", detail: error.to_string() });

@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::cgroupfs::{Layout, Own, Version};
+use super::cgroupfs::{self, Layout, Own, Version};
 
 /// The leaf the daemon moves to on v2, so that its old group can be the parent of worker groups.
 const LEAF: &str = "supervisor";
@@ -282,8 +282,7 @@ impl Group {
             Version::V2 => "memory.events",
             Version::V1 => "memory.oom_control",
         };
-        let text = fs::read_to_string(folder.join(file)).ok()?;
-        text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+        cgroupfs::value_of(&fs::read(folder.join(file)).ok()?, "oom_kill")
     }
 
     /// The largest memory it has held, in bytes, where the kernel keeps that.

@@ -83,11 +83,6 @@ impl Sampler {
         &self.scope
     }
 
-    /// Applies changed settings; what was read before is kept.
-    pub fn set_scope(&mut self, setting: settings::Scope) {
-        self.setting = setting;
-    }
-
     /// From the next look on these disks are read, in this order.
     pub fn set_disks(&mut self, disks: impl IntoIterator<Item = Arc<Path>>) {
         self.disks.set(disks);
