@@ -34,8 +34,10 @@ use crate::snapshot::{Counters, Environment, Histogram, Published};
 use crate::supervisor::Supervisor;
 use crate::supervisor::supervisor::{Command, Surroundings};
 
+use super::bell::Bell;
 use super::folders::{self, FolderError, Folders};
 use super::guardian::{Guardian, Tally};
+use super::pacing::Pace;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
 
@@ -189,6 +191,8 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         signals,
         wake,
         commands,
+        pace: Pace::default(),
+        bell: Bell::new(paths.is_live()),
         folders,
         stops,
         sentinel,
