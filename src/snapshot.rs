@@ -17,10 +17,13 @@ pub struct Published(Mutex<Arc<Snapshot>>);
 
 impl Published {
     pub fn publish(&self, snapshot: Snapshot) {
-        let fresh = Arc::new(snapshot);
-        let old = std::mem::replace(&mut *self.lock(), fresh);
-        // Dropped here, outside the lock.
-        drop(old);
+        // What comes back is dropped here, outside the lock.
+        drop(self.exchange(Arc::new(snapshot)));
+    }
+
+    /// Publishes `fresh` and gives back what was published before.
+    pub fn exchange(&self, fresh: Arc<Snapshot>) -> Arc<Snapshot> {
+        std::mem::replace(&mut *self.lock(), fresh)
     }
 
     pub fn latest(&self) -> Arc<Snapshot> {

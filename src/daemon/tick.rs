@@ -34,8 +34,11 @@ impl Guardian {
         self.hang_bell();
         self.throttle.measure(now.steady);
 
-        let verdicts = self.engine.judge(&self.readings, now);
-        let candidates = self.candidates(now);
+        // Taken out for the time of the tick, and their memory used again in the next.
+        let mut verdicts = std::mem::take(&mut self.spare.verdicts);
+        let mut candidates = std::mem::take(&mut self.spare.candidates);
+        self.engine.judge_into(&self.readings, now, &mut verdicts);
+        self.list_candidates(now, &mut candidates);
         let Plan { actions, refusals, measured } = self.planner.plan(&verdicts, &self.readings, &candidates, now);
         let effects = self.perform(actions, now);
         self.planner.note(effects.iter().map(|effect| (&effect.action, &effect.outcome)), now);
@@ -49,7 +52,8 @@ impl Guardian {
         self.look_closer(&verdicts);
 
         self.tally.tick += 1;
-        self.tally.verdicts = verdicts;
+        self.spare.verdicts = std::mem::replace(&mut self.tally.verdicts, verdicts);
+        self.spare.candidates = candidates;
         self.pace(now);
         self.picture_now(now);
     }
@@ -68,7 +72,7 @@ impl Guardian {
     }
 
     /// Everybody an action may be about.
-    fn candidates(&self, now: Moment) -> Vec<Candidate> {
+    fn list_candidates(&self, now: Moment, into: &mut Vec<Candidate>) {
         let means = self.throttle.means();
         let candidate = |(replica, read): (&Replica, Option<&WorkerReadings>)| {
             let life = replica.life.as_ref()?;
@@ -87,7 +91,8 @@ impl Guardian {
                 lifetime_due: life.lifetime_due.is_some_and(|due| due <= now.steady),
             })
         };
-        self.supervisor.with_readings(&self.readings).filter_map(candidate).collect()
+        into.clear();
+        into.extend(self.supervisor.with_readings(&self.readings).filter_map(candidate));
     }
 
     fn perform(&mut self, actions: Vec<Action>, begun: Moment) -> Vec<Effect> {

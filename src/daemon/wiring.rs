@@ -36,7 +36,7 @@ use crate::supervisor::supervisor::{Command, Surroundings};
 
 use super::bell::Bell;
 use super::folders::{self, FolderError, Folders};
-use super::guardian::{Guardian, Tally};
+use super::guardian::{Guardian, Spare, Tally};
 use super::pacing::Pace;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
@@ -169,7 +169,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     for event in &early {
         journal.record(event, now);
     }
-    let readings = blank(now);
+    let (readings, tally) = (blank(now), tally(&settings, now));
     Ok(Guardian {
         sources,
         settings,
@@ -187,7 +187,8 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         http: None,
         listening,
         environment,
-        tally: tally(now),
+        tally,
+        spare: Spare::default(),
         signals,
         wake,
         commands,
@@ -200,8 +201,8 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     })
 }
 
-fn tally(now: Moment) -> Tally {
-    Tally {
+fn tally(settings: &Settings, now: Moment) -> Tally {
+    let mut tally = Tally {
         tick: 0,
         started: now,
         next_tick: now.steady,
@@ -224,7 +225,9 @@ fn tally(now: Moment) -> Tally {
         actions: BTreeMap::new(),
         suppressed: BTreeMap::new(),
         source_errors: [0; 4],
-    }
+    };
+    tally.expect_actions(settings);
+    tally
 }
 
 /// The disks that are read: those with a rule, or the root's so that there is a figure to report (seeds row B1). A

@@ -199,9 +199,8 @@ impl Planner {
         let mut plan = Plan::default();
         self.forget_missing(verdicts, &mut plan);
         // A replica over its own limit is the plainest case: it is looked at before the machine looks for somebody to blame.
-        let (own, shared): (Vec<&Verdict>, Vec<&Verdict>) =
-            verdicts.iter().partition(|verdict| matches!(verdict.resource, Resource::Worker(_)));
-        for verdict in own.into_iter().chain(shared) {
+        let is_own = |verdict: &&Verdict| matches!(verdict.resource, Resource::Worker(_));
+        for verdict in verdicts.iter().filter(is_own).chain(verdicts.iter().filter(|verdict| !is_own(verdict))) {
             // A calm resource about which nothing was ever done has nothing to be undone: nearly all of a thousand replicas.
             let Some(mut course) = self.courses.remove(&verdict.resource).or_else(|| (verdict.level > Level::Normal).then(Course::default))
             else {
@@ -316,6 +315,9 @@ impl Planner {
 
     /// A replica that has ended takes its course with it: whatever was on trial for it was enough.
     fn forget_missing(&mut self, verdicts: &[Verdict], plan: &mut Plan) {
+        if self.courses.is_empty() {
+            return;
+        }
         let judged: BTreeSet<&Resource> = verdicts.iter().map(|verdict| &verdict.resource).collect();
         self.courses.retain(|resource, course| {
             let is_judged = judged.contains(resource);
