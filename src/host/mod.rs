@@ -9,6 +9,7 @@ pub mod filesystem;
 pub mod group;
 pub mod inventory;
 pub mod kept;
+pub mod memory_group;
 pub mod mounts;
 pub mod paths;
 pub mod process;
