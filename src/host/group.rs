@@ -244,6 +244,11 @@ impl Group {
         self.cpuacct.as_ref().map(|(_, folder)| folder.clone())
     }
 
+    /// The folder in the v2 tree, where a [`super::freezer::Freezer`] may be opened.
+    pub fn freezer(&self) -> Option<&Path> {
+        self.unified.as_deref()
+    }
+
     pub fn memory_accounting(&self) -> Option<PathBuf> {
         self.memory.as_ref().map(|(_, folder)| folder.clone())
     }
