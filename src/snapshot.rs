@@ -185,6 +185,9 @@ pub struct ResourceState {
     pub throttled: bool,
     /// The last action taken, for people.
     pub last_action: Option<String>,
+    /// What the last action that was measured to the end brought: before, after one second, after ten.
+    #[serde(default)]
+    pub last_effect: Option<String>,
     /// Seconds over the line with nothing tried and nothing working; 0 while all is well.
     pub unanswered_seconds: f64,
     /// Why nothing (more) is being done, if nothing is.
