@@ -84,6 +84,14 @@ pub enum Command {
     },
     /// Shows how things stand on one screen
     Status,
+    /// Says why something is as it is, what was done about it, and what ends it
+    #[command(
+        after_help = "Without an argument: everything that is not normal, and a line for each thing that is.\nA resource is cpu, memory, disk or disk:PATH; a worker is called by its name, worker:NAME where a resource has the same."
+    )]
+    Explain {
+        #[arg(value_name = "WORKER|RESOURCE")]
+        of: Option<String>,
+    },
     /// Prints the record of what was read, judged and done; works without a daemon too
     #[command(
         after_help = "One line for each event: local time, level, name, message; with --json one JSON object a line.\nA running daemon holds the last 512 events. What is older, and the record of a daemon that has ended, comes from the\nstate database, which keeps seven days. Following ends with Ctrl-C (exit 0), or when the daemon ends (exit 69)."

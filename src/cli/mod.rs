@@ -5,6 +5,7 @@ pub mod arguments;
 pub mod client;
 pub mod demo;
 pub mod events;
+pub mod explain;
 pub mod render;
 pub mod settings;
 pub mod status;
@@ -26,6 +27,7 @@ use crate::host::clock::Moment;
 use crate::http::listen::SOCKET;
 use crate::journal::history::{self, Wanted};
 use crate::snapshot::Snapshot;
+use crate::snapshot::explain::Explanation;
 
 use arguments::{Arguments, Command, Common, ConfigCommand, Output};
 use client::{Client, ClientError};
@@ -82,6 +84,7 @@ impl Session {
                 ConfigCommand::Schema => print_line(&pretty(&config::schema())),
             },
             Command::Status => self.status(),
+            Command::Explain { of } => self.explain(of.as_deref()),
             Command::Events { follow, since, limit, names } => {
                 let since = since.map(|since| Moment::now().unix_seconds() - since.as_secs_f64());
                 let wanted = Wanted { since, names, limit };
@@ -173,6 +176,23 @@ impl Session {
             } else {
                 let snapshot: Snapshot = client.get_json("/admin/resources/stats")?;
                 Ok(status::render_status(&snapshot, Moment::now(), self.stdout_style()))
+            }
+        });
+        self.answer(result)
+    }
+
+    fn explain(&self, of: Option<&str>) -> u8 {
+        let path = match of {
+            None => "/admin/explain".to_owned(),
+            Some(name) => format!("/admin/explain?of={}", escaped(name)),
+        };
+        let json = self.common.json();
+        let result = self.client().and_then(|client| {
+            if json {
+                client.get_json(&path).map(|value: serde_json::Value| pretty(&value))
+            } else {
+                let explanation: Explanation = client.get_json(&path)?;
+                Ok(explain::render(&explanation, of.is_some(), self.stdout_style()))
             }
         });
         self.answer(result)
@@ -331,6 +351,12 @@ impl Common {
     fn json(&self) -> bool {
         self.json || self.output == Output::Json
     }
+}
+
+/// A word as a value in the query of an address.
+fn escaped(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:".contains(&byte);
+    word.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 fn pretty(value: &serde_json::Value) -> String {

@@ -75,3 +75,86 @@ fn without_a_daemon_and_a_record_it_says_so() {
         assert!(String::from_utf8_lossy(&output.stderr).contains("no daemon is running"), "{output:?}");
     }
 }
+
+const FILLING: &str = "[policy.memory]
+limit = \"200MB\"
+high = \"50%\"
+low = \"40%\"
+critical = \"90%\"
+sustain = \"500ms\"
+on_high = [\"shed\", \"throttle\"]
+[workers.leaky]
+command = {hungry leak=20 cap=140}
+[workers.dear]
+command = {hungry}
+protected = true
+";
+
+fn text(output: &std::process::Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn an_explanation_names_reading_rule_ranking_action_effect_and_end() {
+    let stage = Stage::running(FILLING);
+    // Far from the line all is calm, and the ladder can be seen beforehand.
+    let calm = text(&stage.ask(&["explain", "memory"]));
+    assert!(calm.contains("policy.memory.high = \"50%\"") && calm.contains("shed passes: no running worker has a shed_signal"), "{calm}");
+
+    stage.event("throttle_engaged", |event| event["resource"] == "memory");
+    let told = wait_for("the effect is measured", || {
+        let told = text(&stage.ask(&["explain", "memory"]));
+        let measured = told.contains("before,") && told.contains("after a second");
+        Some(told).filter(|told| measured && told.contains("memory is high"))
+    });
+    // Lines are broken where the width says.
+    let told = told.split_whitespace().collect::<Vec<_>>().join(" ");
+    for expected in [
+        "memory is high, throttled for ",
+        "(limit from settings)",
+        "memory of the workers together",
+        "high 50.0% (95.4 MiB), low 40.0% (76.3 MiB), critical 90.0% (172 MiB)",
+        "plimsoll.toml:3:1)",
+        "policy.memory.on_critical = [\"recycle\", \"kill\"] (built-in)",
+        "ranking 1. leaky.0: priority 0, ",
+        "– dear.0: spared, it is protected: priority 0",
+        "throttle leaky.0: done",
+        "leaky.0 grows fastest",
+        "ends when usage under 40.0 % (80.0 MB) for 0.2 s; then what is on is taken off",
+    ] {
+        assert!(told.contains(expected), "{expected}\n{told}");
+    }
+
+    let worker = text(&stage.ask(&["explain", "leaky"]));
+    assert!(worker.contains("leaky: 1 of 1 running") && worker.contains("for memory; `plimsoll explain"), "{worker}");
+    let everything = text(&stage.ask(&["explain"]));
+    assert!(
+        everything.contains("memory is high") && everything.contains("\ncpu is normal: ") && everything.contains("\ndear runs free"),
+        "{everything}"
+    );
+
+    let json: Value = serde_json::from_str(&text(&stage.ask(&["explain", "memory", "--json"]))).expect("JSON");
+    let why = &json["resources"][0]["why"];
+    assert_eq!((&why["resource"], &why["candidates"][0]["worker"]), (&"memory".into(), &"leaky.0".into()), "{json:#}");
+    assert!(why["settings"].as_array().is_some_and(|all| all.iter().any(|one| one["key"] == "policy.memory.sustain")), "{json:#}");
+
+    let unknown = stage.ask(&["explain", "memroy"]);
+    assert_eq!(unknown.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("there are cpu, memory, "), "{unknown:?}");
+}
+
+#[test]
+fn an_explanation_says_why_a_worker_ended_and_when_it_starts_again() {
+    let stage = Stage::running("[workers.short]\ncommand = [\"sh\", \"-c\", \"exit 3\"]\nbackoff = { first = \"30s\" }\n");
+    stage.event("worker_exited", |event| event["worker"] == "short");
+    let told = wait_for("it waits for its next start", || {
+        Some(text(&stage.ask(&["explain", "short"]))).filter(|told| told.contains("next start in"))
+    });
+    let told = told.split_whitespace().collect::<Vec<_>>().join(" ");
+    for expected in
+        ["short: 0 of 1 running", "short.0 backoff", "ago, error: short.0 ended with code 3", "workers.short.backoff.first = \"30s\""]
+    {
+        assert!(told.contains(expected), "{expected}\n{told}");
+    }
+}
