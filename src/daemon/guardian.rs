@@ -24,6 +24,7 @@ use crate::snapshot::{Counters, Environment, Published, Snapshot};
 use crate::supervisor::Supervisor;
 
 use super::bell::Bell;
+use super::explain::Chronicle;
 use super::folders::Folders;
 use super::pacing::Pace;
 use super::picture::OwnUse;
@@ -55,6 +56,7 @@ pub struct Guardian {
     pub listening: Vec<String>,
     pub environment: Environment,
     pub tally: Tally,
+    pub chronicle: Chronicle,
     pub spare: Spare,
 
     // What wakes the loop.
@@ -123,9 +125,10 @@ impl Tally {
 
 impl Guardian {
     /// Writes events down.
-    pub fn tell(&self, events: &[Event], now: Moment) {
+    pub fn tell(&mut self, events: &[Event], now: Moment) {
         for event in events {
             self.journal.record(event, now);
+            self.chronicle.note(event, now);
         }
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod bell;
 pub mod events;
+pub mod explain;
 pub mod folders;
 pub mod guardian;
 pub mod pacing;

@@ -35,29 +35,8 @@ impl Guardian {
     fn run(&mut self) -> u8 {
         self.begin(Moment::now());
         let (reason, code) = loop {
-            let now = Moment::now();
-            if let Some(reason) = self.take_orders(now) {
-                break (reason, 0);
-            }
-            let mut events = Vec::new();
-            self.reap(now, &mut events);
-            self.supervisor.advance(now, &mut events);
-            self.throttle.step(&self.supervisor, now.steady);
-            if !events.is_empty() {
-                self.tell(&events, now);
-                self.throttle.forget_missing_folders();
-                self.tally.next_tick = self.tally.next_tick.min(now.steady + SOON);
-            }
-            if let Some(code) = self.supervisor.finished() {
-                break ("the command has ended".to_owned(), exit_code(code));
-            }
-            if self.tally.next_tick <= now.steady {
-                self.tick(now);
-                self.open_doors(now);
-            } else if self.pace.next_glance().is_some_and(|due| due <= now.steady) {
-                self.glance(now);
-                // What has crossed a line is looked at as a whole, and acted on, before anything is waited for.
-                continue;
+            if let Some(end) = self.turn(Moment::now()) {
+                break end;
             }
             self.wait();
         };
@@ -66,8 +45,36 @@ impl Guardian {
         self.supervisor.finished().map_or(code, exit_code)
     }
 
+    /// Does all that is due now. The reason and the exit code, when it is time to end.
+    pub fn turn(&mut self, now: Moment) -> Option<(String, u8)> {
+        if let Some(reason) = self.take_orders(now) {
+            return Some((reason, 0));
+        }
+        let mut events = Vec::new();
+        self.reap(now, &mut events);
+        self.supervisor.advance(now, &mut events);
+        self.throttle.step(&self.supervisor, now.steady);
+        if !events.is_empty() {
+            self.tell(&events, now);
+            self.throttle.forget_missing_folders();
+            self.tally.next_tick = self.tally.next_tick.min(now.steady + SOON);
+        }
+        if let Some(code) = self.supervisor.finished() {
+            return Some(("the command has ended".to_owned(), exit_code(code)));
+        }
+        if self.pace.next_glance().is_some_and(|due| due <= now.steady) && now.steady < self.tally.next_tick {
+            // What has crossed a line is looked at as a whole, and acted on, before anything is waited for.
+            self.glance(now);
+        }
+        if self.tally.next_tick <= now.steady {
+            self.tick(now);
+            self.open_doors(now);
+        }
+        None
+    }
+
     /// The first look, so that limits are known before replicas are counted, then the workers.
-    fn begin(&mut self, now: Moment) {
+    pub fn begin(&mut self, now: Moment) {
         self.sampler.read_into(&[], now, &mut self.readings);
         self.environment.scope = self.sampler.scope().extent.word().to_owned();
         self.environment.limit_source = self.readings.memory.limit_source.word().to_owned();
@@ -176,7 +183,7 @@ impl Guardian {
     }
 
     /// Waits for a signal, a request, or the next thing that is due.
-    fn wait(&mut self) {
+    pub fn wait(&mut self) {
         let now = Moment::now().steady;
         let due = [
             Some(self.tally.next_tick),

@@ -53,8 +53,9 @@ impl Guardian {
 
         self.tally.tick += 1;
         self.spare.verdicts = std::mem::replace(&mut self.tally.verdicts, verdicts);
-        self.spare.candidates = candidates;
         self.pace(now);
+        self.explain(&candidates, now);
+        self.spare.candidates = candidates;
         self.picture_now(now);
     }
 
@@ -391,18 +392,5 @@ impl Guardian {
         };
         let name = |slot| self.supervisor.replica(slot).map(|replica| format!("{}.{}", replica.worker.name, replica.index));
         slots.into_iter().filter_map(name).collect()
-    }
-
-    /// The label of a resource: `cpu`, `memory`, `disk:PATH`, `worker:NAME`.
-    pub fn label(&self, resource: &Resource) -> String {
-        match resource {
-            Resource::Cpu => "cpu".to_owned(),
-            Resource::Memory => "memory".to_owned(),
-            Resource::Disk(path) => format!("disk:{}", path.display()),
-            Resource::Worker(slot) => match self.supervisor.worker_of(*slot) {
-                Some(name) => format!("worker:{name}"),
-                None => "worker".to_owned(),
-            },
-        }
     }
 }

@@ -35,6 +35,7 @@ use crate::supervisor::Supervisor;
 use crate::supervisor::supervisor::{Command, Surroundings};
 
 use super::bell::Bell;
+use super::explain::Chronicle;
 use super::folders::{self, FolderError, Folders};
 use super::guardian::{Guardian, Spare, Tally};
 use super::pacing::Pace;
@@ -189,6 +190,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         environment,
         tally,
         spare: Spare::default(),
+        chronicle: Chronicle::new(&loaded),
         signals,
         wake,
         commands,
