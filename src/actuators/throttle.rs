@@ -299,8 +299,7 @@ impl Throttle {
             }
             Method::Nice => {
                 let mut processes = Vec::new();
-                scan::processes(&self.paths, &mut processes, &mut Vec::new())
-                    .map_err(|error| format!("/proc could not be read: {error}"))?;
+                scan::processes(&self.paths, &mut processes).map_err(|error| format!("/proc could not be read: {error}"))?;
                 let members = supervisor.members(slot, &processes);
                 for member in &members {
                     let old = process::nice(member.pid()).map_err(|error| error.to_string())?;
@@ -439,7 +438,7 @@ impl Cycle {
             return;
         }
         let mut processes = Vec::new();
-        if scan::processes(paths, &mut processes, &mut Vec::new()).is_err() {
+        if scan::processes(paths, &mut processes).is_err() {
             return;
         }
         (self.scanned, self.newest_pid) = (now, newest);

@@ -43,7 +43,7 @@ impl Process {
             Err(error) => return Err(error.into()),
         };
         // Read after the descriptor is open: if the start time matches now, the descriptor cannot be of a later process.
-        let found = match scan::process(paths, pid, &mut Vec::new()) {
+        let found = match scan::process(paths, pid) {
             Ok(stat) => stat.started,
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
@@ -194,7 +194,7 @@ pub fn kill_session(child: i32) {
 
 /// CPU time of the children a process has waited for, which its own clock does not hold; zero once it has ended.
 pub fn children_cpu(paths: &Paths, pid: i32) -> Duration {
-    let waited = scan::process(paths, pid, &mut Vec::new()).map_or(0, |stat| stat.waited);
+    let waited = scan::process(paths, pid).map_or(0, |stat| stat.waited);
     Duration::from_secs_f64(waited as f64 / ticks_per_second().max(1) as f64)
 }
 

@@ -48,6 +48,9 @@ pub struct Trees {
     index: HashMap<SlotId, usize>,
     all: Vec<Stat>,
     owners: Vec<Option<usize>>,
+    /// Kept from pass to pass for their memory.
+    sessions: HashMap<i32, usize>,
+    path: Vec<usize>,
     scratch: Vec<u8>,
 }
 
@@ -68,8 +71,8 @@ impl Tree {
     }
 
     /// Learns the identity of the process that was started.
-    fn look(&mut self, paths: &Paths, scratch: &mut Vec<u8>) {
-        match scan::process(paths, self.pid, scratch) {
+    fn look(&mut self, paths: &Paths) {
+        match scan::process(paths, self.pid) {
             Ok(stat) => {
                 let root = Member { pid: self.pid, started: stat.started };
                 self.root = Some(root);
@@ -98,6 +101,8 @@ impl Trees {
             index: HashMap::new(),
             all: Vec::new(),
             owners: Vec::new(),
+            sessions: HashMap::new(),
+            path: Vec::new(),
             scratch: Vec::new(),
         }
     }
@@ -126,7 +131,7 @@ impl Trees {
     pub fn rescan(&mut self, now: Moment) -> Result<(), Errno> {
         // Read first: a process started during the pass moves the number and is found by the next.
         let last_pid = self.read_last_pid();
-        self.cost = scan::processes(&self.paths, &mut self.all, &mut self.scratch)?;
+        self.cost = scan::processes(&self.paths, &mut self.all)?;
         self.last_pid = last_pid;
         self.scanned = Some(now);
         self.passed = Some(now);
@@ -152,7 +157,7 @@ impl Trees {
         }
         for tree in self.trees.iter_mut().filter(|tree| tree.unseen.is_some()) {
             self.changes += 1;
-            tree.look(&self.paths, &mut self.scratch);
+            tree.look(&self.paths);
         }
     }
 
@@ -195,7 +200,8 @@ impl Trees {
         let find = |all: &[Stat], pid: i32| all.binary_search_by_key(&pid, |stat| stat.pid).ok();
         self.owners.clear();
         self.owners.resize(self.all.len(), None);
-        let mut sessions: HashMap<i32, usize> = HashMap::with_capacity(self.trees.len());
+        let Trees { sessions, path, .. } = self;
+        sessions.clear();
         for (at, tree) in self.trees.iter().enumerate() {
             for member in &tree.members {
                 if let Some(found) = find(&self.all, member.pid)
@@ -217,7 +223,6 @@ impl Trees {
         for tree in &mut self.trees {
             tree.members.clear();
         }
-        let mut path = Vec::new();
         for start in 0..self.all.len() {
             // Up to the first ancestor whose owner is known, or to the top; a chain longer than all processes is a loop
             // in a file that was made by hand.
@@ -233,7 +238,7 @@ impl Trees {
                 at = find(&self.all, self.all[here].ppid);
             }
             if let Some(owner) = owner {
-                for here in &path {
+                for here in path.iter() {
                     self.owners[*here] = Some(owner);
                 }
                 let stat = &self.all[start];

@@ -139,7 +139,7 @@ impl Workers {
                 self.met = self.met.filter(|_| worker.unseen.is_none());
             }
         }
-        self.look_at_details(now, scratch, tally);
+        self.look_at_details(now, tally);
         into.clear();
         let (paths, page) = (&self.paths, self.page);
         into.extend(self.workers.iter_mut().map(|worker| worker.read(paths, page, now, scratch, tally)));
@@ -169,10 +169,10 @@ impl Workers {
     }
 
     /// Threads and descriptors, a few replicas at a time.
-    fn look_at_details(&mut self, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) {
+    fn look_at_details(&mut self, now: Moment, tally: &mut Tally) {
         if self.cursor >= self.workers.len() {
             if self.round.is_some_and(|begun| now.since(begun) < DETAILS_EVERY) {
-                return self.look_at_new(scratch, tally);
+                return self.look_at_new(tally);
             }
             self.cursor = 0;
             self.round = Some(now);
@@ -183,18 +183,18 @@ impl Workers {
         {
             self.cursor += 1;
             if worker.has_run_since_details() {
-                worker.look_at_details(&self.paths, scratch, tally);
+                worker.look_at_details(&self.paths, tally);
                 left -= 1;
             }
         }
-        self.look_at_new(scratch, tally);
+        self.look_at_new(tally);
     }
 
     /// A replica just started is not left without figures until its turn comes.
-    fn look_at_new(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) {
+    fn look_at_new(&mut self, tally: &mut Tally) {
         let new = self.workers.iter_mut().filter(|worker| worker.threads == Reading::Unsupported && !worker.processes.is_empty());
         for worker in new.take(DETAILS_AT_ONCE) {
-            worker.look_at_details(&self.paths, scratch, tally);
+            worker.look_at_details(&self.paths, tally);
         }
     }
 }
@@ -243,7 +243,7 @@ impl Worker {
             let mut statm = Kept::new(paths, paths.proc.join(format!("{}/statm", member.pid)));
             // Opened before its identity is checked: a file opened for another process is then found out, and one opened
             // for the right one never becomes another's.
-            let stat = statm.read_once(scratch).map(|_| ()).and_then(|()| scan::process(paths, member.pid, scratch));
+            let stat = statm.read_once(scratch).map(|_| ()).and_then(|()| scan::process(paths, member.pid));
             match stat {
                 Ok(stat) if stat.started == member.started && !stat.has_ended() => {
                     self.processes.push(Process { member: *member, statm, cpu: Duration::ZERO, resident: 0, shared: 0 });
@@ -413,13 +413,13 @@ impl Worker {
         self.detailed != Some(self.highest) || self.threads.known().is_none() || self.descriptors.known().is_none()
     }
 
-    fn look_at_details(&mut self, paths: &Paths, scratch: &mut Vec<u8>, tally: &mut Tally) {
+    fn look_at_details(&mut self, paths: &Paths, tally: &mut Tally) {
         self.detailed = Some(self.highest);
         let mut threads = Ok(0u32);
         let mut descriptors = Ok(0u64);
         for process in &self.processes {
             let pid = process.member.pid;
-            match scan::process(paths, pid, scratch) {
+            match scan::process(paths, pid) {
                 Ok(stat) if stat.started == process.member.started => threads = threads.map(|sum: u32| sum.saturating_add(stat.threads)),
                 Ok(_) | Err(Errno::NOENT | Errno::SRCH) => continue,
                 Err(errno) => threads = Err(errno),
@@ -457,7 +457,7 @@ impl Process {
         (self.resident, self.shared) = (statm.resident, statm.shared);
         // No memory at all: a zombie, unless other threads of it live on. Its clock has stopped for good.
         if statm.resident == 0 {
-            let stat = match scan::process(paths, self.member.pid, scratch) {
+            let stat = match scan::process(paths, self.member.pid) {
                 Err(errno) if !matches!(errno, Errno::NOENT | Errno::SRCH) => return Look::Failed(errno),
                 stat => stat.ok().filter(|stat| stat.started == self.member.started),
             };
@@ -468,7 +468,7 @@ impl Process {
         }
         let cpu = match clock {
             Some(cpu) => cpu,
-            None => match scan::process(paths, self.member.pid, scratch) {
+            None => match scan::process(paths, self.member.pid) {
                 Ok(stat) if stat.started == self.member.started => parse::ticks(stat.busy),
                 Ok(_) | Err(Errno::NOENT | Errno::SRCH) => return Look::Ended,
                 Err(errno) => return Look::Failed(errno),
@@ -581,8 +581,7 @@ mod tests {
         let target = replica.target();
         let mut sampler = sampler();
         let kill = |member: Member| rustix::process::kill_process(Pid::from_raw(member.pid).unwrap(), Signal::KILL).unwrap();
-        let parent_of =
-            |member: &Member| scan::process(&Paths::default(), member.pid, &mut Vec::new()).ok().map(|stat| (stat.ppid, stat.session));
+        let parent_of = |member: &Member| scan::process(&Paths::default(), member.pid).ok().map(|stat| (stat.ppid, stat.session));
         let root = target.pid;
         // The sleeper in a session of its own, still the child of the inner shell.
         let mut loose = None;

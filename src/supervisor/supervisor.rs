@@ -294,7 +294,7 @@ impl Supervisor {
         }
         // One scan serves all of them. If /proc cannot be read now, the next look tries again.
         let mut processes = Vec::new();
-        if scan::processes(&self.around.paths, &mut processes, &mut Vec::new()).is_err() {
+        if scan::processes(&self.around.paths, &mut processes).is_err() {
             self.next_look = Some(now.steady + CLEARING_LOOK);
             return;
         }
