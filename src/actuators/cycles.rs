@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::config::settings::Signal;
 use crate::host::clock::Moment;
+use crate::host::folder::Folder;
 use crate::host::freezer::Freezer;
 use crate::host::process::{self, Delivery, Process};
 use crate::host::stops::{StopTable, Ticket};
@@ -146,7 +146,7 @@ impl Drop for Cycles {
 pub struct Tree {
     pub freezer: Option<Freezer>,
     /// The group that accounts its CPU time.
-    pub accounting: Option<PathBuf>,
+    pub accounting: Option<Arc<Folder>>,
     /// Opened once and kept: one descriptor each, none of them can reach a stranger.
     pub members: Vec<Process>,
 }
@@ -229,7 +229,7 @@ impl Cycle {
     /// Lets everybody go on; returns what went wrong.
     fn go_on(&mut self, stops: &StopTable) -> Vec<String> {
         if let Some(freezer) = &self.tree.freezer {
-            return freezer.thaw().err().map(|error| format!("{}: {error}", freezer.file().display())).into_iter().collect();
+            return freezer.thaw().err().map(|error| format!("{}: {error}", freezer.file().path().display())).into_iter().collect();
         }
         let woken = |member: &Process| member.signal(Signal(libc::SIGCONT)).err().map(|error| format!("pid {}: {error}", member.pid()));
         let failed = self.tree.members.iter().filter_map(woken).collect();
@@ -241,10 +241,10 @@ impl Cycle {
 }
 
 /// CPU time of a group: `cpu.stat` (v2) or `cpuacct.usage` (v1).
-fn group_cpu(folder: &Path) -> Option<Duration> {
-    if let Ok(text) = std::fs::read(folder.join("cpuacct.usage")) {
+fn group_cpu(folder: &Folder) -> Option<Duration> {
+    if let Ok(text) = folder.read("cpuacct.usage") {
         return cgroupfs::parse_number(&text).map(Duration::from_nanos);
     }
-    let text = std::fs::read(folder.join("cpu.stat")).ok()?;
+    let text = folder.read("cpu.stat").ok()?;
     cgroupfs::value_of(&text, "usage_usec").map(Duration::from_micros)
 }

@@ -5,15 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::settings::{ThrottleMethod, Worker};
+use crate::host::folder::{Folder, GroupFile};
 use crate::host::freezer::Freezer;
 use crate::host::process::{self, Process};
 use crate::host::stops::StopTable;
-use crate::host::{Paths, cgroupfs, group, procfs, scan};
+use crate::host::{Paths, cgroupfs, procfs, scan};
 use crate::policy::Resource;
 use crate::sampling::readings::SlotId;
 use crate::supervisor::Supervisor;
@@ -106,8 +107,8 @@ struct Held {
 
 #[derive(Debug)]
 enum Grip {
-    Quota { folder_files: Vec<PathBuf>, stat: Option<PathBuf> },
-    Duty { freezer: Option<PathBuf>, watch: Watch },
+    Quota { files: Vec<GroupFile>, stat: Option<GroupFile> },
+    Duty { freezer: Option<GroupFile>, watch: Watch },
     Nice { members: Vec<(i32, u64)> },
 }
 
@@ -245,7 +246,7 @@ impl Throttle {
         };
         let worker = replica.worker.name.clone();
         let before = match &grip {
-            Grip::Quota { stat, .. } => stat.as_deref().and_then(throttled_time).unwrap_or_default(),
+            Grip::Quota { stat, .. } => stat.as_ref().and_then(throttled_time).unwrap_or_default(),
             Grip::Duty { .. } | Grip::Nice { .. } => Duration::ZERO,
         };
         self.held.insert(slot, Held { worker, cores, grip, ratio: 0.0, looked: (now, before) });
@@ -262,23 +263,22 @@ impl Throttle {
                 if writes.is_empty() {
                     return Err("its group takes no CPU quota".to_owned());
                 }
-                let folder_files: Vec<PathBuf> = writes.iter().map(|(file, _)| file.clone()).collect();
-                for file in &folder_files {
+                let files: Vec<GroupFile> = writes.iter().map(|(file, _)| file.clone()).collect();
+                for file in &files {
                     Saved::file(file)
                         .and_then(|saved| self.undo.save(saved))
-                        .map_err(|error| format!("the old value of {} could not be saved: {error}", file.display()))?;
+                        .map_err(|error| format!("the old value of {} could not be saved: {error}", file.path().display()))?;
                 }
                 if let Err(why) = write_all(&writes) {
-                    self.undo_files(&folder_files);
+                    self.undo_files(&files);
                     return Err(why);
                 }
-                let stat = folder_files.first().and_then(|file| file.parent()).map(|folder| folder.join("cpu.stat"));
-                Ok(Grip::Quota { folder_files, stat })
+                Ok(Grip::Quota { files, stat: group.cpu_stat() })
             }
             Method::Duty => {
                 let freezer = life.group.as_ref().and_then(|group| group.freezer()).and_then(|folder| self.freezer(folder));
-                let file = freezer.as_ref().map(|freezer| freezer.file().to_path_buf());
-                let accounting = life.group.as_ref().and_then(|group| group.cpu_accounting());
+                let file = freezer.as_ref().map(|freezer| freezer.file().clone());
+                let accounting = life.group.as_ref().and_then(|group| group.cpu_accounting().cloned());
                 let (members, watch) = if freezer.is_some() && accounting.is_some() {
                     // The group is stopped and accounted as a whole: no list of its processes is needed.
                     (Vec::new(), Watch::default())
@@ -313,7 +313,7 @@ impl Throttle {
 
     /// The freezer of a group, with its state written down: what is frozen must be thawed even if we are killed. `None` where
     /// there is none that can be used.
-    fn freezer(&mut self, folder: &Path) -> Option<Freezer> {
+    fn freezer(&mut self, folder: &Arc<Folder>) -> Option<Freezer> {
         let freezer = Freezer::open(folder).ok()?;
         let saved = Saved::file(freezer.file()).ok()?;
         self.undo.save(saved).ok().map(|()| freezer)
@@ -330,17 +330,17 @@ impl Throttle {
         Some((supervisor.members(slot, &processes), Watch { scanned: now, newest_pid }))
     }
 
-    fn undo_files(&mut self, files: &[PathBuf]) -> Vec<String> {
-        self.undo.restore(&self.paths, |saved| matches!(saved, Saved::File { path, .. } if files.contains(path)))
+    fn undo_files(&mut self, files: &[GroupFile]) -> Vec<String> {
+        self.undo.restore(&self.paths, |saved| files.iter().any(|file| saved.is_of(file)))
     }
 
     fn drop_grip(&mut self, slot: SlotId, held: Held, now: Duration) -> Result<(), String> {
         let (_, before) = held.looked;
         let failed = match held.grip {
-            Grip::Quota { folder_files, stat } => {
-                let taken = stat.as_deref().and_then(throttled_time).unwrap_or(before);
+            Grip::Quota { files, stat } => {
+                let taken = stat.as_ref().and_then(throttled_time).unwrap_or(before);
                 self.add_taken(&held.worker, taken.saturating_sub(before));
-                self.undo_files(&folder_files)
+                self.undo_files(&files)
             }
             Grip::Duty { freezer, .. } => {
                 let (taken, mut failed) = self.cycles.end(slot, now);
@@ -407,7 +407,7 @@ impl Throttle {
         let mut more: Vec<(Arc<str>, Duration)> = Vec::new();
         for (slot, held) in &mut self.held {
             let total = match &held.grip {
-                Grip::Quota { stat, .. } => stat.as_deref().and_then(throttled_time).unwrap_or(held.looked.1),
+                Grip::Quota { stat, .. } => stat.as_ref().and_then(throttled_time).unwrap_or(held.looked.1),
                 Grip::Duty { .. } => self.cycles.held_total(*slot),
                 Grip::Nice { .. } => Duration::ZERO,
             };
@@ -437,28 +437,37 @@ impl Throttle {
         &self.taken
     }
 
+    /// Which resources want a replica held, and to how many cores; the smallest counts.
+    pub fn wishes(&self, slot: SlotId) -> impl Iterator<Item = (&Resource, f64)> {
+        self.wishes.get(&slot).into_iter().flatten().map(|(resource, cores)| (resource, *cores))
+    }
+
     /// True while anybody is held for the sake of `resource`.
     pub fn holds_for(&self, resource: &Resource) -> bool {
         self.wishes.values().any(|wishes| wishes.contains_key(resource))
     }
 }
 
-/// Writes each value and makes sure that the kernel took it.
-fn write_all(writes: &[(PathBuf, String)]) -> Result<(), String> {
+/// Writes each value that is not there yet, and makes sure that the kernel took it.
+fn write_all(writes: &[(GroupFile, String)]) -> Result<(), String> {
     for (file, value) in writes {
-        group::write_value(file, value).map_err(|error| format!("{} = {value}: {error}", file.display()))?;
-        match group::read_value(file) {
+        // A quota that is written again is granted again at once.
+        if file.read().is_ok_and(|found| found == *value) {
+            continue;
+        }
+        file.write(value).map_err(|error| format!("{} = {value}: {error}", file.path().display()))?;
+        match file.read() {
             Ok(found) if found == *value => {}
-            Ok(found) => return Err(format!("{}: wrote {value}, found {found}", file.display())),
-            Err(error) => return Err(format!("{}: {error}", file.display())),
+            Ok(found) => return Err(format!("{}: wrote {value}, found {found}", file.path().display())),
+            Err(error) => return Err(format!("{}: {error}", file.path().display())),
         }
     }
     Ok(())
 }
 
 /// `throttled_usec` (v2) or `throttled_time` in nanoseconds (v1) of a group.
-fn throttled_time(stat: &Path) -> Option<Duration> {
-    let text = std::fs::read(stat).ok()?;
+fn throttled_time(stat: &GroupFile) -> Option<Duration> {
+    let text = stat.folder.read(stat.name).ok()?;
     let v2 = cgroupfs::value_of(&text, "throttled_usec").map(Duration::from_micros);
     v2.or_else(|| cgroupfs::value_of(&text, "throttled_time").map(Duration::from_nanos))
 }

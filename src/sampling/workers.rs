@@ -193,12 +193,12 @@ impl Workers {
 impl Worker {
     fn new(paths: &Paths, target: &Target) -> Worker {
         let cpu_group = target.cpu_group.as_ref().map(|folder| {
-            let v1 = folder.join("cpuacct.usage");
-            if v1.exists() { (Version::V1, Kept::new(paths, v1)) } else { (Version::V2, Kept::new(paths, folder.join("cpu.stat"))) }
+            let (version, file) = if folder.has("cpuacct.usage") { (Version::V1, "cpuacct.usage") } else { (Version::V2, "cpu.stat") };
+            (version, Kept::within(paths, folder, file))
         });
         let memory_group = target.memory_group.as_ref().map(|folder| {
-            let version = if folder.join("memory.usage_in_bytes").exists() { Version::V1 } else { Version::V2 };
-            memory::Group::new(paths, version, folder)
+            let version = if folder.has("memory.usage_in_bytes") { Version::V1 } else { Version::V2 };
+            memory::Group::of_replica(paths, version, folder)
         });
         Worker {
             slot: target.slot,

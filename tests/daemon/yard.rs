@@ -1,4 +1,5 @@
-//! A group with a CPU quota, as a platform makes it for a container: a daemon started inside takes it for its machine.
+//! A group to measure in: preferred to all else on the machine, so that strangers do not spoil what is measured; and with a
+//! CPU quota, where asked for, as a platform makes it for a container: a daemon started inside takes it for its machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,6 +8,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::outside;
+use crate::stage::Stage;
+
+/// The largest weight there is; everybody else has 1024.
+const PREFERRED: &str = "262144";
 
 /// Declared before the stage that lives in it: removed after that has gone.
 pub struct Yard {
@@ -15,9 +20,9 @@ pub struct Yard {
 }
 
 impl Yard {
-    /// `None` where the kernel or the permissions grant no v1 group with a quota: there the system tests do this with
-    /// systemd and v2.
-    pub fn new(cores: f64) -> Option<Yard> {
+    /// With a quota of so many cores, or none. `None` where the kernel or the permissions grant no v1 groups: there the
+    /// system tests do this with systemd and v2.
+    pub fn new(cores: Option<f64>) -> Option<Yard> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!("plimsoll-yard-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let own = outside::groups(std::process::id() as i32);
@@ -26,7 +31,10 @@ impl Yard {
         for folder in yard.folders() {
             fs::create_dir(folder).ok()?;
         }
-        fs::write(yard.quota.join("cpu.cfs_quota_us"), format!("{}", (cores * 100_000.0) as u64)).ok()?;
+        fs::write(yard.quota.join("cpu.shares"), PREFERRED).ok()?;
+        if let Some(cores) = cores {
+            fs::write(yard.quota.join("cpu.cfs_quota_us"), format!("{}", (cores * 100_000.0) as u64)).ok()?;
+        }
         Some(yard)
     }
 
@@ -36,8 +44,15 @@ impl Yard {
         folders
     }
 
+    /// Starts the daemon of a stage inside.
+    pub fn start(&self, stage: &mut Stage) {
+        let command = self.inside(&stage.plimsoll(&["run"]));
+        stage.launch_as(command);
+        stage.event("daemon_started", |_| true);
+    }
+
     /// The same command, begun inside.
-    pub fn inside(&self, command: &Command) -> Command {
+    fn inside(&self, command: &Command) -> Command {
         let mut shell = Command::new("/bin/sh");
         let enter: String = self.folders().iter().map(|folder| format!("echo $$ > {}/cgroup.procs; ", folder.display())).collect();
         shell.arg("-c").arg(format!("{enter}exec \"$0\" \"$@\"")).arg(command.get_program()).args(command.get_args());
