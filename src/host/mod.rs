@@ -11,6 +11,7 @@ pub mod freezer;
 pub mod group;
 pub mod inventory;
 pub mod kept;
+pub mod memory_group;
 pub mod mounts;
 pub mod paths;
 pub mod process;

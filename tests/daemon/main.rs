@@ -10,6 +10,7 @@ mod yard;
 
 mod bad_input;
 mod budget;
+mod commands;
 mod crash;
 mod environment;
 mod faults;
