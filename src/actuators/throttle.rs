@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use crate::config::settings::{Signal, ThrottleMethod, Worker};
 use crate::host::folder::{Folder, GroupFile};
-use crate::host::process::{self, Delivery, Process};
+use crate::host::process::{Delivery, Priority, Process, ProcessId};
 use crate::host::stops::{StopTable, Ticket};
-use crate::host::{Paths, cgroupfs, cputime, procfs, scan};
+use crate::host::{Paths, cgroupfs, procfs, scan};
 use crate::policy::Resource;
 use crate::sampling::readings::SlotId;
 use crate::supervisor::Supervisor;
@@ -106,7 +106,7 @@ struct Held {
 enum Grip {
     Quota { files: Vec<GroupFile>, stat: Option<GroupFile> },
     Duty(Box<Cycle>),
-    Nice { members: Vec<(i32, u64)> },
+    Nice { members: Vec<ProcessId> },
 }
 
 impl Grip {
@@ -301,18 +301,36 @@ impl Throttle {
                 let mut processes = Vec::new();
                 scan::processes(&self.paths, &mut processes, &mut Vec::new())
                     .map_err(|error| format!("/proc could not be read: {error}"))?;
-                let members = supervisor.members(slot, &processes);
-                for member in &members {
-                    let old = process::nice(member.pid()).map_err(|error| error.to_string())?;
-                    let saved = Saved::Nice { pid: member.pid(), started: member.started(), old };
-                    self.undo.save(saved).map_err(|error| format!("the old priority could not be saved: {error}"))?;
-                    process::set_nice(member.pid(), 19)
-                        .and_then(|()| process::set_idle_class(member.pid(), true))
-                        .map_err(|error| format!("pid {}: {error}", member.pid()))?;
+                let members = supervisor.members(slot, &processes).map_err(|error| error.to_string())?;
+                let identities: Vec<ProcessId> = members.iter().map(Process::identity).collect();
+                if let Err(why) = members.iter().try_for_each(|member| self.slow(member)) {
+                    self.undo_priorities(&identities);
+                    return Err(why);
                 }
-                Ok(Grip::Nice { members: members.iter().map(|member| (member.pid(), member.started())).collect() })
+                Ok(Grip::Nice { members: identities })
             }
         }
+    }
+
+    /// Gives one process the worst priority there is.
+    fn slow(&mut self, member: &Process) -> Result<(), String> {
+        let of_it = |error: io::Error| format!("pid {}: {error}", member.pid());
+        let old = match member.priority() {
+            Ok(old) => old,
+            // One that has ended needs no slowing.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            Err(error) => return Err(of_it(error)),
+        };
+        let saved = Saved::Nice { process: member.identity(), old };
+        self.undo.save(saved).map_err(|error| format!("the old priority could not be saved: {error}"))?;
+        match member.set_priority(Priority::IDLE) {
+            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => Err(of_it(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn undo_priorities(&mut self, members: &[ProcessId]) -> Vec<String> {
+        self.undo.restore(&self.paths, |saved| matches!(saved, Saved::Nice { process, .. } if members.contains(process)))
     }
 
     fn undo_files(&mut self, files: &[GroupFile]) -> Vec<String> {
@@ -334,9 +352,7 @@ impl Throttle {
                 self.add_taken(&held.worker, cycle.duty.held_total().saturating_sub(before));
                 cycle.go_on(&self.stops)
             }
-            Grip::Nice { members } => self
-                .undo
-                .restore(&self.paths, |saved| matches!(saved, Saved::Nice { pid, started, .. } if members.contains(&(*pid, *started)))),
+            Grip::Nice { members } => self.undo_priorities(&members),
         };
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     }
@@ -437,8 +453,10 @@ impl Cycle {
         if scan::processes(paths, &mut processes, &mut Vec::new()).is_err() {
             return;
         }
+        // With a member that could not be held the old list stands, and the next step looks again.
+        let Ok(members) = supervisor.members(slot, &processes) else { return };
         (self.scanned, self.newest_pid) = (now, newest);
-        self.members = supervisor.members(slot, &processes);
+        self.members = members;
     }
 
     /// CPU time of the tree; never goes down.
@@ -447,11 +465,7 @@ impl Cycle {
             self.sum = self.sum.max(total);
             return self.sum;
         }
-        let now: Duration = self
-            .members
-            .iter()
-            .map(|member| cputime::of_process(member.pid()).unwrap_or_default() + process::children_cpu(paths, member.pid()))
-            .sum();
+        let now: Duration = self.members.iter().map(|member| member.cpu(paths).unwrap_or_default()).sum();
         if now + self.lost < self.sum {
             // Members that have gone took their clocks with them.
             self.lost = self.sum - now;
@@ -463,7 +477,7 @@ impl Cycle {
     fn stop(&mut self, stops: &StopTable) {
         for member in &self.members {
             // Written down first: what the sentinel does not know of must not be stopped.
-            let Some(ticket) = stops.note(member.pid(), member.started()) else { break };
+            let Some(ticket) = stops.note(member.identity()) else { break };
             match member.signal(Signal(libc::SIGSTOP)) {
                 Ok(Delivery::Delivered) => self.tickets.push(ticket),
                 Ok(Delivery::Gone) | Err(_) => stops.clear(ticket),
