@@ -434,6 +434,11 @@ impl Throttle {
         &self.taken
     }
 
+    /// Which resources want a replica held, and to how many cores; the smallest counts.
+    pub fn wishes(&self, slot: SlotId) -> impl Iterator<Item = (&Resource, f64)> {
+        self.wishes.get(&slot).into_iter().flatten().map(|(resource, cores)| (resource, *cores))
+    }
+
     /// True while anybody is held for the sake of `resource`.
     pub fn holds_for(&self, resource: &Resource) -> bool {
         self.wishes.values().any(|wishes| wishes.contains_key(resource))

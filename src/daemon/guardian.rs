@@ -22,6 +22,7 @@ use crate::sampling::sampler::Sampler;
 use crate::snapshot::{Counters, Environment, Published};
 use crate::supervisor::Supervisor;
 
+use super::explain::Chronicle;
 use super::folders::Folders;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
@@ -51,6 +52,7 @@ pub struct Guardian {
     pub listening: Vec<String>,
     pub environment: Environment,
     pub tally: Tally,
+    pub chronicle: Chronicle,
 
     // What wakes the loop.
     pub signals: Signals,
@@ -92,9 +94,10 @@ pub struct Tally {
 
 impl Guardian {
     /// Writes events down.
-    pub fn tell(&self, events: &[Event], now: Moment) {
+    pub fn tell(&mut self, events: &[Event], now: Moment) {
         for event in events {
             self.journal.record(event, now);
+            self.chronicle.note(event, now);
         }
     }
 }

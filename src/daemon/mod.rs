@@ -3,6 +3,7 @@
 //! Must not be imported by any of it.
 
 pub mod events;
+pub mod explain;
 pub mod folders;
 pub mod guardian;
 pub mod pacing;

@@ -49,6 +49,7 @@ impl Guardian {
         self.tally.tick += 1;
         self.tally.verdicts = verdicts;
         self.pace(now);
+        self.explain(&candidates, now);
         self.picture_now(now);
     }
 

@@ -34,6 +34,7 @@ use crate::snapshot::{Counters, Environment, Histogram, Published};
 use crate::supervisor::Supervisor;
 use crate::supervisor::supervisor::{Command, Surroundings};
 
+use super::explain::Chronicle;
 use super::folders::{self, FolderError, Folders};
 use super::guardian::{Guardian, Tally};
 use super::sentinel::Sentinel;
@@ -189,6 +190,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         listening,
         environment,
         tally: tally(now),
+        chronicle: Chronicle::new(&loaded),
         signals,
         wake,
         commands,

@@ -262,6 +262,11 @@ impl Group {
         self.cpuacct.as_ref().map(|(_, folder)| folder)
     }
 
+    /// The folder in the v2 tree, where a [`super::freezer::Freezer`] may be opened.
+    pub fn freezer(&self) -> Option<&Path> {
+        self.unified.as_ref().map(|folder| folder.path())
+    }
+
     pub fn memory_accounting(&self) -> Option<&Arc<Folder>> {
         self.memory.as_ref().map(|(_, folder)| folder)
     }
