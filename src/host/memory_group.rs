@@ -187,7 +187,7 @@ mod tests {
         let group = open(&folder);
         group.set_line("4096").unwrap();
         assert_eq!(std::fs::read_to_string(folder.join("memory.high")).unwrap(), "4096");
-        std::fs::rename(&folder, root.path().join("old")).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
         std::fs::create_dir(&folder).unwrap();
         v2(&folder);
         assert!(group.set_line("8192").is_err() && group.reclaim(1).is_err() && group.figures().is_err());

@@ -202,13 +202,14 @@ pub struct Root {
 /// everybody in `known` who is still the same process, and their descendants. `keeper` (the daemon itself) is never one:
 /// orphans are handed to it, and it must not take its other children for theirs.
 pub fn tree_of(root: Root, keeper: i32, known: &[(i32, u64)], processes: &[Stat]) -> Vec<Stat> {
+    let is_root = |process: &Stat| root.ended.is_none() && (process.pid, process.started) == (root.pid, root.started);
     let belongs = |process: &Stat| {
-        (process.pid == root.pid && process.started == root.started)
+        is_root(process)
             || (process.session == root.pid && root.ended.is_none_or(|ended| process.started <= ended && process.ppid == keeper))
             || known.contains(&(process.pid, process.started))
     };
     // A stranger with the root's number means that nobody was left in its session when the number was given away.
-    let number_recycled = processes.iter().any(|process| process.pid == root.pid && process.started != root.started);
+    let number_recycled = processes.iter().any(|process| process.pid == root.pid && !is_root(process));
     let mut members: Vec<Stat> = processes
         .iter()
         .filter(|process| process.pid != keeper && belongs(process) && !(number_recycled && process.session == root.pid))
