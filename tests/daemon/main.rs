@@ -13,6 +13,7 @@ mod commands;
 mod crash;
 mod environment;
 mod faults;
+mod instants;
 mod memory;
 mod reload;
 mod serving;

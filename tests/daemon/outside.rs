@@ -97,6 +97,13 @@ pub fn is_stopped(process: &Process) -> bool {
     process.state == 'T'
 }
 
+/// Nice value and scheduling policy: fields 19 and 41 of `/proc/PID/stat`.
+pub fn priority(pid: i32) -> Option<(i32, u32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    Some((fields.get(16)?.parse().ok()?, fields.get(38)?.parse().ok()?))
+}
+
 /// Where each hierarchy is mounted, and what it is called in `/proc/PID/cgroup` (`""` for v2).
 fn hierarchies() -> Vec<(String, PathBuf)> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
