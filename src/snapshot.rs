@@ -128,6 +128,9 @@ pub struct Environment {
     pub limit_source: String,
     /// `container` or `host`
     pub scope: String,
+    /// How memory pressure is heard of: `trigger, 2000 ms`, or `polled: …` with the reason.
+    #[serde(default)]
+    pub pressure: String,
     /// For people: each thing that does not work here, with its reason.
     pub limitations: Vec<String>,
 }

@@ -1,5 +1,5 @@
 //! The memory controller's files of one group of ours: what it holds, the line above which it is slowed, and asking for
-//! memory back. Bound to the very group it was opened for: a folder made anew under the same name is never touched.
+//! memory back. Bound to the very group it was opened for: a folder made anew under the same name is refused.
 
 use std::io;
 use std::sync::Arc;
@@ -55,7 +55,7 @@ impl MemoryGroup {
         let number = |name: &str| cgroupfs::parse_number(&read(name)?).ok_or_else(|| unclear(name));
         let stat = read("memory.stat")?;
         let of = |key: &str| cgroupfs::value_of(&stat, key).ok_or_else(|| unclear("memory.stat"));
-        let line = cgroupfs::parse_limit(self.line_file().read()?.as_bytes()).ok_or_else(|| unclear("the line"))?;
+        let line = cgroupfs::parse_limit(&read(self.line_file().name)?).ok_or_else(|| unclear("the line"))?;
         Ok(match self.version {
             Version::V2 => Figures {
                 current: number("memory.current")?,
@@ -144,10 +144,6 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    fn open(folder: &Path) -> MemoryGroup {
-        MemoryGroup::new(Version::V2, Arc::new(Folder::open(folder).unwrap()))
-    }
-
     fn v2(folder: &Path) {
         let files = [
             ("memory.current", "1000\n"),
@@ -167,7 +163,7 @@ mod tests {
     fn figures_are_read_and_none_is_made_up() {
         let root = tempfile::tempdir().unwrap();
         v2(root.path());
-        let group = open(root.path());
+        let group = MemoryGroup::new(Version::V2, Arc::new(Folder::open(root.path()).unwrap()));
         let expected = Figures { current: 1000, anonymous: 800, cache: 90, line: None, slowed: 7 };
         assert_eq!(group.figures().unwrap(), expected);
         for missing in ["memory.current", "memory.stat", "memory.events", "memory.high"] {
@@ -184,7 +180,7 @@ mod tests {
         let folder = root.path().join("w-1");
         std::fs::create_dir(&folder).unwrap();
         v2(&folder);
-        let group = open(&folder);
+        let group = MemoryGroup::new(Version::V2, Arc::new(Folder::open(&folder).unwrap()));
         group.set_line("4096").unwrap();
         assert_eq!(std::fs::read_to_string(folder.join("memory.high")).unwrap(), "4096");
         std::fs::remove_dir_all(&folder).unwrap();
@@ -202,7 +198,7 @@ mod tests {
         let folder = root.path().join("group");
         std::fs::create_dir(&folder).unwrap();
         v2(&folder);
-        let group = open(&folder);
+        let group = MemoryGroup::new(Version::V2, Arc::new(Folder::open(&folder).unwrap()));
         assert_eq!(group.swap_room(&paths), None, "it cannot be read");
         for (free, room) in [("0 kB", 0), ("1 kB", 400)] {
             std::fs::write(paths.proc.join("meminfo"), format!("MemTotal: 1000 kB\nSwapFree: {free}\n")).unwrap();
