@@ -13,9 +13,9 @@ use crate::config::settings::Signal;
 use crate::host::clock::Moment;
 use crate::host::folder::Folder;
 use crate::host::freezer::Freezer;
-use crate::host::process::{self, Delivery, Process};
+use crate::host::process::{Delivery, Process};
 use crate::host::stops::{StopTable, Ticket};
-use crate::host::{Paths, cgroupfs, cputime};
+use crate::host::{Paths, cgroupfs};
 use crate::sampling::readings::SlotId;
 
 use super::duty::{Duty, Hold};
@@ -195,8 +195,7 @@ impl Cycle {
             self.sum = self.sum.max(total);
             return self.sum;
         }
-        let clock = |member: &Process| cputime::of_process(member.pid()).unwrap_or_default() + process::children_cpu(paths, member.pid());
-        let now: Duration = self.tree.members.iter().map(clock).sum();
+        let now: Duration = self.tree.members.iter().map(|member| member.cpu(paths).unwrap_or_default()).sum();
         if now + self.lost < self.sum {
             // Members that have gone took their clocks with them.
             self.lost = self.sum - now;
@@ -218,7 +217,7 @@ impl Cycle {
         }
         for member in &self.tree.members {
             // Written down first: what the sentinel does not know of must not be stopped.
-            let Some(ticket) = stops.note(member.pid(), member.started()) else { break };
+            let Some(ticket) = stops.note(member.identity()) else { break };
             match member.signal(Signal(libc::SIGSTOP)) {
                 Ok(Delivery::Delivered) => self.tickets.push(ticket),
                 Ok(Delivery::Gone) | Err(_) => stops.clear(ticket),
@@ -252,6 +251,7 @@ fn group_cpu(folder: &Folder) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::cputime;
 
     /// Nobody but the thread of its own moves the cycle on: the loop may be as late as it likes.
     #[test]

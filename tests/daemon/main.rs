@@ -14,6 +14,7 @@ mod commands;
 mod crash;
 mod environment;
 mod faults;
+mod instants;
 mod memory;
 mod reload;
 mod serving;
