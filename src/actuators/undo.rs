@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
@@ -16,6 +17,8 @@ use crate::host::{Paths, group, process};
 pub enum Saved {
     /// A kernel file in a folder that is this very one.
     File { path: PathBuf, dev: u64, ino: u64, old: String },
+    /// The same, to be put back only while it still says what we put there: what others have set meanwhile is theirs.
+    Lent { path: PathBuf, dev: u64, ino: u64, old: String, set: String },
     /// A process's nice value and scheduling class.
     Nice { pid: i32, started: u64, old: i32 },
     /// A group of ours, to be removed once nobody is in it.
@@ -39,6 +42,12 @@ impl Saved {
         Ok(Saved::File { path: path.to_path_buf(), dev, ino, old: group::read_value(path)? })
     }
 
+    /// A kernel file that will say `set`, and said `old`.
+    pub fn lent(path: &Path, old: &str, set: &str) -> io::Result<Saved> {
+        let (dev, ino) = group::identity(path.parent().unwrap_or(Path::new("/")))?;
+        Ok(Saved::Lent { path: path.to_path_buf(), dev, ino, old: old.to_owned(), set: set.to_owned() })
+    }
+
     pub fn folder(path: &Path) -> io::Result<Saved> {
         let (dev, ino) = group::identity(path)?;
         Ok(Saved::Folder { path: path.to_path_buf(), dev, ino })
@@ -51,6 +60,14 @@ impl Saved {
                 let folder = path.parent().unwrap_or(Path::new("/"));
                 match group::identity(folder) {
                     Ok(found) if found == (*dev, *ino) => group::write_value(path, old),
+                    _ => return Restored::Gone,
+                }
+            }
+            Saved::Lent { path, dev, ino, old, set } => {
+                let folder = path.parent().unwrap_or(Path::new("/"));
+                match (group::identity(folder), group::read_value(path)) {
+                    (Ok(found), Ok(value)) if found == (*dev, *ino) && value == *set => group::write_value(path, old),
+                    (Ok(found), Err(error)) if found == (*dev, *ino) => Err(error),
                     _ => return Restored::Gone,
                 }
             }
@@ -70,11 +87,11 @@ impl Saved {
     }
 }
 
-/// The file, and what is in it.
-#[derive(Debug)]
+/// The file, and what is in it. A clone is another handle on the same log: each hand that changes something has one.
+#[derive(Clone, Debug)]
 pub struct UndoLog {
     path: PathBuf,
-    entries: Vec<Saved>,
+    entries: Arc<Mutex<Vec<Saved>>>,
 }
 
 /// What a sweep did.
@@ -90,7 +107,12 @@ impl UndoLog {
     /// it, to be tried again.
     pub fn new(path: PathBuf) -> UndoLog {
         let entries = File::open(&path).map(|file| read(&file)).unwrap_or_default();
-        UndoLog { path, entries }
+        UndoLog { path, entries: Arc::new(Mutex::new(entries)) }
+    }
+
+    /// Whoever panicked while holding it left a list all the same.
+    fn entries(&self) -> MutexGuard<'_, Vec<Saved>> {
+        self.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Writes `saved` down, before the change is made. An error means that the change must not be made.
@@ -98,15 +120,16 @@ impl UndoLog {
         let file = File::options().create(true).append(true).open(&self.path)?;
         rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
         append(&file, &saved)?;
-        self.entries.push(saved);
+        self.entries().push(saved);
         Ok(())
     }
 
     /// Puts back and forgets everything for which `which` says so, the latest first. Returns what could not be put back.
     pub fn restore(&mut self, paths: &Paths, which: impl Fn(&Saved) -> bool) -> Vec<String> {
         let mut failed = Vec::new();
-        let (mut undo, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries).into_iter().partition(&which);
-        self.entries = keep;
+        let mut entries = self.entries();
+        let (mut undo, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut *entries).into_iter().partition(&which);
+        *entries = keep;
         if undo.is_empty() {
             return failed;
         }
@@ -114,11 +137,11 @@ impl UndoLog {
         for saved in undo {
             if let Restored::Failed(why) = saved.restore(paths) {
                 // Kept: the next attempt may succeed, and the next start certainly tries.
-                self.entries.push(saved);
+                entries.push(saved);
                 failed.push(why);
             }
         }
-        if let Err(error) = rewrite(&self.path, &self.entries) {
+        if let Err(error) = rewrite(&self.path, &entries) {
             // Harmless: what was put back is put back once more by whoever reads the old file.
             failed.push(format!("{}: {error}", self.path.display()));
         }
@@ -127,11 +150,12 @@ impl UndoLog {
 
     /// Forgets folders that were removed in the ordinary way.
     pub fn forget_missing_folders(&mut self) {
-        let before = self.entries.len();
-        self.entries.retain(|saved| !matches!(saved, Saved::Folder { path, .. } if !path.exists()));
-        if self.entries.len() != before {
+        let mut entries = self.entries();
+        let before = entries.len();
+        entries.retain(|saved| !matches!(saved, Saved::Folder { path, .. } if !path.exists()));
+        if entries.len() != before {
             // A line too many is harmless, as above.
-            let _ = rewrite(&self.path, &self.entries);
+            let _ = rewrite(&self.path, &entries);
         }
     }
 }
@@ -261,9 +285,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lent_is_put_back_only_while_it_says_what_we_put_there() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("memory.high");
+        // Numbers of one length: a file that stands for the kernel's is not cut off by a shorter write.
+        for (found, after, restored) in [("4096", "9999", 1), ("8192", "9999", 1), ("1234", "1234", 0), ("9999", "9999", 0)] {
+            std::fs::write(&file, found).unwrap();
+            let log_path = root.path().join("undo.jsonl");
+            let mut log = UndoLog::new(log_path.clone());
+            // Lowered once: either value is ours.
+            for set in ["8192", "4096"] {
+                log.save(Saved::lent(&file, "9999", set).unwrap()).unwrap();
+            }
+            let swept = sweep(&log_path, &Paths::default()).unwrap();
+            assert_eq!((std::fs::read_to_string(&file).unwrap().as_str(), swept.restored), (after, restored), "{found}");
+        }
+    }
+
+    #[test]
     fn a_change_that_cannot_be_written_down_is_an_error() {
         let mut log = UndoLog::new(PathBuf::from("/nonexistent/undo.jsonl"));
         assert!(log.save(Saved::Nice { pid: 1, started: 1, old: 0 }).is_err());
-        assert_eq!(log.entries, []);
+        assert!(log.entries().is_empty());
     }
 }

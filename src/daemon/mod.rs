@@ -2,6 +2,7 @@
 //! May touch everything above it.
 //! Must not be imported by any of it.
 
+pub mod brakes;
 pub mod events;
 pub mod folders;
 pub mod guardian;

@@ -41,6 +41,7 @@ impl Guardian {
             self.reap(now, &mut events);
             self.supervisor.advance(now, &mut events);
             self.throttle.step(&self.supervisor, now.steady);
+            self.brake.step(&self.supervisor, now.steady);
             if !events.is_empty() {
                 self.tell(&events, now);
                 self.throttle.forget_missing_folders();
@@ -156,7 +157,7 @@ impl Guardian {
     }
 
     pub fn release(&mut self, now: Moment) -> Answer {
-        let result = self.throttle.let_all_go(now.steady);
+        let result = self.let_all_go(now);
         self.planner.begin_anew();
         let mut events = Vec::new();
         self.note_released("asked for", now, &mut events);
@@ -169,7 +170,7 @@ impl Guardian {
 
     /// Waits for a signal, a request, or the next thing that is due.
     fn wait(&mut self) {
-        let due = [Some(self.tally.next_tick), self.throttle.next_deadline(), self.supervisor.next_deadline()];
+        let due = [Some(self.tally.next_tick), self.throttle.next_deadline(), self.brake.next_deadline(), self.supervisor.next_deadline()];
         let now = Moment::now().steady;
         let left = due.into_iter().flatten().min().unwrap_or(now).saturating_sub(now);
         self.wait_for(left);

@@ -11,6 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::cgroupfs::{self, Layout, Own, Version};
+use super::freezer::Freezer;
+use super::memory_group::{self, MemoryGroup};
 
 /// The leaf the daemon moves to on v2, so that its old group can be the parent of worker groups.
 const LEAF: &str = "supervisor";
@@ -157,6 +159,32 @@ impl Groups {
         self.cpu.is_some()
     }
 
+    /// Tries out, on a group made for the purpose, whether a line for memory can be set and memory asked back. `None` where
+    /// no memory groups can be made.
+    pub fn try_memory(&self) -> Option<(Version, Result<(), String>, Result<(), String>)> {
+        let (version, base) = self.memory.as_ref()?;
+        let folder = base.join(PROBE);
+        let (line, reclaim) = match make(&folder) {
+            Ok(_) => memory_group::probe(*version, &folder),
+            Err(error) => (Err(at(&folder, &error)), Err(at(&folder, &error))),
+        };
+        let _ = fs::remove_dir(&folder);
+        Some((*version, line, reclaim))
+    }
+
+    /// Tries out whether a group made for the purpose can be frozen.
+    pub fn try_freeze(&self) -> Result<(), String> {
+        let base = self.unified.as_ref().ok_or("no groups of our own in the v2 tree")?;
+        let folder = base.join(PROBE);
+        let tried = make(&folder).and_then(|_| {
+            let freezer = Freezer::open(&folder)?;
+            freezer.freeze()?;
+            freezer.thaw()
+        });
+        let _ = fs::remove_dir(&folder);
+        tried.map_err(|error| at(&folder, &error))
+    }
+
     /// What does not work here, each with its reason.
     pub fn limitations(&self) -> &[String] {
         &self.limitations
@@ -247,6 +275,12 @@ impl Group {
     /// The folder in the v2 tree, where a [`super::freezer::Freezer`] may be opened.
     pub fn freezer(&self) -> Option<&Path> {
         self.unified.as_deref()
+    }
+
+    /// Its memory controller's files, bound to this very group.
+    pub fn memory_group(&self) -> Option<MemoryGroup> {
+        let (version, folder) = self.memory.as_ref()?;
+        MemoryGroup::open(*version, folder).ok()
     }
 
     pub fn memory_accounting(&self) -> Option<PathBuf> {
