@@ -20,6 +20,7 @@ use std::time::Duration;
 use crate::config::settings::Signal;
 use crate::host::cgroupfs::Version;
 use crate::host::clock::Moment;
+use crate::host::folder::{Folder, GroupFile};
 use crate::host::freezer::Freezer;
 use crate::host::memory_group::{self, MemoryGroup};
 use crate::host::process::{Delivery, Process};
@@ -41,6 +42,9 @@ const GUARD_EVERY: Duration = Duration::from_secs(1);
 /// … in so many replicas each time at least, and in this part of all.
 const GUARD_LEAST: usize = 64;
 const GUARD_PART: usize = 5;
+
+/// The file of a group's freezer.
+const FREEZE: &str = "cgroup.freeze";
 
 /// What works here, found by doing it at the start; else why not.
 #[derive(Clone, Debug)]
@@ -155,7 +159,7 @@ struct Frozen {
 
 #[derive(Debug)]
 enum FrozenBy {
-    Group(Freezer),
+    Group(Freezer, GroupFile),
     Signal(Vec<(Process, Ticket)>),
 }
 
@@ -216,13 +220,13 @@ impl Brake {
             Some(lent) => (lent.group.clone(), lent.old.clone()),
             None => {
                 let group = memory_group(replica).ok_or("it has no memory group of its own")?;
-                let old = group::read_value(&group.line_file()).map_err(|error| error.to_string())?;
+                let old = group.line_file().read().map_err(|error| error.to_string())?;
                 (group, old)
             }
         };
         let wanted = line.bytes.to_string();
         let saved = Saved::lent(&group.line_file(), &old, &wanted);
-        saved.and_then(|saved| self.undo.save(saved)).map_err(|error| format!("the old line could not be saved: {error}"))?;
+        self.undo.save(saved).map_err(|error| format!("the old line could not be saved: {error}"))?;
         self.jobs += 1;
         let job = Job { id: self.jobs, work: Work::Line(group.clone(), wanted) };
         if let Err(why) = self.writer.give(job) {
@@ -253,7 +257,7 @@ impl Brake {
 
     fn put_back(&mut self, group: &MemoryGroup) -> Vec<String> {
         let file = group.line_file();
-        self.undo.restore(&self.paths, |saved| matches!(saved, Saved::Lent { path, .. } if *path == file))
+        self.undo.restore(&self.paths, |saved| saved.is_of(&file))
     }
 
     /// Asks the kernel for memory back; what comes is measured later.
@@ -289,13 +293,13 @@ impl Brake {
         let grip = match (by, folder) {
             (FreezeBy::Group, Some(folder)) => {
                 let freezer = Freezer::open(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-                let saved = Saved::lent(freezer.file(), "0", "1");
-                saved.and_then(|saved| self.undo.save(saved)).map_err(|error| format!("the stop could not be written down: {error}"))?;
+                let file = GroupFile { folder: Arc::new(Folder::open(folder).map_err(|error| error.to_string())?), name: FREEZE };
+                self.undo.save(Saved::lent(&file, "0", "1")).map_err(|error| format!("the stop could not be written down: {error}"))?;
                 if let Err(error) = freezer.freeze() {
-                    self.thawed(&freezer);
+                    self.thawed(&file);
                     return Err(error.to_string());
                 }
-                FrozenBy::Group(freezer)
+                FrozenBy::Group(freezer, file)
             }
             _ => {
                 let mut held = Vec::new();
@@ -314,18 +318,17 @@ impl Brake {
         Ok(())
     }
 
-    fn thawed(&mut self, freezer: &Freezer) -> Vec<String> {
-        let file = freezer.file().to_path_buf();
-        self.undo.restore(&self.paths, |saved| matches!(saved, Saved::Lent { path, .. } if *path == file))
+    fn thawed(&mut self, file: &GroupFile) -> Vec<String> {
+        self.undo.restore(&self.paths, |saved| saved.is_of(file))
     }
 
     fn thaw(&mut self, slot: SlotId) -> Result<(), String> {
         let Some(frozen) = self.frozen.remove(&slot) else { return Ok(()) };
         match frozen.grip {
-            FrozenBy::Group(freezer) => {
+            FrozenBy::Group(freezer, file) => {
                 // Through the open file, which is bound to that very group; the log then finds it done.
                 let _ = freezer.thaw();
-                complain(self.thawed(&freezer))
+                complain(self.thawed(&file))
             }
             FrozenBy::Signal(held) => {
                 let failed = held.iter().filter_map(|(member, ticket)| {
@@ -431,7 +434,7 @@ impl Brake {
                 continue;
             };
             let Some(group) = memory_group(replica) else { continue };
-            let is_none = group::read_value(&group.line_file()).is_ok_and(|text| text == "max");
+            let is_none = group.line_file().read().is_ok_and(|text| text == "max");
             if is_none {
                 self.foreign.remove(&slot);
                 continue;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use crate::host::folder::{Folder, GroupFile, Identity};
 use crate::host::{Paths, group, process};
 
 /// One thing to put back.
@@ -36,47 +37,48 @@ pub enum Restored {
 
 impl Saved {
     /// Reads the present value of a kernel file, to be put back later.
-    pub fn file(path: &Path) -> io::Result<Saved> {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        let (dev, ino) = group::identity(folder)?;
-        Ok(Saved::File { path: path.to_path_buf(), dev, ino, old: group::read_value(path)? })
+    pub fn file(file: &GroupFile) -> io::Result<Saved> {
+        let (dev, ino) = file.folder.identity();
+        Ok(Saved::File { path: file.path(), dev, ino, old: file.read()? })
     }
 
     /// A kernel file that will say `set`, and said `old`.
-    pub fn lent(path: &Path, old: &str, set: &str) -> io::Result<Saved> {
-        let (dev, ino) = group::identity(path.parent().unwrap_or(Path::new("/")))?;
-        Ok(Saved::Lent { path: path.to_path_buf(), dev, ino, old: old.to_owned(), set: set.to_owned() })
+    pub fn lent(file: &GroupFile, old: &str, set: &str) -> Saved {
+        let (dev, ino) = file.folder.identity();
+        Saved::Lent { path: file.path(), dev, ino, old: old.to_owned(), set: set.to_owned() }
     }
 
     pub fn folder(path: &Path) -> io::Result<Saved> {
-        let (dev, ino) = group::identity(path)?;
+        let (dev, ino) = Folder::open(path)?.identity();
         Ok(Saved::Folder { path: path.to_path_buf(), dev, ino })
+    }
+
+    /// True for what was saved of this very file.
+    pub fn is_of(&self, file: &GroupFile) -> bool {
+        matches!(self, Saved::File { path, dev, ino, .. } | Saved::Lent { path, dev, ino, .. } if (*dev, *ino) == file.folder.identity() && *path == file.path())
     }
 
     /// Puts it back, if it is still about the same thing.
     pub fn restore(&self, paths: &Paths) -> Restored {
         let result = match self {
-            Saved::File { path, dev, ino, old } => {
-                let folder = path.parent().unwrap_or(Path::new("/"));
-                match group::identity(folder) {
-                    Ok(found) if found == (*dev, *ino) => group::write_value(path, old),
-                    _ => return Restored::Gone,
-                }
-            }
-            Saved::Lent { path, dev, ino, old, set } => {
-                let folder = path.parent().unwrap_or(Path::new("/"));
-                match (group::identity(folder), group::read_value(path)) {
-                    (Ok(found), Ok(value)) if found == (*dev, *ino) && value == *set => group::write_value(path, old),
-                    (Ok(found), Err(error)) if found == (*dev, *ino) => Err(error),
-                    _ => return Restored::Gone,
-                }
-            }
+            Saved::File { path, dev, ino, old } => match found(path, (*dev, *ino)) {
+                Some((folder, name)) => folder.write(name, old),
+                None => return Restored::Gone,
+            },
+            Saved::Lent { path, dev, ino, old, set } => match found(path, (*dev, *ino)) {
+                Some((folder, name)) => match folder.read(name) {
+                    Ok(value) if value.trim_ascii() == set.as_bytes() => folder.write(name, old),
+                    Ok(_) => return Restored::Gone,
+                    Err(error) => Err(error),
+                },
+                None => return Restored::Gone,
+            },
             Saved::Nice { pid, started, old } => match process::Process::open(paths, *pid, Some(*started)) {
                 Ok(Some(_)) => process::set_idle_class(*pid, false).and_then(|()| process::set_nice(*pid, *old)),
                 _ => return Restored::Gone,
             },
-            Saved::Folder { path, dev, ino } => match group::identity(path) {
-                Ok(found) if found == (*dev, *ino) => group::remove_with_replicas(path),
+            Saved::Folder { path, dev, ino } => match Folder::open(path) {
+                Ok(folder) if folder.identity() == (*dev, *ino) => group::remove_with_replicas(&folder),
                 _ => return Restored::Gone,
             },
         };
@@ -85,6 +87,12 @@ impl Saved {
             Err(error) => Restored::Failed(format!("{self:?}: {error}")),
         }
     }
+}
+
+/// The folder and the name of a saved file, unless the folder is another one by now.
+fn found(path: &Path, identity: Identity) -> Option<(Folder, &str)> {
+    let (folder, name) = (path.parent()?, path.file_name()?.to_str()?);
+    Some((Folder::open(folder).ok().filter(|folder| folder.identity() == identity)?, name))
 }
 
 /// The file, and what is in it. A clone is another handle on the same log: each hand that changes something has one.
@@ -248,7 +256,8 @@ mod tests {
         let log_path = root.path().join("undo.jsonl");
         let mut log = UndoLog::new(log_path.clone());
         for folder in [&one, &two] {
-            log.save(Saved::file(&folder.join("cpu.max")).unwrap()).unwrap();
+            let file = GroupFile { folder: Folder::open(folder).unwrap().into(), name: "cpu.max" };
+            log.save(Saved::file(&file).unwrap()).unwrap();
             std::fs::write(folder.join("cpu.max"), "5000 10000\n").unwrap();
         }
         // The second folder is removed and made anew by somebody else.
@@ -288,6 +297,7 @@ mod tests {
     fn what_is_lent_is_put_back_only_while_it_says_what_we_put_there() {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("memory.high");
+        let folder = Arc::new(Folder::open(root.path()).unwrap());
         // Numbers of one length: a file that stands for the kernel's is not cut off by a shorter write.
         for (found, after, restored) in [("4096", "9999", 1), ("8192", "9999", 1), ("1234", "1234", 0), ("9999", "9999", 0)] {
             std::fs::write(&file, found).unwrap();
@@ -295,7 +305,7 @@ mod tests {
             let mut log = UndoLog::new(log_path.clone());
             // Lowered once: either value is ours.
             for set in ["8192", "4096"] {
-                log.save(Saved::lent(&file, "9999", set).unwrap()).unwrap();
+                log.save(Saved::lent(&GroupFile { folder: folder.clone(), name: "memory.high" }, "9999", set)).unwrap();
             }
             let swept = sweep(&log_path, &Paths::default()).unwrap();
             assert_eq!((std::fs::read_to_string(&file).unwrap().as_str(), swept.restored), (after, restored), "{found}");

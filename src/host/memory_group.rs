@@ -2,18 +2,17 @@
 //! memory back. Bound to the very group it was opened for: a folder made anew under the same name is refused.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::Paths;
 use super::cgroupfs::{self, Version};
-use super::group::{identity, read_value, write_value};
+use super::folder::{Folder, GroupFile};
 use super::procfs::parse_meminfo;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct MemoryGroup {
     version: Version,
-    folder: PathBuf,
-    identity: (u64, u64),
+    folder: Arc<Folder>,
 }
 
 /// What a group holds, in bytes.
@@ -32,8 +31,8 @@ pub struct Figures {
 }
 
 impl MemoryGroup {
-    pub fn open(version: Version, folder: &Path) -> io::Result<MemoryGroup> {
-        Ok(MemoryGroup { version, folder: folder.to_path_buf(), identity: identity(folder)? })
+    pub fn new(version: Version, folder: Arc<Folder>) -> MemoryGroup {
+        MemoryGroup { version, folder }
     }
 
     pub fn version(&self) -> Version {
@@ -41,22 +40,22 @@ impl MemoryGroup {
     }
 
     /// The file that holds the line.
-    pub fn line_file(&self) -> PathBuf {
-        self.folder.join(match self.version {
+    pub fn line_file(&self) -> GroupFile {
+        let name = match self.version {
             Version::V2 => "memory.high",
             Version::V1 => "memory.soft_limit_in_bytes",
-        })
+        };
+        GroupFile { folder: self.folder.clone(), name }
     }
 
     /// What it holds now. An error when a figure is missing: none is made up.
     pub fn figures(&self) -> io::Result<Figures> {
-        self.check()?;
-        let read = |name: &str| std::fs::read(self.folder.join(name));
+        let read = |name: &str| self.folder.read(name);
         let unclear = |name: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{name} is not understood"));
         let number = |name: &str| cgroupfs::parse_number(&read(name)?).ok_or_else(|| unclear(name));
         let stat = read("memory.stat")?;
         let of = |key: &str| cgroupfs::value_of(&stat, key).ok_or_else(|| unclear("memory.stat"));
-        let line = cgroupfs::parse_limit(&std::fs::read(self.line_file())?).ok_or_else(|| unclear("the line"))?;
+        let line = cgroupfs::parse_limit(&read(self.line_file().name)?).ok_or_else(|| unclear("the line"))?;
         Ok(match self.version {
             Version::V2 => Figures {
                 current: number("memory.current")?,
@@ -78,15 +77,13 @@ impl MemoryGroup {
     /// Sets the line. Below present use the kernel first takes memory back from the group, however long that takes: for a
     /// thread that may be held up.
     pub fn set_line(&self, line: &str) -> io::Result<()> {
-        self.check()?;
-        write_value(&self.line_file(), line)
+        self.line_file().write(line)
     }
 
     /// Asks the kernel to take back `bytes`; returns when it has, or has given up (`EAGAIN`, which is no error here: what
     /// came back is measured). For a thread that may be held up. On v1 there is only [`Self::empty`].
     pub fn reclaim(&self, bytes: u64) -> io::Result<()> {
-        self.check()?;
-        match write_value(&self.folder.join("memory.reclaim"), &bytes.to_string()) {
+        match self.folder.write("memory.reclaim", &bytes.to_string()) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
             other => other,
         }
@@ -94,24 +91,15 @@ impl MemoryGroup {
 
     /// v1: asks the kernel to take back everything it can, all of the file cache and, where there is swap, all the rest.
     pub fn empty(&self) -> io::Result<()> {
-        self.check()?;
-        write_value(&self.folder.join("memory.force_empty"), "0")
-    }
-
-    /// Fails unless the folder is the very one that was opened.
-    fn check(&self) -> io::Result<()> {
-        match identity(&self.folder)? == self.identity {
-            true => Ok(()),
-            false => Err(io::Error::new(io::ErrorKind::NotFound, "the group was made anew")),
-        }
+        self.folder.write("memory.force_empty", "0")
     }
 
     /// How much of its memory could go to swap: what is free of the machine's, within every `memory.swap.max` above it.
     pub fn swap_room(&self, paths: &Paths) -> Option<u64> {
-        if self.version == Version::V1 && read_value(&self.folder.join("memory.swappiness")).is_ok_and(|text| text == "0") {
+        if self.version == Version::V1 && self.folder.read("memory.swappiness").is_ok_and(|text| text.trim_ascii() == b"0") {
             return Some(0);
         }
-        let of_groups = self.folder.ancestors().map_while(|folder| {
+        let of_groups = self.folder.path().ancestors().map_while(|folder| {
             let most = cgroupfs::parse_limit(&std::fs::read(folder.join("memory.swap.max")).ok()?)?;
             let used = cgroupfs::parse_number(&std::fs::read(folder.join("memory.swap.current")).ok()?)?;
             Some(most.map_or(u64::MAX, |most| most.saturating_sub(used)))
@@ -132,13 +120,12 @@ pub fn whole_pages(bytes: u64) -> u64 {
 }
 
 /// Tries out on a group made for the purpose whether a line can be set and memory asked back.
-pub fn probe(version: Version, folder: &Path) -> (Result<(), String>, Result<(), String>) {
-    let said = |what: &str, error: io::Error| format!("{what}: {}: {error}", folder.display());
-    let group = match MemoryGroup::open(version, folder) {
-        Ok(group) => group,
-        Err(error) => return (Err(said("no group", io::Error::new(error.kind(), error.to_string()))), Err(said("no group", error))),
-    };
-    let line = read_value(&group.line_file())
+pub fn probe(version: Version, folder: &Arc<Folder>) -> (Result<(), String>, Result<(), String>) {
+    let said = |what: &str, error: io::Error| format!("{what}: {}: {error}", folder.path().display());
+    let group = MemoryGroup::new(version, folder.clone());
+    let line = group
+        .line_file()
+        .read()
         .and_then(|old| {
             group.set_line(&whole_pages(1 << 30).to_string())?;
             group.set_line(&old)
@@ -155,6 +142,7 @@ pub fn probe(version: Version, folder: &Path) -> (Result<(), String>, Result<(),
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn v2(folder: &Path) {
         let files = [
@@ -175,7 +163,7 @@ mod tests {
     fn figures_are_read_and_none_is_made_up() {
         let root = tempfile::tempdir().unwrap();
         v2(root.path());
-        let group = MemoryGroup::open(Version::V2, root.path()).unwrap();
+        let group = MemoryGroup::new(Version::V2, Arc::new(Folder::open(root.path()).unwrap()));
         let expected = Figures { current: 1000, anonymous: 800, cache: 90, line: None, slowed: 7 };
         assert_eq!(group.figures().unwrap(), expected);
         for missing in ["memory.current", "memory.stat", "memory.events", "memory.high"] {
@@ -192,10 +180,10 @@ mod tests {
         let folder = root.path().join("w-1");
         std::fs::create_dir(&folder).unwrap();
         v2(&folder);
-        let group = MemoryGroup::open(Version::V2, &folder).unwrap();
+        let group = MemoryGroup::new(Version::V2, Arc::new(Folder::open(&folder).unwrap()));
         group.set_line("4096").unwrap();
         assert_eq!(std::fs::read_to_string(folder.join("memory.high")).unwrap(), "4096");
-        std::fs::rename(&folder, root.path().join("old")).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
         std::fs::create_dir(&folder).unwrap();
         v2(&folder);
         assert!(group.set_line("8192").is_err() && group.reclaim(1).is_err() && group.figures().is_err());
@@ -210,7 +198,7 @@ mod tests {
         let folder = root.path().join("group");
         std::fs::create_dir(&folder).unwrap();
         v2(&folder);
-        let group = MemoryGroup::open(Version::V2, &folder).unwrap();
+        let group = MemoryGroup::new(Version::V2, Arc::new(Folder::open(&folder).unwrap()));
         assert_eq!(group.swap_room(&paths), None, "it cannot be read");
         for (free, room) in [("0 kB", 0), ("1 kB", 400)] {
             std::fs::write(paths.proc.join("meminfo"), format!("MemTotal: 1000 kB\nSwapFree: {free}\n")).unwrap();

@@ -7,6 +7,7 @@ pub mod cgroupfs;
 pub mod clock;
 pub mod cputime;
 pub mod filesystem;
+pub mod folder;
 pub mod freezer;
 pub mod group;
 pub mod inventory;

@@ -4,6 +4,7 @@
 //! trial, or one holds it, or the next is tried, or there is a refusal with its reason.
 
 mod choice;
+pub mod outlook;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

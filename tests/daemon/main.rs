@@ -8,7 +8,9 @@ mod outside;
 mod stage;
 
 mod bad_input;
+mod brakes;
 mod budget;
+mod commands;
 mod crash;
 mod environment;
 mod faults;

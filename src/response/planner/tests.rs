@@ -24,6 +24,8 @@ fn verdict(resource: Resource, level: Level, usage: f64) -> Verdict {
         critical: Some(0.92),
         over: usage >= 0.8,
         over_for: Duration::ZERO,
+        fill: Default::default(),
+        patience: Duration::ZERO,
         growth: 0.0,
         unknown: None,
     }
