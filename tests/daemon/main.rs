@@ -9,6 +9,7 @@ mod stage;
 mod yard;
 
 mod bad_input;
+mod brakes;
 mod budget;
 mod commands;
 mod crash;
