@@ -5,8 +5,10 @@
 pub mod verdict;
 
 pub mod engine;
+pub mod forecast;
 pub mod hysteresis;
 pub mod rule;
+pub mod stress;
 pub mod window;
 
 pub use engine::Engine;
