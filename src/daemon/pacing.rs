@@ -58,6 +58,10 @@ mod tests {
             over: false,
             over_for: Duration::ZERO,
             growth: growth_mb * 1e6,
+            exhaustion: None,
+            early: false,
+            measure: None,
+            evidence: None,
             unknown: None,
         }
     }

@@ -22,6 +22,10 @@ fn verdict(resource: Resource, level: Level, usage: f64) -> Verdict {
         over: usage >= 0.8,
         over_for: Duration::ZERO,
         growth: 0.0,
+        exhaustion: None,
+        early: false,
+        measure: None,
+        evidence: None,
         unknown: None,
     }
 }
