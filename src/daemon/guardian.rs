@@ -23,6 +23,8 @@ use crate::snapshot::{Counters, Environment, Published};
 use crate::supervisor::Supervisor;
 
 use super::folders::Folders;
+use super::foretold::Foretold;
+use super::rationing::Ration;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
 
@@ -78,6 +80,8 @@ pub struct Tally {
     /// The state of the trees whose members the supervisor knows of.
     pub noted: Option<u64>,
     pub levels: BTreeMap<Resource, Level>,
+    pub foretold: Foretold,
+    pub ration: Ration,
     pub limits: [Option<f64>; 2],
     /// The highest action that was told; a budget that is shared anew keeps its number.
     pub last_action: u64,

@@ -4,9 +4,11 @@
 
 pub mod events;
 pub mod folders;
+pub mod foretold;
 pub mod guardian;
 pub mod pacing;
 pub mod picture;
+pub mod rationing;
 pub mod reload;
 pub mod run;
 pub mod sentinel;
