@@ -11,7 +11,7 @@ use crate::policy::hysteresis::{Hysteresis, Lines};
 use crate::policy::rule;
 use crate::policy::stress::{self, Evidence, Measure, Stress};
 use crate::policy::verdict::{Basis, Level, Resource, Verdict};
-use crate::policy::window::{Mean, Slope};
+use crate::policy::window::{Fill, Mean, Slope};
 use crate::sampling::readings::{DiskReadings, LimitSource, Reading, Readings, SlotId, WorkerReadings};
 
 /// CPU is judged on a mean over at least this long.
@@ -41,11 +41,12 @@ struct Watch {
     hysteresis: Hysteresis,
     growth: Slope,
     forecast: Forecast,
+    fill: Fill,
 }
 
 impl Watch {
     fn new(now: Moment) -> Self {
-        Watch { hysteresis: Hysteresis::new(now), growth: Slope::new(GROWTH_WINDOW), forecast: Forecast::default() }
+        Watch { hysteresis: Hysteresis::new(now), growth: Slope::new(GROWTH_WINDOW), fill: Fill::default(), forecast: Forecast::default() }
     }
 
     fn grow(&mut self, used: Option<f64>, now: Moment) -> f64 {
@@ -110,6 +111,14 @@ impl Engine {
         let judged: BTreeSet<&Resource> = looks.iter().map(|look| &look.resource).collect();
         self.watches.retain(|resource, _| judged.contains(resource));
         looks.into_iter().map(|look| self.form(look, now)).collect()
+    }
+
+    /// Takes in one figure between two ticks, so that a sudden fill is known for what it is before the next. No level
+    /// changes. `None` for what is not judged.
+    pub fn glimpse(&mut self, resource: &Resource, used: f64, now: Moment) -> Option<Fill> {
+        let watch = self.watches.get_mut(resource)?;
+        watch.fill.feed(now, used);
+        Some(watch.fill)
     }
 
     /// How fast a replica's memory grows, in bytes a second over the last ten; 0 for one that is not known.
@@ -207,10 +216,13 @@ impl Engine {
             let fills = look.share.map_or(fills, |share| Some(share * limit));
             fills.inspect(|fills| watch.forecast.feed(now, *fills, limit)).map(|fills| (fills, watch.forecast.exhaustion(now, limit)))
         });
+        if let Some(fills) = fills {
+            watch.fill.feed(now, fills);
+        }
         let mut lines = look.lines;
         if let Some((usage, limit)) = utilization.zip(limit) {
             let foretold = exhaustion.and_then(|(fills, left)| Some((limit - fills) / left?.as_secs_f64())).filter(|rate| rate.is_finite());
-            lines.sustain = rule::patience(&lines, usage, growth.max(foretold.unwrap_or(0.0)) / limit);
+            lines.sustain = rule::patience(&lines, usage, growth.max(watch.fill.rate()).max(foretold.unwrap_or(0.0)) / limit);
         }
         let level: Level = watch.hysteresis.step(utilization, &lines, now);
         let over_for = watch.hysteresis.over_for();
@@ -236,6 +248,8 @@ impl Engine {
             early: level == Level::High && lines.sustain < look.lines.sustain && over_for < look.lines.sustain,
             measure,
             evidence,
+            fill: watch.fill,
+            patience: lines.sustain,
             unknown: match (look.used, look.limit) {
                 (Reading::Failed(failure), _) | (_, Reading::Failed(failure)) => Some(failure),
                 _ => None,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::host::clock::Moment;
 use crate::policy::stress::{Evidence, Measure};
+use crate::policy::window::Fill;
 use crate::sampling::readings::{Failure, SlotId};
 
 /// What a verdict is about.
@@ -81,6 +82,10 @@ pub struct Verdict {
     /// Of the scope's memory: which number is judged, and the counters that decided it.
     pub measure: Option<Measure>,
     pub evidence: Option<Evidence>,
+    /// The same for the sudden case: from one look to the next.
+    pub fill: Fill,
+    /// How long usage must stay over a line before the level follows: `sustain`, or less where there is no time for it.
+    pub patience: Duration,
     /// Why `used` or `limit` is missing.
     pub unknown: Option<Failure>,
 }

@@ -1,6 +1,6 @@
 //! Pressure stall information of the scope.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::readings::{Pressure, PressureReadings, Reading, Source};
@@ -70,6 +70,11 @@ impl PressureFiles {
     /// Whether what was read is about the scope alone: a container without files of its own shows the whole machine's.
     pub fn is_of(&self, scope: &Scope) -> bool {
         scope.extent == Extent::Host || self.files.as_ref().is_some_and(|files| files.memory_is_own)
+    }
+
+    /// Where the scope's memory pressure is read, once it has been.
+    pub fn memory_file(&self) -> Option<&Path> {
+        self.files.as_ref().map(|files| files.memory.path())
     }
 
     /// In a container with a v2 tree its group's files, else the machine's.

@@ -9,6 +9,7 @@ mod stage;
 
 mod bad_input;
 mod budget;
+mod commands;
 mod crash;
 mod environment;
 mod faults;
