@@ -280,6 +280,9 @@ impl<'a> World<'a> {
                 unreclaimable: memory,
                 swap: Reading::Unsupported,
                 events: Reading::Unsupported,
+                file_cache: Reading::Unsupported,
+                refaulted: Reading::Unsupported,
+                stalls: Reading::Unsupported,
             },
             pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },
             disks: self

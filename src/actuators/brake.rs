@@ -44,7 +44,6 @@ const GUARD_LEAST: usize = 64;
 const GUARD_PART: usize = 5;
 
 /// The file of a group's freezer.
-const FREEZE: &str = "cgroup.freeze";
 
 /// What works here, found by doing it at the start; else why not.
 #[derive(Clone, Debug)]

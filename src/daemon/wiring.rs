@@ -222,6 +222,8 @@ fn tally(now: Moment) -> Tally {
         shutting_down: false,
         noted: None,
         levels: BTreeMap::new(),
+        foretold: Default::default(),
+        ration: Default::default(),
         limits: [None, None],
         last_action: 0,
         engaged: BTreeMap::new(),
