@@ -77,6 +77,11 @@ pub enum Command {
     },
     /// Checks the settings and prints every problem with its place; exit 78 when there is one
     Check,
+    /// Tries out what can be read and done here, and says what to do about what cannot
+    #[command(
+        after_help = "It starts children and makes control groups of its own, does to them what the daemon may have to do to workers, and\nremoves them again. Nothing it changes remains. Run it as the user and in the place the daemon will run in.\nExit 1 when something fails; notes and warnings are no failure."
+    )]
+    Doctor,
     /// Shows or describes the settings
     Config {
         #[command(subcommand)]

@@ -4,6 +4,7 @@
 pub mod arguments;
 pub mod client;
 pub mod demo;
+pub mod doctor;
 pub mod events;
 pub mod explain;
 pub mod render;
@@ -23,7 +24,9 @@ use crate::actuators::undo;
 use crate::config::{self, Loaded, Sources};
 use crate::daemon::{self, folders, sentinel};
 use crate::host::Paths;
+use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
+use crate::host::inventory::Platform;
 use crate::http::listen::SOCKET;
 use crate::journal::history::{self, Wanted};
 use crate::snapshot::Snapshot;
@@ -79,6 +82,7 @@ impl Session {
             Command::Run { command } => self.run(command),
             Command::Demo { duration } => self.demo(duration),
             Command::Check => settings::check(&self.sources(Vec::new()), self.common.json(), self.stderr_colour()),
+            Command::Doctor => self.doctor(),
             Command::Config { command } => match command {
                 ConfigCommand::Show { origin } => self.config_show(origin),
                 ConfigCommand::Schema => print_line(&pretty(&config::schema())),
@@ -179,6 +183,40 @@ impl Session {
             }
         });
         self.answer(result)
+    }
+
+    fn doctor(&self) -> u8 {
+        let sources = self.sources(Vec::new());
+        let loaded = match self.load(&sources) {
+            Ok(loaded) => loaded,
+            Err(code) => return code,
+        };
+        let paths = Paths::from(&loaded.settings.host);
+        // A daemon guards the machine it runs on; of one that is a folder it says nothing.
+        let client = self.client();
+        let daemon = client.as_ref().ok().and_then(|client| client.get_json("/admin/resources/stats").ok());
+        let patient = doctor::Patient {
+            layout: Layout::discover(&paths),
+            platform: Platform::detect(&paths, |name| sources.variable(name).map(str::to_owned)),
+            socket: client.map(|client| client.socket().display().to_string()).map_err(|error| error.to_string()),
+            settings: loaded.settings,
+            sources,
+            paths,
+            daemon,
+        };
+        match doctor::examine(&patient) {
+            Ok(Some(report)) => {
+                let text = if self.common.json() { pretty(&report.to_json()) } else { report.render(self.stdout_style()) };
+                let printed = print_line(text.trim_end());
+                if report.has_failed() { FAILED } else { printed }
+            }
+            // Ended by Ctrl-C, as the shell says it.
+            Ok(None) => 130,
+            Err(error) => {
+                complain(&format!("could not begin: {error}"));
+                FAILED
+            }
+        }
     }
 
     fn explain(&self, of: Option<&str>) -> u8 {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use super::cgroupfs::{self, Layout, Own, Version};
 
 /// The leaf the daemon moves to on v2, so that its old group can be the parent of worker groups.
-const LEAF: &str = "supervisor";
+pub const LEAF: &str = "supervisor";
 
 /// How the folders of replicas begin: their names share the folder with the kernel's own files.
 pub const REPLICA: &str = "w-";
@@ -264,6 +264,11 @@ impl Group {
                 vec![(folder.join("cpu.cfs_quota_us"), "-1".to_owned()), (folder.join("cpu.cfs_period_us"), "100000".to_owned())]
             }
         }
+    }
+
+    /// Its folder in the v2 tree, where `cgroup.freeze` is.
+    pub fn unified(&self) -> Option<&Path> {
+        self.unified.as_deref()
     }
 
     /// Kills everybody in it at once, forks in flight included. False where the kernel has no `cgroup.kill` for us.

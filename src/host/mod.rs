@@ -11,6 +11,7 @@ pub mod inventory;
 pub mod kept;
 pub mod mounts;
 pub mod paths;
+pub mod probe;
 pub mod process;
 pub mod procfs;
 pub mod psi;

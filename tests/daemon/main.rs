@@ -11,6 +11,7 @@ mod bad_input;
 mod budget;
 mod commands;
 mod crash;
+mod doctor;
 mod environment;
 mod faults;
 mod memory;
