@@ -128,6 +128,9 @@ pub struct Environment {
     pub limit_source: String,
     /// `container` or `host`
     pub scope: String,
+    /// How memory pressure is heard of: `trigger, 2000 ms`, or `polled: …` with the reason.
+    #[serde(default)]
+    pub pressure: String,
     /// For people: each thing that does not work here, with its reason.
     pub limitations: Vec<String>,
 }
@@ -201,6 +204,9 @@ pub struct ResourceState {
     pub throttled: bool,
     /// The last action taken, for people.
     pub last_action: Option<String>,
+    /// What the last action that was measured to the end brought: before, after one second, after ten.
+    #[serde(default)]
+    pub last_effect: Option<String>,
     /// Seconds over the line with nothing tried and nothing working; 0 while all is well.
     pub unanswered_seconds: f64,
     /// Why nothing (more) is being done, if nothing is.

@@ -22,8 +22,10 @@ use crate::sampling::sampler::Sampler;
 use crate::snapshot::{Counters, Environment, Published};
 use crate::supervisor::Supervisor;
 
+use super::bell::Bell;
 use super::explain::Chronicle;
 use super::folders::Folders;
+use super::pacing::Pace;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
 
@@ -58,6 +60,8 @@ pub struct Guardian {
     pub signals: Signals,
     pub wake: Arc<OwnedFd>,
     pub commands: Receiver<Request>,
+    pub pace: Pace,
+    pub bell: Bell,
 
     // What is held for as long as the daemon lives.
     pub folders: Folders,

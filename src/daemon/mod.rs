@@ -2,6 +2,7 @@
 //! May touch everything above it.
 //! Must not be imported by any of it.
 
+pub mod bell;
 pub mod events;
 pub mod explain;
 pub mod folders;

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -14,7 +14,9 @@ use rustix::process::{Pid, WaitOptions};
 
 use super::clock::Moment;
 use super::filesystem::{self, Space};
-use super::group::{self, Group, write_value};
+use super::folder::GroupFile;
+use super::freezer::Freezer;
+use super::group::Group;
 use super::process::{self, Delivery, Process};
 use super::{Paths, cgroupfs, cputime, scan};
 use crate::config::settings::Signal;
@@ -119,8 +121,8 @@ impl Subject {
     /// Makes it a less likely victim of the OOM killer than it is.
     pub fn lower_oom_score(&self, paths: &Paths) -> io::Result<()> {
         let file = paths.proc.join(self.pid().to_string()).join("oom_score_adj");
-        let before: i32 = group::read_value(&file)?.parse().map_err(io::Error::other)?;
-        write_value(&file, &(before - 1).max(-1000).to_string())
+        let before: i32 = read_value(&file)?.parse().map_err(io::Error::other)?;
+        File::options().write(true).open(&file)?.write_all((before - 1).max(-1000).to_string().as_bytes())
     }
 
     /// Waits for its end, which somebody else has brought about.
@@ -209,12 +211,11 @@ pub struct Held {
 pub fn quota(group: &Group, subject: &Subject) -> io::Result<Option<Held>> {
     const ALLOWED: f64 = 0.1;
     const SPAN: Duration = Duration::from_millis(300);
-    let writes = group.cpu_writes(Some(ALLOWED));
-    let Some(folder) = writes.first().and_then(|(file, _)| file.parent()).map(Path::to_path_buf) else { return Ok(None) };
-    let throttled = || cgroupfs::value_of(&fs::read(folder.join("cpu.stat")).unwrap_or_default(), "nr_throttled").unwrap_or(0);
+    let Some(stat) = group.cpu_stat() else { return Ok(None) };
+    let throttled = || cgroupfs::value_of(stat.read().unwrap_or_default().as_bytes(), "nr_throttled").unwrap_or(0);
     let before = throttled();
     let held = (|| {
-        write_all(&writes)?;
+        write_all(&group.cpu_writes(Some(ALLOWED)))?;
         subject.cpu_in(SPAN)
     })();
     // Taken back whatever became of it.
@@ -224,22 +225,15 @@ pub fn quota(group: &Group, subject: &Subject) -> io::Result<Option<Held>> {
     Ok(Some(Held { allowed: ALLOWED, used, throttled: throttled() > before }))
 }
 
-fn write_all(writes: &[(PathBuf, String)]) -> io::Result<()> {
-    writes.iter().try_for_each(|(file, value)| write_value(file, value))
-}
-
-/// Writes a value to a file of the kernel and puts back what was there.
-pub fn write_and_restore(file: &Path, value: &str) -> io::Result<()> {
-    let before = group::read_value(file)?;
-    write_value(file, value)?;
-    write_value(file, &before)
+fn write_all(writes: &[(GroupFile, String)]) -> io::Result<()> {
+    writes.iter().try_for_each(|(file, value)| file.write(value))
 }
 
 /// Freezes everybody in a group, sees it frozen, and thaws it.
 pub fn freeze_and_thaw(folder: &Path) -> io::Result<()> {
-    let frozen = || Ok(cgroupfs::value_of(&fs::read(folder.join("cgroup.events"))?, "frozen") == Some(1));
-    let result = write_value(&folder.join("cgroup.freeze"), "1").and_then(|()| until("it was not seen frozen", frozen));
-    write_value(&folder.join("cgroup.freeze"), "0")?;
+    let freezer = Freezer::open(folder)?;
+    let result = freezer.freeze().and_then(|()| until("it was not seen frozen", || freezer.is_frozen()));
+    freezer.thaw()?;
     result
 }
 
@@ -305,9 +299,14 @@ pub fn reach_datagram(path: &Path) -> io::Result<()> {
     UnixDatagram::unbound()?.connect(path)
 }
 
+/// What a file of the kernel says, without the newline at its end.
+pub fn read_value(file: &Path) -> io::Result<String> {
+    Ok(fs::read_to_string(file)?.trim_end().to_owned())
+}
+
 /// The name of a process, as the kernel shortens it.
 pub fn name_of(paths: &Paths, pid: i32) -> Option<String> {
-    group::read_value(&paths.proc.join(pid.to_string()).join("comm")).ok()
+    read_value(&paths.proc.join(pid.to_string()).join("comm")).ok()
 }
 
 #[cfg(test)]

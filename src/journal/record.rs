@@ -52,6 +52,7 @@ events! {
         platform: String,
         cgroup: String,
         enforcement: String,
+        pressure: String,
         scope: String,
         cpu_limit_cores: Option<f64>,
         memory_limit_bytes: Option<u64>,

@@ -1,16 +1,13 @@
 //! Control groups: makes one of its own as the daemon would, does to a child in it what the daemon may have to do, and removes it.
 
-use std::path::Path;
-
 use super::report::{Level, Report};
 use super::{Means, Patient, tried};
 use crate::host::cgroupfs::{Kind, Version};
 use crate::host::group::{self, Group, Groups, LEAF};
+use crate::host::memory_group;
 use crate::host::probe::{self, Habit, Held, Subject};
 
 const AREA: &str = "control groups";
-/// Far above what a sleeping child uses, and a multiple of every page size.
-const ROOMY: &str = "67108864";
 const DELEGATE: &str =
     "run the daemon where it has a group of its own: a systemd unit with Delegate=yes, or a container with a writable cgroup";
 
@@ -64,7 +61,7 @@ fn belongs_to_somebody(patient: &Patient) -> Option<String> {
         ));
     }
     let leaf = unified.dir.join(LEAF);
-    let members = group::read_value(&leaf.join("cgroup.procs")).ok()?;
+    let members = probe::read_value(&leaf.join("cgroup.procs")).ok()?;
     (!members.is_empty()).then(|| format!("not tried: {} holds a process, so a daemon has them", leaf.display()))
 }
 
@@ -86,6 +83,8 @@ fn try_out(patient: &Patient, report: &mut Report, means: &mut Means, groups: &G
         }
     };
     report.ok(AREA, "groups of our own", "made, and removed again");
+    // While nobody is in it.
+    memory(patient, report, means, &group);
     match Subject::start(&patient.paths, Habit::Busy) {
         Ok(subject) => with_subject(report, means, &group, subject),
         Err(error) => report.bad(AREA, Level::Fail, "a child", format!("could not be started: {error}"), "look at ulimit -u and pids.max"),
@@ -100,8 +99,7 @@ fn with_subject(report: &mut Report, means: &mut Means, group: &Group, mut subje
         return;
     }
     quota(report, means, group, &subject);
-    memory(report, means, group);
-    match group.unified() {
+    match group.freezer() {
         Some(folder) => {
             let frozen = probe::freeze_and_thaw(folder);
             tried(
@@ -150,39 +148,25 @@ fn quota(report: &mut Report, means: &mut Means, group: &Group, subject: &Subjec
     }
 }
 
-fn memory(report: &mut Report, means: &mut Means, group: &Group) {
-    let Some(folder) = group.memory_accounting() else {
+fn memory(patient: &Patient, report: &mut Report, means: &mut Means, group: &Group) {
+    let version = patient.layout.memory.as_ref().map(|own| own.version);
+    let (Some(version), Some(folder)) = (version, group.memory_accounting()) else {
         report.note(AREA, "memory of a group", "no memory controller in our groups: what a worker uses is added up from its processes");
         means.reclaim = Some(false);
         return;
     };
-    let has = |file: &str| folder.join(file).exists();
-    let restored = |()| "set and taken back".to_owned();
-    if has("memory.high") {
-        let outcome = probe::write_and_restore(&folder.join("memory.high"), ROOMY);
-        tried(report, AREA, "memory.high", outcome, restored, Level::Note, "growing workers are slowed by their CPU instead");
-    } else if has("memory.soft_limit_in_bytes") {
-        let outcome = probe::write_and_restore(&folder.join("memory.soft_limit_in_bytes"), ROOMY);
-        tried(report, AREA, "memory soft limit (v1)", outcome, restored, Level::Note, "it is only a hint to the kernel anyway");
+    let (line, reclaim) = memory_group::probe(version, folder);
+    let (line_is, reclaim_is) = match version {
+        Version::V2 => ("memory.high", "memory.reclaim"),
+        Version::V1 => ("memory soft limit (v1)", "memory.force_empty (v1)"),
+    };
+    means.reclaim = Some(reclaim.is_ok());
+    match line {
+        Ok(()) => report.ok(AREA, line_is, "set and taken back"),
+        Err(why) => report.note(AREA, line_is, format!("{why}; growing workers are slowed by their CPU instead")),
     }
-    means.reclaim = Some(reclaim(report, &folder));
-}
-
-fn reclaim(report: &mut Report, folder: &Path) -> bool {
-    let file = folder.join("memory.reclaim");
-    if !file.exists() {
-        report.note(AREA, "memory.reclaim", "not there (cgroup v2 and Linux 5.19 have it)");
-        return false;
-    }
-    match group::write_value(&file, "4096") {
-        // A child that has nothing idle gives nothing back: that is an answer too.
-        Err(error) if error.raw_os_error() != Some(libc::EAGAIN) => {
-            report.note(AREA, "memory.reclaim", format!("refused: {error}"));
-            false
-        }
-        _ => {
-            report.ok(AREA, "memory.reclaim", "the kernel takes the request");
-            true
-        }
+    match reclaim {
+        Ok(()) => report.ok(AREA, reclaim_is, "the kernel takes the request"),
+        Err(why) => report.note(AREA, reclaim_is, format!("{why}; it takes cgroup v2 and Linux 5.19")),
     }
 }

@@ -7,7 +7,7 @@ use super::{Patient, tried};
 use crate::cli::render::{cores, size};
 use crate::host::clock::Moment;
 use crate::host::inventory::Inventory;
-use crate::host::{cgroupfs, group, probe, procfs};
+use crate::host::{cgroupfs, probe, procfs};
 use crate::sampling::readings::{LimitSource, Reading};
 use crate::sampling::sampler::Sampler;
 
@@ -76,7 +76,7 @@ fn swap(patient: &Patient, report: &mut Report) {
 /// Where one out-of-memory ends everybody in the group.
 fn oom_group(patient: &Patient, report: &mut Report) {
     let Some(own) = patient.layout.memory.as_ref().filter(|own| own.version == cgroupfs::Version::V2) else { return };
-    let together = own.ancestors().find(|folder| group::read_value(&folder.join("memory.oom.group")).is_ok_and(|value| value == "1"));
+    let together = own.ancestors().find(|folder| probe::read_value(&folder.join("memory.oom.group")).is_ok_and(|value| value == "1"));
     match together {
         Some(folder) => report.bad(
             AREA,
