@@ -82,6 +82,18 @@ pub enum Command {
         after_help = "It starts children and makes control groups of its own, does to them what the daemon may have to do to workers, and\nremoves them again. Nothing it changes remains. Run it as the user and in the place the daemon will run in.\nExit 1 when something fails; notes and warnings are no failure."
     )]
     Doctor,
+    /// Writes a commented plimsoll.toml for the platform found: here, or where -c says
+    #[command(
+        after_help = "The limits that hold here are in it as comments. A worker is guessed from the folder (Procfile, manage.py, app/main.py …);\nwhat cannot be started as it stands is a comment. The file passes `plimsoll check`."
+    )]
+    Init {
+        /// Prints it instead
+        #[arg(long)]
+        stdout: bool,
+        /// Replaces a file that is there
+        #[arg(long, conflicts_with = "stdout")]
+        force: bool,
+    },
     /// Shows or describes the settings
     Config {
         #[command(subcommand)]
