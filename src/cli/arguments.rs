@@ -17,7 +17,7 @@ use crate::journal::Event;
 #[command(
     name = "plimsoll",
     version,
-    after_help = "Examples:\n  plimsoll demo                                watch it hold the line for half a minute\n  plimsoll run -- uvicorn app.main:app         guard one command, no file needed\n  plimsoll run -c /etc/plimsoll/plimsoll.toml  guard what the file says\n  plimsoll status                              how things stand\n\nExit codes: 0 ok, 1 failed, 2 usage, 69 daemon not reachable, 77 not permitted, 78 bad configuration;\nin `run -- COMMAND` the command's own code, 128+N for a signal."
+    after_help = "Examples:\n  plimsoll demo                                watch it hold the line for half a minute\n  plimsoll run -- uvicorn app.main:app         guard one command, no file needed\n  plimsoll run -c /etc/plimsoll/plimsoll.toml  guard what the file says\n  plimsoll init                                a file for this machine, to begin from\n  plimsoll doctor                              what works here, found by doing it\n  plimsoll status                              how things stand\n  plimsoll explain memory                      why it is so, and what ends it\n\nExit codes: 0 ok, 1 failed, 2 usage, 69 daemon not reachable, 77 not permitted, 78 bad configuration;\nin `run -- COMMAND` the command's own code, 128+N for a signal."
 )]
 pub struct Arguments {
     #[command(flatten)]

@@ -313,10 +313,12 @@ mod tests {
         }
     }
 
+    type Files<'a> = &'a [(&'a str, &'a str)];
+
     #[test]
     fn applications_are_known_by_their_files() {
-        let nothing: &[(&str, &str)] = &[];
-        let cases: [(&[(&str, &str)], &[&[&str]]); 8] = [
+        let nothing: Files = &[];
+        let cases: [(Files, &[&[&str]]); 8] = [
             (nothing, &[]),
             (
                 &[("Procfile", "web: gunicorn app:app --workers 2\nrelease: x\nworker: celery -A app worker & wait\n# no\n")],

@@ -41,17 +41,20 @@ pub struct Means {
     pub reclaim: Option<bool>,
 }
 
+/// Looks at a part of everything.
+type Step = fn(&Patient, &mut Report, &mut Means);
+
 /// Looks at everything. `None`: somebody wanted it to stop; what was made has been removed.
 pub fn examine(patient: &Patient) -> std::io::Result<Option<Report>> {
     let mut signals = Signals::listen()?;
     let mut report = Report::default();
     let mut means = Means::default();
-    let steps: [&dyn Fn(&Patient, &mut Report, &mut Means); 5] = [
-        &|patient, report, _| machine::examine(patient, report),
-        &groups::examine,
-        &processes::examine,
-        &|patient, report, _| places::examine(patient, report),
-        &ladder::examine,
+    let steps: [Step; 5] = [
+        |patient, report, _| machine::examine(patient, report),
+        groups::examine,
+        processes::examine,
+        |patient, report, _| places::examine(patient, report),
+        ladder::examine,
     ];
     for step in steps {
         step(patient, &mut report, &mut means);
