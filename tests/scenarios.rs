@@ -270,6 +270,7 @@ impl<'a> World<'a> {
                 usage_total: Reading::Unsupported,
                 used_cores: if is_readable("cpu") { Reading::Known(cores.min(machine.cores)) } else { Reading::Failed(failure) },
                 throttled_total: Reading::Unsupported,
+                stolen_cores: Reading::Unsupported,
             },
             memory: MemoryReadings {
                 limit: Reading::Known(machine.memory * MB as u64),

@@ -7,6 +7,7 @@ pub mod verdict;
 pub mod engine;
 pub mod hysteresis;
 pub mod rule;
+mod steal;
 pub mod window;
 
 pub use engine::Engine;

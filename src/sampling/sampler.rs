@@ -137,6 +137,7 @@ pub fn blank(at: Moment) -> Readings {
             usage_total: Reading::Unsupported,
             used_cores: Reading::Unsupported,
             throttled_total: Reading::Unsupported,
+            stolen_cores: Reading::Unsupported,
         },
         memory: MemoryReadings {
             limit: none,

@@ -6,6 +6,7 @@
 
 mod outside;
 mod stage;
+mod yard;
 
 mod bad_input;
 mod budget;
@@ -14,6 +15,7 @@ mod crash;
 mod doctor;
 mod environment;
 mod faults;
+mod instants;
 mod memory;
 mod reload;
 mod serving;
