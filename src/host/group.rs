@@ -16,7 +16,7 @@ use super::freezer::Freezer;
 use super::memory_group::{self, MemoryGroup};
 
 /// The leaf the daemon moves to on v2, so that its old group can be the parent of worker groups.
-const LEAF: &str = "supervisor";
+pub const LEAF: &str = "supervisor";
 
 /// How the folders of replicas begin: their names share the folder with the kernel's own files.
 pub const REPLICA: &str = "w-";

@@ -13,6 +13,7 @@ mod brakes;
 mod budget;
 mod commands;
 mod crash;
+mod doctor;
 mod environment;
 mod faults;
 mod instants;
