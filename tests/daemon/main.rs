@@ -4,6 +4,9 @@
 
 #![expect(clippy::disallowed_methods, reason = "the tests are the outside world, which has clocks, sleeps and starts processes")]
 
+#[path = "../kernel/mod.rs"]
+mod kernel;
+mod machine;
 mod outside;
 mod stage;
 
@@ -12,6 +15,7 @@ mod budget;
 mod crash;
 mod environment;
 mod faults;
+mod machines;
 mod memory;
 mod reload;
 mod serving;
