@@ -47,6 +47,8 @@ const CALLS: &[(libc::c_long, Call)] = &[
     (libc::SYS_kill, Call::Signal),
     (libc::SYS_pidfd_send_signal, Call::Signal),
     #[cfg(target_arch = "x86_64")]
+    (libc::SYS_open, Call::Open),
+    #[cfg(target_arch = "x86_64")]
     (libc::SYS_fork, Call::Fork),
     #[cfg(target_arch = "x86_64")]
     (libc::SYS_vfork, Call::Fork),
@@ -330,7 +332,7 @@ fn asked(notif: &libc::seccomp_notif, with_data: bool) -> Option<Asked> {
             let stands_alone = !is_relative_to || path.is_absolute() || args[0] as i32 == libc::AT_FDCWD;
             asked.path = if stands_alone { path } else { descriptor(args[0]).join(path) };
             let changing = libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT | libc::O_TRUNC;
-            asked.to_write = number == libc::SYS_openat && args[2] as i32 & changing != 0;
+            asked.to_write = call == Call::Open && args[1 + usize::from(is_relative_to)] as i32 & changing != 0;
         }
         Call::Read => asked.path = descriptor(args[0]),
         Call::Write => {
