@@ -4,33 +4,49 @@
 //! It is also the wire form of `GET /admin/resources/stats`, so that a `plimsoll status --json` and the route agree by
 //! construction. Unknown is `None` (absent on the wire), never 0.
 
-use std::sync::{Arc, Mutex};
+pub mod explain;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::host::clock::Moment;
+use explain::Explained;
 
-/// Where the loop leaves its last snapshot. A reader holds the lock only for the time of one pointer copy.
+/// Where the loop leaves its last snapshot, and beside it why things are so. A reader holds a lock only for the time of one
+/// pointer copy.
 #[derive(Debug, Default)]
-pub struct Published(Mutex<Arc<Snapshot>>);
+pub struct Published {
+    snapshot: Mutex<Arc<Snapshot>>,
+    explained: Mutex<Arc<Explained>>,
+}
 
 impl Published {
     pub fn publish(&self, snapshot: Snapshot) {
         let fresh = Arc::new(snapshot);
-        let old = std::mem::replace(&mut *self.lock(), fresh);
+        let old = std::mem::replace(&mut *lock(&self.snapshot), fresh);
         // Dropped here, outside the lock.
         drop(old);
     }
 
     pub fn latest(&self) -> Arc<Snapshot> {
-        self.lock().clone()
+        lock(&self.snapshot).clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Arc<Snapshot>> {
-        // A reader that panicked while copying a pointer left the pointer whole.
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    pub fn explain(&self, explained: Explained) {
+        let old = std::mem::replace(&mut *lock(&self.explained), Arc::new(explained));
+        drop(old);
     }
+
+    pub fn explained(&self) -> Arc<Explained> {
+        lock(&self.explained).clone()
+    }
+}
+
+fn lock<T>(place: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A reader that panicked while copying a pointer left the pointer whole.
+    place.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -112,6 +128,9 @@ pub struct Environment {
     pub limit_source: String,
     /// `container` or `host`
     pub scope: String,
+    /// How memory pressure is heard of: `trigger, 2000 ms`, or `polled: …` with the reason.
+    #[serde(default)]
+    pub pressure: String,
     /// For people: each thing that does not work here, with its reason.
     pub limitations: Vec<String>,
 }
@@ -185,6 +204,9 @@ pub struct ResourceState {
     pub throttled: bool,
     /// The last action taken, for people.
     pub last_action: Option<String>,
+    /// What the last action that was measured to the end brought: before, after one second, after ten.
+    #[serde(default)]
+    pub last_effect: Option<String>,
     /// Seconds over the line with nothing tried and nothing working; 0 while all is well.
     pub unanswered_seconds: f64,
     /// Why nothing (more) is being done, if nothing is.

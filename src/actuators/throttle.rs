@@ -5,14 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::settings::{Signal, ThrottleMethod, Worker};
+use crate::host::folder::{Folder, GroupFile};
 use crate::host::process::{self, Delivery, Process};
 use crate::host::stops::{StopTable, Ticket};
-use crate::host::{Paths, cgroupfs, cputime, group, procfs, scan};
+use crate::host::{Paths, cgroupfs, cputime, procfs, scan};
 use crate::policy::Resource;
 use crate::sampling::readings::SlotId;
 use crate::supervisor::Supervisor;
@@ -103,7 +104,7 @@ struct Held {
 
 #[derive(Debug)]
 enum Grip {
-    Quota { folder_files: Vec<PathBuf>, stat: Option<PathBuf> },
+    Quota { files: Vec<GroupFile>, stat: Option<GroupFile> },
     Duty(Box<Cycle>),
     Nice { members: Vec<(i32, u64)> },
 }
@@ -126,7 +127,7 @@ struct Cycle {
     /// Opened once and kept: one descriptor each, none of them can reach a stranger.
     members: Vec<Process>,
     tickets: Vec<Ticket>,
-    accounting: Option<PathBuf>,
+    accounting: Option<Arc<Folder>>,
     /// CPU time of members that are gone, so that the sum never goes down.
     lost: Duration,
     sum: Duration,
@@ -250,7 +251,7 @@ impl Throttle {
         };
         let worker = replica.worker.name.clone();
         let before = match &grip {
-            Grip::Quota { stat, .. } => stat.as_deref().and_then(throttled_time).unwrap_or_default(),
+            Grip::Quota { stat, .. } => stat.as_ref().and_then(throttled_time).unwrap_or_default(),
             Grip::Duty(_) | Grip::Nice { .. } => Duration::ZERO,
         };
         self.held.insert(slot, Held { worker, cores, grip, ratio: 0.0, looked: (now, before) });
@@ -267,18 +268,17 @@ impl Throttle {
                 if writes.is_empty() {
                     return Err("its group takes no CPU quota".to_owned());
                 }
-                let folder_files: Vec<PathBuf> = writes.iter().map(|(file, _)| file.clone()).collect();
-                for file in &folder_files {
+                let files: Vec<GroupFile> = writes.iter().map(|(file, _)| file.clone()).collect();
+                for file in &files {
                     Saved::file(file)
                         .and_then(|saved| self.undo.save(saved))
-                        .map_err(|error| format!("the old value of {} could not be saved: {error}", file.display()))?;
+                        .map_err(|error| format!("the old value of {} could not be saved: {error}", file.path().display()))?;
                 }
                 if let Err(why) = write_all(&writes) {
-                    self.undo_files(&folder_files);
+                    self.undo_files(&files);
                     return Err(why);
                 }
-                let stat = folder_files.first().and_then(|file| file.parent()).map(|folder| folder.join("cpu.stat"));
-                Ok(Grip::Quota { folder_files, stat })
+                Ok(Grip::Quota { files, stat: group.cpu_stat() })
             }
             Method::Duty => {
                 let mut cycle = Cycle {
@@ -286,7 +286,7 @@ impl Throttle {
                     next: now,
                     members: Vec::new(),
                     tickets: Vec::new(),
-                    accounting: life.group.as_ref().and_then(|group| group.cpu_accounting()),
+                    accounting: life.group.as_ref().and_then(|group| group.cpu_accounting().cloned()),
                     lost: Duration::ZERO,
                     sum: Duration::ZERO,
                     scanned: Duration::ZERO,
@@ -315,17 +315,17 @@ impl Throttle {
         }
     }
 
-    fn undo_files(&mut self, files: &[PathBuf]) -> Vec<String> {
-        self.undo.restore(&self.paths, |saved| matches!(saved, Saved::File { path, .. } if files.contains(path)))
+    fn undo_files(&mut self, files: &[GroupFile]) -> Vec<String> {
+        self.undo.restore(&self.paths, |saved| files.iter().any(|file| saved.is_of(file)))
     }
 
     fn drop_grip(&mut self, held: Held, now: Duration) -> Result<(), String> {
         let (_, before) = held.looked;
         let failed = match held.grip {
-            Grip::Quota { folder_files, stat } => {
-                let taken = stat.as_deref().and_then(throttled_time).unwrap_or(before);
+            Grip::Quota { files, stat } => {
+                let taken = stat.as_ref().and_then(throttled_time).unwrap_or(before);
                 self.add_taken(&held.worker, taken.saturating_sub(before));
-                self.undo_files(&folder_files)
+                self.undo_files(&files)
             }
             Grip::Duty(mut cycle) => {
                 // Counts the hold that ends now.
@@ -390,7 +390,7 @@ impl Throttle {
         let mut more: Vec<(Arc<str>, Duration)> = Vec::new();
         for held in self.held.values_mut() {
             let total = match &held.grip {
-                Grip::Quota { stat, .. } => stat.as_deref().and_then(throttled_time).unwrap_or(held.looked.1),
+                Grip::Quota { stat, .. } => stat.as_ref().and_then(throttled_time).unwrap_or(held.looked.1),
                 Grip::Duty(cycle) => cycle.duty.held_total(),
                 Grip::Nice { .. } => Duration::ZERO,
             };
@@ -416,6 +416,11 @@ impl Throttle {
     /// Time taken away from each worker in all.
     pub fn taken(&self) -> &BTreeMap<Arc<str>, Duration> {
         &self.taken
+    }
+
+    /// Which resources want a replica held, and to how many cores; the smallest counts.
+    pub fn wishes(&self, slot: SlotId) -> impl Iterator<Item = (&Resource, f64)> {
+        self.wishes.get(&slot).into_iter().flatten().map(|(resource, cores)| (resource, *cores))
     }
 
     /// True while anybody is held for the sake of `resource`.
@@ -486,31 +491,31 @@ impl Cycle {
 }
 
 /// Writes each value and makes sure that the kernel took it.
-fn write_all(writes: &[(PathBuf, String)]) -> Result<(), String> {
+fn write_all(writes: &[(GroupFile, String)]) -> Result<(), String> {
     for (file, value) in writes {
-        group::write_value(file, value).map_err(|error| format!("{} = {value}: {error}", file.display()))?;
-        match group::read_value(file) {
+        file.write(value).map_err(|error| format!("{} = {value}: {error}", file.path().display()))?;
+        match file.read() {
             Ok(found) if found == *value => {}
-            Ok(found) => return Err(format!("{}: wrote {value}, found {found}", file.display())),
-            Err(error) => return Err(format!("{}: {error}", file.display())),
+            Ok(found) => return Err(format!("{}: wrote {value}, found {found}", file.path().display())),
+            Err(error) => return Err(format!("{}: {error}", file.path().display())),
         }
     }
     Ok(())
 }
 
 /// `throttled_usec` (v2) or `throttled_time` in nanoseconds (v1) of a group.
-fn throttled_time(stat: &Path) -> Option<Duration> {
-    let text = std::fs::read(stat).ok()?;
+fn throttled_time(stat: &GroupFile) -> Option<Duration> {
+    let text = stat.folder.read(stat.name).ok()?;
     let v2 = cgroupfs::value_of(&text, "throttled_usec").map(Duration::from_micros);
     v2.or_else(|| cgroupfs::value_of(&text, "throttled_time").map(Duration::from_nanos))
 }
 
 /// CPU time of a group: `cpu.stat` (v2) or `cpuacct.usage` (v1).
-fn group_cpu(folder: &Path) -> Option<Duration> {
-    if let Ok(text) = std::fs::read(folder.join("cpuacct.usage")) {
+fn group_cpu(folder: &Folder) -> Option<Duration> {
+    if let Ok(text) = folder.read("cpuacct.usage") {
         return cgroupfs::parse_number(&text).map(Duration::from_nanos);
     }
-    let text = std::fs::read(folder.join("cpu.stat")).ok()?;
+    let text = folder.read("cpu.stat").ok()?;
     cgroupfs::value_of(&text, "usage_usec").map(Duration::from_micros)
 }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
+use crate::host::folder::{Folder, GroupFile};
 use crate::host::{Paths, group, process};
 
 /// One thing to put back.
@@ -33,24 +34,30 @@ pub enum Restored {
 
 impl Saved {
     /// Reads the present value of a kernel file, to be put back later.
-    pub fn file(path: &Path) -> io::Result<Saved> {
-        let folder = path.parent().unwrap_or(Path::new("/"));
-        let (dev, ino) = group::identity(folder)?;
-        Ok(Saved::File { path: path.to_path_buf(), dev, ino, old: group::read_value(path)? })
+    pub fn file(file: &GroupFile) -> io::Result<Saved> {
+        let (dev, ino) = file.folder.identity();
+        Ok(Saved::File { path: file.path(), dev, ino, old: file.read()? })
     }
 
     pub fn folder(path: &Path) -> io::Result<Saved> {
-        let (dev, ino) = group::identity(path)?;
+        let (dev, ino) = Folder::open(path)?.identity();
         Ok(Saved::Folder { path: path.to_path_buf(), dev, ino })
+    }
+
+    /// True for what was saved of this very file.
+    pub fn is_of(&self, file: &GroupFile) -> bool {
+        matches!(self, Saved::File { path, dev, ino, .. } if (*dev, *ino) == file.folder.identity() && *path == file.path())
     }
 
     /// Puts it back, if it is still about the same thing.
     pub fn restore(&self, paths: &Paths) -> Restored {
         let result = match self {
             Saved::File { path, dev, ino, old } => {
-                let folder = path.parent().unwrap_or(Path::new("/"));
-                match group::identity(folder) {
-                    Ok(found) if found == (*dev, *ino) => group::write_value(path, old),
+                let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
+                    return Restored::Gone;
+                };
+                match Folder::open(folder) {
+                    Ok(folder) if folder.identity() == (*dev, *ino) => folder.write(name, old),
                     _ => return Restored::Gone,
                 }
             }
@@ -58,8 +65,8 @@ impl Saved {
                 Ok(Some(_)) => process::set_idle_class(*pid, false).and_then(|()| process::set_nice(*pid, *old)),
                 _ => return Restored::Gone,
             },
-            Saved::Folder { path, dev, ino } => match group::identity(path) {
-                Ok(found) if found == (*dev, *ino) => group::remove_with_replicas(path),
+            Saved::Folder { path, dev, ino } => match Folder::open(path) {
+                Ok(folder) if folder.identity() == (*dev, *ino) => group::remove_with_replicas(&folder),
                 _ => return Restored::Gone,
             },
         };
@@ -224,7 +231,8 @@ mod tests {
         let log_path = root.path().join("undo.jsonl");
         let mut log = UndoLog::new(log_path.clone());
         for folder in [&one, &two] {
-            log.save(Saved::file(&folder.join("cpu.max")).unwrap()).unwrap();
+            let file = GroupFile { folder: Folder::open(folder).unwrap().into(), name: "cpu.max" };
+            log.save(Saved::file(&file).unwrap()).unwrap();
             std::fs::write(folder.join("cpu.max"), "5000 10000\n").unwrap();
         }
         // The second folder is removed and made anew by somebody else.

@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::units::{Scalar, Span, Unit};
+use crate::journal::Event;
 
 /// Keeps a small server's workers below the load line.
 ///
@@ -80,6 +84,32 @@ pub enum Command {
     },
     /// Shows how things stand on one screen
     Status,
+    /// Says why something is as it is, what was done about it, and what ends it
+    #[command(
+        after_help = "Without an argument: everything that is not normal, and a line for each thing that is.\nA resource is cpu, memory, disk or disk:PATH; a worker is called by its name, worker:NAME where a resource has the same."
+    )]
+    Explain {
+        #[arg(value_name = "WORKER|RESOURCE")]
+        of: Option<String>,
+    },
+    /// Prints the record of what was read, judged and done; works without a daemon too
+    #[command(
+        after_help = "One line for each event: local time, level, name, message; with --json one JSON object a line.\nA running daemon holds the last 512 events. What is older, and the record of a daemon that has ended, comes from the\nstate database, which keeps seven days. Following ends with Ctrl-C (exit 0), or when the daemon ends (exit 69)."
+    )]
+    Events {
+        /// Goes on with what happens from now on
+        #[arg(short, long)]
+        follow: bool,
+        /// Nothing older than this: 90s, 1h, 7d
+        #[arg(long, value_name = "DURATION", value_parser = read_duration)]
+        since: Option<Duration>,
+        /// The last so many
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
+        /// Only events of this name; may be given several times
+        #[arg(long = "event", value_name = "NAME", value_parser = PossibleValuesParser::new(Event::NAMES), hide_possible_values = true)]
+        names: Vec<String>,
+    },
     /// Has the running daemon apply the settings file, whole or not at all
     Reload,
     /// Undoes every limit and lets everybody go; works without a daemon too
@@ -109,6 +139,11 @@ pub enum ConfigCommand {
     },
     /// Prints the JSON Schema of the settings file, for editors
     Schema,
+}
+
+fn read_duration(text: &str) -> Result<Duration, String> {
+    let span = Span::read(&Scalar::Text(text.to_owned())).map_err(|unfit| format!("{}; {} is needed", unfit.why, Span::ALLOWED))?;
+    Ok(span.duration())
 }
 
 #[cfg(test)]

@@ -22,6 +22,9 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// For an ordinary answer; a command waits in the daemon for 10 s at most.
 const ANSWER: Duration = Duration::from_secs(15);
 
+/// A followed daemon says that it is still there every 15 s.
+const SILENCE: Duration = Duration::from_secs(60);
+
 /// A daemon answers with a few hundred kilobytes at most; whatever sends more is none.
 const LARGEST: usize = 64 * 1024 * 1024;
 
@@ -124,6 +127,36 @@ impl Client {
         serde_json::from_slice(&bytes).map_err(|error| self.broken(format!("sent something that is not JSON: {error}")))
     }
 
+    /// `GET path` whose answer has no end: each part of it goes to `part` as it comes, until that says false.
+    ///
+    /// # Errors
+    /// `Unreachable` when the daemon ends or falls silent, which is how it always ends unless `part` says so.
+    pub fn follow(&self, path: &str, mut part: impl FnMut(&[u8]) -> bool) -> Result<(), ClientError> {
+        let gone = |why: &str| ClientError::Unreachable { tried: vec![(self.socket.clone(), why.to_owned())] };
+        self.runtime.block_on(async {
+            let stream = connect(&self.socket).await.map_err(|error| gone(&cause(&error)))?;
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| gone(&error.to_string()))?;
+            let request = question(Method::GET, path).map_err(|problem| self.broken(problem))?;
+            let talk = async {
+                let mut response = sender.send_request(request).await.map_err(|error| gone(&error.to_string()))?;
+                if !response.status().is_success() {
+                    return Err(self.broken(format!("answered {}", response.status())));
+                }
+                loop {
+                    match timeout(SILENCE, response.frame()).await {
+                        Err(_) => return Err(gone("it has fallen silent")),
+                        Ok(None | Some(Err(_))) => return Err(gone("it has ended")),
+                        Ok(Some(Ok(frame))) => match frame.data_ref() {
+                            Some(data) if !part(data) => return Ok(()),
+                            _ => {}
+                        },
+                    }
+                }
+            };
+            drive(talk, connection).await
+        })
+    }
+
     /// One request on a connection of its own; the body of a 2xx answer, or what the daemon objected.
     fn ask(&self, method: Method, path: &str, patience: Duration) -> Result<Bytes, ClientError> {
         let answered = self.runtime.block_on(async { timeout(patience, exchange(&self.socket, method, path)).await });
@@ -167,13 +200,7 @@ async fn connect(socket: &Path) -> io::Result<UnixStream> {
 
 async fn exchange(socket: &Path, method: Method, path: &str) -> Result<(StatusCode, Bytes), Trouble> {
     let stream = connect(socket).await.map_err(Trouble::Socket)?;
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::HOST, "localhost")
-        .header(header::ACCEPT, "application/json, */*;q=0.5")
-        .body(Empty::<Bytes>::new())
-        .map_err(|error| Trouble::Talk(format!("cannot be asked for {path}: {error}")))?;
+    let request = question(method, path).map_err(Trouble::Talk)?;
     let broke = |error: hyper::Error| Trouble::Talk(format!("broke off: {error}"));
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
     let talk = async {
@@ -185,7 +212,21 @@ async fn exchange(socket: &Path, method: Method, path: &str) -> Result<(StatusCo
         })?;
         Ok((status, body.to_bytes()))
     };
-    // The connection only moves while it is polled. Should it end first, the talk fails by itself and says why.
+    drive(talk, connection).await
+}
+
+fn question(method: Method, path: &str) -> Result<Request<Empty<Bytes>>, String> {
+    Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, "localhost")
+        .header(header::ACCEPT, "application/json, */*;q=0.5")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| format!("cannot be asked for {path}: {error}"))
+}
+
+/// The connection only moves while it is polled. Should it end first, the talk fails by itself and says why.
+async fn drive<T>(talk: impl Future<Output = T>, connection: impl Future) -> T {
     let driven = async {
         let _ = connection.await;
         std::future::pending().await

@@ -4,6 +4,8 @@
 pub mod arguments;
 pub mod client;
 pub mod demo;
+pub mod events;
+pub mod explain;
 pub mod render;
 pub mod settings;
 pub mod status;
@@ -11,6 +13,8 @@ pub mod status;
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
@@ -21,7 +25,9 @@ use crate::daemon::{self, folders, sentinel};
 use crate::host::Paths;
 use crate::host::clock::Moment;
 use crate::http::listen::SOCKET;
+use crate::journal::history::{self, Wanted};
 use crate::snapshot::Snapshot;
+use crate::snapshot::explain::Explanation;
 
 use arguments::{Arguments, Command, Common, ConfigCommand, Output};
 use client::{Client, ClientError};
@@ -78,6 +84,12 @@ impl Session {
                 ConfigCommand::Schema => print_line(&pretty(&config::schema())),
             },
             Command::Status => self.status(),
+            Command::Explain { of } => self.explain(of.as_deref()),
+            Command::Events { follow, since, limit, names } => {
+                let since = since.map(|since| Moment::now().unix_seconds() - since.as_secs_f64());
+                let wanted = Wanted { since, names, limit };
+                self.events(&events::Asked { follow, json: self.common.json(), style: self.stdout_style(), wanted })
+            }
             Command::Reload => self.ask("/admin/config/reload"),
             Command::Release => self.release(),
             Command::Health => self.health(),
@@ -169,6 +181,93 @@ impl Session {
         self.answer(result)
     }
 
+    fn explain(&self, of: Option<&str>) -> u8 {
+        let path = match of {
+            None => "/admin/explain".to_owned(),
+            Some(name) => format!("/admin/explain?of={}", escaped(name)),
+        };
+        let json = self.common.json();
+        let result = self.client().and_then(|client| {
+            if json {
+                client.get_json(&path).map(|value: serde_json::Value| pretty(&value))
+            } else {
+                let explanation: Explanation = client.get_json(&path)?;
+                Ok(explain::render(&explanation, of.is_some(), self.stdout_style()))
+            }
+        });
+        self.answer(result)
+    }
+
+    fn events(&self, asked: &events::Asked) -> u8 {
+        let (client, nobody) = match self.client() {
+            Ok(client) => (Some(client), None),
+            // What was is in the database; what will be, nobody can tell.
+            Err(error @ ClientError::Unreachable { .. }) if !asked.follow => (None, Some(error)),
+            Err(error) => return self.answer(Err(error)),
+        };
+        let held = match client.as_ref().map(events::held).transpose() {
+            Ok(held) => held,
+            Err(error) => return self.answer(Err(error)),
+        };
+        let past = match events::past(asked, held.as_deref(), |wanted| self.database(wanted)) {
+            Ok(Some(past)) => past,
+            Ok(None) => {
+                complain("no record of an earlier daemon was found either");
+                return nobody.map_or(0, |error| self.answer(Err(error)));
+            }
+            Err(problem) => {
+                complain(&problem);
+                return FAILED;
+            }
+        };
+        let mut out = std::io::stdout();
+        match (events::write(&past, asked, &mut out), client.filter(|_| asked.follow)) {
+            (Ok(true), Some(client)) => self.follow(&client, held.and_then(|held| Some(held.last()?.0)).unwrap_or(0), asked),
+            (Ok(_), _) => 0,
+            (Err(_), _) => FAILED,
+        }
+    }
+
+    /// Prints what happens after event number `after` until somebody ends it.
+    fn follow(&self, client: &Client, after: u64, asked: &events::Asked) -> u8 {
+        // To stop watching is how this ends, no failure.
+        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+            let always = Arc::new(AtomicBool::new(true));
+            if let Err(error) = signal_hook::flag::register_conditional_shutdown(signal, 0, always) {
+                complain(&format!("cannot be ended by a signal in order: {error}"));
+            }
+        }
+        let mut feed = events::Feed::default();
+        let mut written = Ok(true);
+        let outcome = client.follow(&format!("/admin/events?follow=true&after={after}"), |bytes| {
+            let news: Vec<_> = feed.take(bytes).into_iter().map(|(_, event)| event).filter(|event| asked.wanted.takes(event)).collect();
+            written = events::write(&news, asked, &mut std::io::stdout());
+            matches!(written, Ok(true))
+        });
+        match (outcome, written) {
+            (Err(ClientError::Unreachable { tried }), _) => {
+                let why = tried.first().map_or("it cannot be reached", |(_, why)| why.as_str());
+                complain(&format!("the daemon has gone: {why}"));
+                ClientError::Unreachable { tried }.exit_code()
+            }
+            (Err(error), _) => self.answer(Err(error)),
+            (Ok(()), Ok(_)) => 0,
+            (Ok(()), Err(_)) => FAILED,
+        }
+    }
+
+    /// The record in the first state folder that has one.
+    fn database(&self, wanted: &Wanted) -> Result<Option<Vec<serde_json::Value>>, String> {
+        let sources = self.sources(Vec::new());
+        let folders = folders::state_candidates(&config::state_dir(&sources), &sources);
+        for folder in &folders {
+            if let Some(events) = history::read(folder, wanted)? {
+                return Ok(Some(events));
+            }
+        }
+        Ok(None)
+    }
+
     fn health(&self) -> u8 {
         let result = self
             .client()
@@ -252,6 +351,12 @@ impl Common {
     fn json(&self) -> bool {
         self.json || self.output == Output::Json
     }
+}
+
+/// A word as a value in the query of an address.
+fn escaped(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:".contains(&byte);
+    word.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 fn pretty(value: &serde_json::Value) -> String {

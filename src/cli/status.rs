@@ -120,6 +120,9 @@ fn resource_lines(resource: &ResourceState, name_width: usize, style: Style) -> 
     if let Some(action) = &resource.last_action {
         below(Tone::Quiet, format!("last action: {action}"));
     }
+    if let Some(effect) = &resource.last_effect {
+        below(Tone::Quiet, format!("last effect: {effect}"));
+    }
     if let Some(reason) = &resource.unanswered_reason {
         below(Tone::Bad, format!("unanswered for {}: {reason}", duration(resource.unanswered_seconds)));
     }

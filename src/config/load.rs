@@ -66,16 +66,25 @@ pub fn reload(sources: &Sources, running: &Settings) -> Result<Loaded, Problems>
 /// The runtime folder of a daemon with these settings, told even where the rest of them is wrong: whoever has made a mistake
 /// in the file is to hear of it from the running daemon, not that there is none.
 pub fn runtime_dir(sources: &Sources) -> Folder {
+    folder(sources, "daemon.runtime_dir", "/run/plimsoll", |settings| settings.daemon.runtime_dir)
+}
+
+/// Its state folder, likewise.
+pub fn state_dir(sources: &Sources) -> Folder {
+    folder(sources, "daemon.state_dir", "/var/lib/plimsoll", |settings| settings.daemon.state_dir)
+}
+
+fn folder(sources: &Sources, key: &str, otherwise: &str, of: impl Fn(Settings) -> Folder) -> Folder {
     if let Ok(loaded) = load(sources) {
-        return loaded.settings.daemon.runtime_dir;
+        return of(loaded.settings);
     }
     let layers = readable(sources, &reference::keys());
-    match locate(&layers, "daemon.runtime_dir") {
+    match locate(&layers, key) {
         Some((layer, Node { value: Tree::Scalar(Scalar::Text(path)), .. })) if path.starts_with('/') => {
             Folder { path: path.into(), explicit: !matches!(layer.origin, Origin::BuiltIn) }
         }
         // Not even that: where it is unless somebody says otherwise.
-        _ => Folder { path: "/run/plimsoll".into(), explicit: false },
+        _ => Folder { path: otherwise.into(), explicit: false },
     }
 }
 

@@ -98,6 +98,12 @@ pub fn runtime_candidates(runtime_dir: &Folder, env: &Sources) -> Vec<PathBuf> {
     candidates
 }
 
+/// As [`runtime_candidates`], for the state folder.
+pub fn state_candidates(state_dir: &Folder, env: &Sources) -> Vec<PathBuf> {
+    let fallbacks = if state_dir.explicit { Vec::new() } else { state_fallbacks(env) };
+    std::iter::once(state_dir.path.clone()).chain(fallbacks).collect()
+}
+
 fn runtime_fallbacks(env: &Sources) -> Vec<PathBuf> {
     let own = format!("plimsoll-{}", rustix::process::getuid().as_raw());
     let given = env.variable("XDG_RUNTIME_DIR").filter(|path| path.starts_with('/')).map(|path| PathBuf::from(path).join("plimsoll"));

@@ -22,7 +22,10 @@ use crate::sampling::sampler::Sampler;
 use crate::snapshot::{Counters, Environment, Published};
 use crate::supervisor::Supervisor;
 
+use super::bell::Bell;
+use super::explain::Chronicle;
 use super::folders::Folders;
+use super::pacing::Pace;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
 
@@ -51,11 +54,14 @@ pub struct Guardian {
     pub listening: Vec<String>,
     pub environment: Environment,
     pub tally: Tally,
+    pub chronicle: Chronicle,
 
     // What wakes the loop.
     pub signals: Signals,
     pub wake: Arc<OwnedFd>,
     pub commands: Receiver<Request>,
+    pub pace: Pace,
+    pub bell: Bell,
 
     // What is held for as long as the daemon lives.
     pub folders: Folders,
@@ -92,9 +98,10 @@ pub struct Tally {
 
 impl Guardian {
     /// Writes events down.
-    pub fn tell(&self, events: &[Event], now: Moment) {
+    pub fn tell(&mut self, events: &[Event], now: Moment) {
         for event in events {
             self.journal.record(event, now);
+            self.chronicle.note(event, now);
         }
     }
 }

@@ -2,7 +2,9 @@
 //! May touch everything above it.
 //! Must not be imported by any of it.
 
+pub mod bell;
 pub mod events;
+pub mod explain;
 pub mod folders;
 pub mod guardian;
 pub mod pacing;

@@ -146,6 +146,7 @@ impl Guardian {
             critical: verdict.critical,
             throttled: self.tally.engaged.contains_key(&verdict.resource),
             last_action: status.last_action,
+            last_effect: status.last_effect,
             unanswered_seconds: status.unanswered.as_secs_f64(),
             unanswered_reason: match (status.reason, status.detail) {
                 (Some(reason), Some(detail)) => Some(format!("{reason}: {detail}")),

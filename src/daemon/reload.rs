@@ -39,6 +39,7 @@ impl Guardian {
                     // From now on nothing is done, so nothing may stay done either.
                     self.release(now);
                 }
+                self.chronicle.apply(&loaded);
                 self.settings = loaded.settings;
                 self.access.replace(&self.settings.http);
                 self.sampler.set_disks(watched_disks(&self.settings));

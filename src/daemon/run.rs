@@ -8,10 +8,12 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::config::{Loaded, Sources};
 use crate::host::clock::Moment;
+use crate::host::psi::{self, Told};
 use crate::http::control::{Answer, Request};
 use crate::http::server;
 use crate::journal::Event;
 
+use super::bell::Ring;
 use super::events::{self, Order};
 use super::guardian::Guardian;
 use super::wiring::{self, StartError};
@@ -52,6 +54,10 @@ impl Guardian {
             if self.tally.next_tick <= now.steady {
                 self.tick(now);
                 self.open_doors(now);
+            } else if self.pace.next_glance().is_some_and(|due| due <= now.steady) {
+                self.glance(now);
+                // What has crossed a line is looked at as a whole, and acted on, before anything is waited for.
+                continue;
             }
             self.wait();
         };
@@ -65,6 +71,7 @@ impl Guardian {
         self.sampler.read_into(&[], now, &mut self.readings);
         self.environment.scope = self.sampler.scope().extent.word().to_owned();
         self.environment.limit_source = self.readings.memory.limit_source.word().to_owned();
+        self.hang_bell();
         let cores = self.cpu_limit();
         let workers = self.settings.workers.clone();
         let started = Event::DaemonStarted {
@@ -73,6 +80,7 @@ impl Guardian {
             platform: self.environment.platform.clone(),
             cgroup: self.environment.cgroup.clone(),
             enforcement: self.environment.enforcement.clone(),
+            pressure: self.environment.pressure.clone(),
             scope: self.environment.scope.clone(),
             cpu_limit_cores: self.readings.cpu.limit_cores.known(),
             memory_limit_bytes: self.readings.memory.limit.known(),
@@ -169,8 +177,14 @@ impl Guardian {
 
     /// Waits for a signal, a request, or the next thing that is due.
     fn wait(&mut self) {
-        let due = [Some(self.tally.next_tick), self.throttle.next_deadline(), self.supervisor.next_deadline()];
         let now = Moment::now().steady;
+        let due = [
+            Some(self.tally.next_tick),
+            self.pace.next_glance(),
+            self.bell.next_deadline(now),
+            self.throttle.next_deadline(),
+            self.supervisor.next_deadline(),
+        ];
         let left = due.into_iter().flatten().min().unwrap_or(now).saturating_sub(now);
         self.wait_for(left);
     }
@@ -178,9 +192,41 @@ impl Guardian {
     /// Waits at most so long.
     pub fn wait_for(&mut self, longest: Duration) {
         let timeout = Timespec { tv_sec: i64::try_from(longest.as_secs()).unwrap_or(i64::MAX), tv_nsec: i64::from(longest.subsec_nanos()) };
-        let mut fds = [PollFd::new(&self.wake, PollFlags::IN), PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN)];
+        // While the bell is not to be heard its place is taken by one that waits for nothing.
+        let bell = match self.bell.fd(Moment::now().steady) {
+            Some(fd) => PollFd::from_borrowed_fd(fd, PollFlags::PRI),
+            None => PollFd::new(&self.wake, PollFlags::empty()),
+        };
+        let mut fds = [PollFd::new(&self.wake, PollFlags::IN), PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN), bell];
         // An interrupted wait is a signal that has arrived; whatever it was, the loop looks.
-        let _ = rustix::event::poll(&mut fds, Some(&timeout));
+        if rustix::event::poll(&mut fds, Some(&timeout)).is_err() {
+            return;
+        }
+        let [_, _, bell] = fds;
+        let told = psi::told(bell.revents());
+        if told != Told::Nothing {
+            self.hear(told, Moment::now());
+        }
+    }
+
+    /// Pressure brings the next tick forward.
+    fn hear(&mut self, told: Told, now: Moment) {
+        match self.bell.ring(told, now.steady) {
+            Ring::Nothing => {}
+            Ring::Tick => self.tally.next_tick = self.tally.next_tick.min(now.steady),
+            Ring::GivenUp(why) => {
+                self.environment.pressure = self.bell.describe();
+                self.tell(&[Event::Degraded { part: "pressure trigger", detail: why.to_owned() }], now);
+            }
+        }
+    }
+
+    /// Sets the pressure trigger on the file of the scope, if that has changed.
+    pub fn hang_bell(&mut self) {
+        let file = self.sampler.memory_pressure_file();
+        if self.bell.hang(file) {
+            self.environment.pressure = self.bell.describe();
+        }
     }
 }
 

@@ -7,12 +7,13 @@ use crate::actuators::Effect;
 use crate::actuators::hands::{DryRun, Hands, Perform};
 use crate::host::clock::Moment;
 use crate::journal::Event;
+use crate::policy::verdict::Basis;
 use crate::policy::{Level, Resource, Verdict};
 use crate::response::action::{Action, Deed, Outcome};
 use crate::response::candidate::Candidate;
 use crate::response::planner::{Measured, Plan};
 use crate::response::refusal::Refusal;
-use crate::sampling::readings::WorkerReadings;
+use crate::sampling::readings::{Reading, WorkerReadings};
 use crate::supervisor::Replica;
 
 use super::guardian::Guardian;
@@ -30,6 +31,7 @@ impl Guardian {
         self.sampler.read_into(self.supervisor.targets(), now, &mut self.readings);
         self.supervisor.note_readings(&self.readings);
         self.note_members();
+        self.hang_bell();
         self.throttle.measure(now.steady);
 
         let verdicts = self.engine.judge(&self.readings, now);
@@ -49,6 +51,7 @@ impl Guardian {
         self.tally.tick += 1;
         self.tally.verdicts = verdicts;
         self.pace(now);
+        self.explain(&candidates, now);
         self.picture_now(now);
     }
 
@@ -342,13 +345,36 @@ impl Guardian {
         let now = Moment::now();
         let took = now.since(began);
         self.tally.counters.tick_duration_seconds.observe(took);
-        let gap = pacing::gap(&self.tally.verdicts, !self.tally.engaged.is_empty(), self.settings.sampling.interval);
+        let gap = pacing::tick_gap(&self.tally.verdicts, !self.tally.engaged.is_empty(), self.settings.sampling.interval);
+        // The workers' sum is known after a tick only.
+        self.pace.after_tick(&self.tally.verdicts, |verdict| verdict.basis != Basis::Workers, gap, began);
         // Late by more than a whole gap, or longer than one: the next tick starts afresh instead of catching up.
         if took > gap {
             self.tally.counters.tick_overruns_total += 1;
         }
         self.tally.gap = gap;
         self.tally.next_tick = (began.steady + gap).max(now.steady);
+    }
+
+    /// Looks at what could reach its line before the next tick, and at nothing else.
+    pub fn glance(&mut self, now: Moment) {
+        let (mut from, mut looks) = (0, 0);
+        let mut is_due = false;
+        while let Some((at, resource)) = self.pace.due(from, now) {
+            (from, looks) = (at + 1, looks + 1);
+            let used = match resource {
+                Resource::Memory => self.sampler.glance_at_memory().judged(),
+                Resource::Worker(slot) => self.sampler.glance_at_worker(*slot),
+                Resource::Cpu | Resource::Disk(_) => Reading::Unsupported,
+            };
+            let used = used.known().map(|bytes| bytes as f64);
+            let fill = used.and_then(|used| self.engine.glimpse(resource, used, now));
+            is_due |= self.pace.after_glance(at, used, fill, now);
+        }
+        if is_due {
+            self.tally.next_tick = self.tally.next_tick.min(now.steady);
+        }
+        self.pace.note_cost(Moment::now().since(now), looks);
     }
 
     /// The replicas a deed is about, by name.

@@ -34,8 +34,11 @@ use crate::snapshot::{Counters, Environment, Histogram, Published};
 use crate::supervisor::Supervisor;
 use crate::supervisor::supervisor::{Command, Surroundings};
 
+use super::bell::Bell;
+use super::explain::Chronicle;
 use super::folders::{self, FolderError, Folders};
 use super::guardian::{Guardian, Tally};
+use super::pacing::Pace;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
 
@@ -186,9 +189,12 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         listening,
         environment,
         tally: tally(now),
+        chronicle: Chronicle::new(&loaded),
         signals,
         wake,
         commands,
+        pace: Pace::default(),
+        bell: Bell::new(paths.is_live()),
         folders,
         stops,
         sentinel,

@@ -5,15 +5,19 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::folder::Folder;
 use super::paths::Paths;
 
 #[derive(Debug)]
 pub struct Kept {
     path: PathBuf,
+    /// Where it is opened from, and its name there: a file of this very group, whatever stands at its path later.
+    within: Option<(Arc<Folder>, &'static str)>,
     /// Off for a machine that is a folder: nobody tells us there when a file is replaced.
     keep: bool,
     file: Option<OwnedFd>,
@@ -24,14 +28,19 @@ pub struct Kept {
 impl Kept {
     /// Opens nothing yet.
     pub fn new(paths: &Paths, path: PathBuf) -> Kept {
-        Kept { path, keep: paths.is_live(), file: None, was_there: false }
+        Kept { path, within: None, keep: paths.is_live(), file: None, was_there: false }
+    }
+
+    /// A file of one group: once that is removed there is nothing to read, even where a group of the same name was made.
+    pub fn within(paths: &Paths, folder: &Arc<Folder>, name: &'static str) -> Kept {
+        Kept { within: Some((folder.clone(), name)), ..Kept::new(paths, folder.path().join(name)) }
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The whole file, read into `buffer`. A cgroup that was removed and made anew is opened again.
+    /// The whole file, read into `buffer`. A cgroup named by its path that was removed and made anew is opened again.
     ///
     /// # Errors
     /// What the kernel said to opening or reading: `ENOENT` where there never was such a file, `ENODEV` (the kernel's own
@@ -66,7 +75,10 @@ impl Kept {
     fn read_open(&mut self, buffer: &mut Vec<u8>) -> Result<(), Errno> {
         let file = match self.file.take() {
             Some(file) => file,
-            None => rustix::fs::open(&self.path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?,
+            None => match &self.within {
+                Some((folder, name)) => folder.file(name)?,
+                None => rustix::fs::open(&self.path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?,
+            },
         };
         read_all(&file, buffer)?;
         if self.keep {

@@ -22,6 +22,7 @@ use super::{accept, dashboard, health, throttle};
 use crate::metrics::Scrape;
 use crate::metrics::registry::Clock;
 use crate::snapshot::Published;
+use crate::snapshot::explain::Explanation;
 
 /// What every handler may look at.
 #[derive(Clone)]
@@ -49,6 +50,7 @@ pub fn router(shared: Shared) -> Router {
         .route("/admin/resources/cache/invalidate", post(cache_invalidate))
         .route("/admin/throttle", get(throttle::answer))
         .route("/admin/workers", get(workers))
+        .route("/admin/explain", get(explain))
         .route("/admin/events", get(feed))
         .route("/admin/config", get(config))
         .route("/admin/config/reload", post(reload))
@@ -104,6 +106,27 @@ async fn workers(State(shared): State<Shared>) -> Response {
 async fn config(State(shared): State<Shared>) -> Response {
     let effective = shared.effective.read().unwrap_or_else(PoisonError::into_inner);
     Json(&*effective).into_response()
+}
+
+#[derive(Debug, Deserialize)]
+struct About {
+    of: Option<String>,
+}
+
+async fn explain(State(shared): State<Shared>, asked: Result<Query<About>, QueryRejection>) -> Result<Response, Problem> {
+    let Query(About { of }) = asked.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_query", error.body_text()))?;
+    let (snapshot, explained) = (shared.published.latest(), shared.published.explained());
+    match Explanation::of(&snapshot, &explained, of.as_deref()) {
+        Some(explanation) => Ok(Json(explanation).into_response()),
+        None => {
+            let message = format!(
+                "there is no worker or resource {:?}; there are {}",
+                of.unwrap_or_default(),
+                Explanation::names(&snapshot).join(", ")
+            );
+            Err(Problem::new(StatusCode::NOT_FOUND, "not_found", message))
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 use crate::host::clock::Moment;
 
@@ -22,6 +22,9 @@ const UPKEEP_EVERY: Duration = Duration::from_secs(3600);
 /// How long after a failure the database is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
 
+/// The name of the database in its folder.
+const FILE: &str = "plimsoll.db";
+
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, started REAL NOT NULL, ended REAL, version TEXT NOT NULL, pid INTEGER NOT NULL);
     CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, run INTEGER NOT NULL, at REAL NOT NULL, name TEXT NOT NULL, body TEXT NOT NULL);
@@ -30,6 +33,72 @@ const SCHEMA: &str = "
     CREATE INDEX IF NOT EXISTS samples_at ON samples (at);
     PRAGMA user_version = 1;
 ";
+
+/// Which events of the record are wanted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wanted {
+    /// Seconds since 1970; nothing older.
+    pub since: Option<f64>,
+    /// Of these names; none: of every name.
+    pub names: Vec<String>,
+    /// The last so many.
+    pub limit: Option<usize>,
+}
+
+impl Wanted {
+    /// True for an event that is asked for, whatever the limit says.
+    pub fn takes(&self, event: &serde_json::Value) -> bool {
+        let at = event.get("at").and_then(serde_json::Value::as_f64);
+        let name = event.get("event").and_then(serde_json::Value::as_str).unwrap_or_default();
+        self.since.is_none_or(|since| at.is_some_and(|at| at >= since))
+            && (self.names.is_empty() || self.names.iter().any(|one| one == name))
+    }
+}
+
+/// Reads events back from `folder/plimsoll.db`, the oldest first; `None` when there is no database. Leaves nothing behind:
+/// a daemon of another user must find its files as it left them.
+///
+/// # Errors
+/// When the file is there and cannot be read.
+pub fn read(folder: &Path, wanted: &Wanted) -> Result<Option<Vec<serde_json::Value>>, String> {
+    let path = folder.join(FILE);
+    match path.try_exists() {
+        Ok(true) => {}
+        Ok(false) => return Ok(None),
+        Err(error) => return Err(format!("{}: {error}", path.display())),
+    }
+    select(&path, wanted).map(Some).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn select(path: &Path, wanted: &Wanted) -> rusqlite::Result<Vec<serde_json::Value>> {
+    let connection = Connection::open_with_flags(address(path), OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI)?;
+    connection.busy_timeout(Duration::from_secs(2))?;
+    // The names are few and are compared here, so that there is one statement whatever is asked.
+    let mut statement = connection.prepare("SELECT body FROM events WHERE at >= ?1 ORDER BY id DESC")?;
+    let mut rows = statement.query(params![wanted.since.unwrap_or(0.0)])?;
+    let mut found = Vec::new();
+    while wanted.limit.is_none_or(|limit| found.len() < limit) {
+        let Some(row) = rows.next()? else { break };
+        let body: String = row.get(0)?;
+        // A line that is not ours is passed over.
+        let event = serde_json::from_str(&body).ok();
+        found.extend(event.filter(|event| wanted.takes(event)));
+    }
+    found.reverse();
+    Ok(found)
+}
+
+/// The file as SQLite is to open it. With no log of changes beside it nobody writes, and it is read without making any file.
+fn address(path: &Path) -> String {
+    let mut text = String::from("file:");
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => text.push(char::from(*byte)),
+            byte => text.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    if path.with_extension("db-wal").exists() { text } else { text + "?immutable=1" }
+}
 
 enum Entry {
     Event { at: f64, name: &'static str, body: String },
@@ -56,7 +125,7 @@ impl History {
         let (finished, done) = mpsc::channel();
         let problem = Arc::new(Mutex::new(None));
         let said = problem.clone();
-        let path = folder.join("plimsoll.db");
+        let path = folder.join(FILE);
         let thread = std::thread::Builder::new().name("history".into()).stack_size(512 * 1024).spawn(move || {
             Writer { path, started: now.unix_seconds(), version, pid, open: None, said }.run(&entries);
             // The receiver may have given up waiting.
@@ -235,6 +304,31 @@ mod tests {
         record_one(folder.path());
         record_one(folder.path());
         assert_eq!((count(folder.path(), "runs"), count(folder.path(), "events"), count(folder.path(), "samples")), (2, 2, 2));
+    }
+
+    #[test]
+    fn what_is_recorded_can_be_read_back_and_nothing_is_left_behind() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = base.path().join("a b%20?#");
+        std::fs::create_dir(&folder).unwrap();
+        assert_eq!(read(&folder, &Wanted::default()), Ok(None));
+        let history = History::start(&folder, Moment::now(), "test", 1).unwrap();
+        for at in 0..5 {
+            let name = if at % 2 == 0 { "even" } else { "odd" };
+            history.event(Moment::now(), name, &serde_json::json!({"event": name, "at": f64::from(at)}));
+        }
+        history.close(Duration::from_secs(20)).unwrap();
+        let read = |wanted: Wanted| -> Vec<f64> {
+            read(&folder, &wanted).unwrap().unwrap().iter().map(|event| event["at"].as_f64().unwrap()).collect()
+        };
+        assert_eq!(read(Wanted::default()), [0.0, 1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(read(Wanted { limit: Some(2), ..Wanted::default() }), [3.0, 4.0]);
+        assert_eq!(read(Wanted { names: vec!["even".into()], limit: Some(2), ..Wanted::default() }), [2.0, 4.0]);
+        let mut files: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        files.sort();
+        assert_eq!(files, ["plimsoll.db"]);
+        std::fs::write(folder.join("plimsoll.db"), "no database at all").unwrap();
+        assert!(super::read(&folder, &Wanted::default()).unwrap_err().contains("not a database"));
     }
 
     #[test]

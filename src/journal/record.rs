@@ -16,6 +16,14 @@ macro_rules! events {
             /// Every name, in the order of the definition.
             pub const NAMES: &'static [&'static str] = &[$( $name ),*];
 
+            /// How important the event of this name is, as the log says it; `None` for a name that is not known.
+            pub fn level_of(name: &str) -> Option<&'static str> {
+                match name {
+                    $( $name => Some(stringify!($level)), )*
+                    _ => None,
+                }
+            }
+
             /// The stable name.
             pub fn name(&self) -> &'static str {
                 match self {
@@ -44,6 +52,7 @@ events! {
         platform: String,
         cgroup: String,
         enforcement: String,
+        pressure: String,
         scope: String,
         cpu_limit_cores: Option<f64>,
         memory_limit_bytes: Option<u64>,
@@ -366,5 +375,9 @@ mod tests {
         let wire = serde_json::to_value(&event).unwrap();
         assert_eq!(wire, serde_json::json!({"event": "worker_ready", "worker": "web", "replica": 1, "pid": 7, "after_seconds": 0.5}));
         assert_eq!(event.name(), "worker_ready");
+        assert_eq!(
+            (Event::level_of("worker_ready"), Event::level_of("worker_gave_up"), Event::level_of("x")),
+            (Some("INFO"), Some("ERROR"), None)
+        );
     }
 }

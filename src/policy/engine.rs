@@ -9,7 +9,7 @@ use crate::host::clock::Moment;
 use crate::policy::hysteresis::{Hysteresis, Lines};
 use crate::policy::rule;
 use crate::policy::verdict::{Basis, Level, Resource, Verdict};
-use crate::policy::window::{Mean, Slope};
+use crate::policy::window::{Fill, Mean, Slope};
 use crate::sampling::readings::{DiskReadings, LimitSource, Reading, Readings, SlotId, WorkerReadings};
 
 /// CPU is judged on a mean over at least this long.
@@ -35,11 +35,12 @@ pub struct Engine {
 struct Watch {
     hysteresis: Hysteresis,
     growth: Slope,
+    fill: Fill,
 }
 
 impl Watch {
     fn new(now: Moment) -> Self {
-        Watch { hysteresis: Hysteresis::new(now), growth: Slope::new(GROWTH_WINDOW) }
+        Watch { hysteresis: Hysteresis::new(now), growth: Slope::new(GROWTH_WINDOW), fill: Fill::default() }
     }
 
     fn grow(&mut self, used: Option<f64>, now: Moment) -> f64 {
@@ -98,6 +99,14 @@ impl Engine {
         let judged: BTreeSet<&Resource> = looks.iter().map(|look| &look.resource).collect();
         self.watches.retain(|resource, _| judged.contains(resource));
         looks.into_iter().map(|look| self.form(look, now)).collect()
+    }
+
+    /// Takes in one figure between two ticks, so that a sudden fill is known for what it is before the next. No level
+    /// changes. `None` for what is not judged.
+    pub fn glimpse(&mut self, resource: &Resource, used: f64, now: Moment) -> Option<Fill> {
+        let watch = self.watches.get_mut(resource)?;
+        watch.fill.feed(now, used);
+        Some(watch.fill)
     }
 
     /// How fast a replica's memory grows, in bytes a second over the last ten; 0 for one that is not known.
@@ -173,9 +182,12 @@ impl Engine {
             Resource::Worker(slot) => self.growth.get(&slot).map_or(0.0, Slope::per_second),
             _ => watch.grow(used, now),
         };
+        if let Some(used) = used {
+            watch.fill.feed(now, used);
+        }
         let mut lines = look.lines;
         if let Some((usage, limit)) = utilization.zip(limit) {
-            lines.sustain = rule::patience(&lines, usage, growth / limit);
+            lines.sustain = rule::patience(&lines, usage, growth.max(watch.fill.rate()) / limit);
         }
         let level: Level = watch.hysteresis.step(utilization, &lines, now);
         Verdict {
@@ -192,6 +204,8 @@ impl Engine {
             over: utilization.is_some_and(|usage| usage >= look.lines.high),
             over_for: watch.hysteresis.over_for(),
             growth,
+            fill: watch.fill,
+            patience: lines.sustain,
             unknown: match (look.used, look.limit) {
                 (Reading::Failed(failure), _) | (_, Reading::Failed(failure)) => Some(failure),
                 _ => None,

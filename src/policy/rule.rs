@@ -59,9 +59,9 @@ pub fn worker_lines(worker: &Worker, rule: &Rule, limit: f64) -> Lines {
 }
 
 /// Of the time that is left until it hurts, so much may be spent on making sure.
-const PATIENCE: f64 = 0.25;
+const PATIENCE: f64 = 0.1;
 
-/// How long usage must stay over a line before the level follows: `sustain`, but never more than a quarter of the time
+/// How long usage must stay over a line before the level follows: `sustain`, but never more than a tenth of the time
 /// after which, at the present growth (shares of the limit per second), the line would be reached that is acted on at
 /// once. 80 % of 512 MB leaves a second at 100 MB/s; four seconds of making sure would be four seconds too late.
 pub fn patience(lines: &Lines, usage: f64, growth: f64) -> Duration {
@@ -93,7 +93,7 @@ mod tests {
         let wait = |usage: f64, growth: f64| patience(&lines, usage, growth).as_millis();
         assert_eq!(wait(0.8, 0.0), sustain.as_millis());
         assert_eq!(wait(0.8, 0.001), sustain.as_millis(), "a minute away");
-        assert_eq!(wait(0.8, 0.2), 150, "0.6 s away");
+        assert_eq!(wait(0.8, 0.2), 60, "0.6 s away");
         assert_eq!(wait(0.6, 10.0), sustain.as_millis(), "not over the line");
         assert_eq!(wait(0.8, f64::NAN), sustain.as_millis());
         assert_eq!(patience(&Lines { at_once: None, ..lines }, 0.9, 1.0), sustain, "nothing that would hurt");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::host::clock::Moment;
+use crate::policy::window::Fill;
 use crate::sampling::readings::{Failure, SlotId};
 
 /// What a verdict is about.
@@ -73,6 +74,10 @@ pub struct Verdict {
     pub over_for: Duration,
     /// Per second; positive while filling.
     pub growth: f64,
+    /// The same for the sudden case: from one look to the next.
+    pub fill: Fill,
+    /// How long usage must stay over a line before the level follows: `sustain`, or less where there is no time for it.
+    pub patience: Duration,
     /// Why `used` or `limit` is missing.
     pub unknown: Option<Failure>,
 }

@@ -129,6 +129,60 @@ impl Slope {
     }
 }
 
+/// How fast something fills up when it does: a mean over seconds would learn of a sudden fill when it is over.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Fill {
+    last: Option<(Duration, f64)>,
+    rate: f64,
+    lately: f64,
+    fastest: f64,
+}
+
+impl Fill {
+    /// Over less than this a rate is noise: the kernel charges memory by the batch.
+    const SHORTEST: Duration = Duration::from_millis(4);
+    /// Half of what was seen lately is forgotten after this long …
+    const LATELY: Duration = Duration::from_secs(1);
+    /// … and of the fastest that was ever seen after this.
+    const EVER: Duration = Duration::from_secs(600);
+
+    /// Takes the value read `now`. What is not a number is left out.
+    pub fn feed(&mut self, now: Moment, value: f64) {
+        if !value.is_finite() {
+            return;
+        }
+        let Some((then, before)) = self.last else {
+            self.last = Some((now.steady, value));
+            return;
+        };
+        let gap = now.steady.saturating_sub(then);
+        if gap < Self::SHORTEST {
+            return;
+        }
+        self.last = Some((now.steady, value));
+        let rate = (value - before) / gap.as_secs_f64();
+        self.rate = rate;
+        let left_after = |half: Duration| 0.5_f64.powf(gap.as_secs_f64() / half.as_secs_f64());
+        self.lately = (self.lately * left_after(Self::LATELY)).max(rate);
+        self.fastest = (self.fastest * left_after(Self::EVER)).max(rate);
+    }
+
+    /// From the look before to this one, per second; negative while it empties.
+    pub fn rate(&self) -> f64 {
+        self.rate
+    }
+
+    /// The fastest growth of the last seconds, per second; never negative.
+    pub fn lately(&self) -> f64 {
+        self.lately
+    }
+
+    /// The fastest growth ever seen, forgotten over an hour or so.
+    pub fn fastest(&self) -> f64 {
+        self.fastest
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,5 +281,20 @@ mod tests {
                 prop_assert!(slope.per_second().is_finite());
             }
         }
+    }
+
+    #[test]
+    fn a_fill_is_learned_in_one_look_and_forgotten_slowly() {
+        let mut fill = Fill::default();
+        fill.feed(at(0), 100.0);
+        fill.feed(at(2), 1e9);
+        assert_eq!(fill.lately(), 0.0, "two milliseconds say nothing");
+        fill.feed(at(10), 102.0);
+        assert!((fill.lately() - 200.0).abs() < 1e-9 && fill.fastest() == fill.lately());
+        fill.feed(at(1_010), 50.0);
+        assert!((fill.lately() - 100.0).abs() < 1e-9 && fill.fastest() > 199.0);
+        fill.feed(at(60_000), f64::NAN);
+        fill.feed(at(60_010), 50.0);
+        assert!(fill.lately() < 1e-9 && fill.fastest() > 180.0);
     }
 }

@@ -14,7 +14,7 @@ pub struct Candidate {
     /// Its number among the worker's replicas, from 0.
     pub replica: u32,
     pub settings: Arc<Worker>,
-    /// Its process lives, also while it is being stopped.
+    /// It is at work: started, and not being stopped.
     pub running: bool,
     /// Some throttle works on it here.
     pub can_throttle: bool,
@@ -33,6 +33,11 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// Its process has not ended, or not all of its tree has.
+    pub fn is_there(&self) -> bool {
+        self.running || matches!(self.busy, Some("stopping" | "recycling"))
+    }
+
     /// `web/2`: how people are told about it.
     pub fn name(&self) -> String {
         format!("{}.{}", self.worker, self.replica)

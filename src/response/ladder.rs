@@ -1,4 +1,10 @@
 //! One resource's way up its ladder: which rung comes next, whether the last one helped, and how long nothing has.
+//!
+//! A rung that was tried in vain is tried once more; twice in vain in a row, the next rung follows. There is no second try
+//! where there is no time for it (at `critical`, or when `critical` would be reached during it), for a rung that failed or
+//! cannot do anything now, and for one that ends a replica and brought nothing: the next rung follows at once. One that helped,
+//! but not enough, is given its time again ([`RENEWALS`]); at `critical` one that ends a replica and brought memory back is
+//! repeated for the next replica, each after the memory of the one before is back (`response::flight`).
 
 use std::time::Duration;
 
@@ -18,6 +24,8 @@ const MEANINGFUL: f64 = 0.02;
 const MEANINGFUL_EXCESS: f64 = 0.25;
 /// How often a rung that helps, but not enough, is given its time again before the next is tried.
 const RENEWALS: u8 = 3;
+/// A rung that brings nothing so often in a row makes way for the next.
+const IN_VAIN: u8 = 2;
 /// A ladder of mild rungs none of which helps is walked less and less often, up to this.
 const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 
@@ -76,6 +84,26 @@ fn settling(rung: &Rung, level: Level) -> Duration {
     }
 }
 
+/// From here on nobody is given time any more: a replica's own limit, half-way from critical to the limit of all.
+pub fn edge(verdict: &Verdict) -> f64 {
+    match verdict.resource {
+        Resource::Worker(_) => 1.0,
+        _ => f64::midpoint(verdict.critical.unwrap_or(1.0), 1.0),
+    }
+}
+
+/// True while there is time to try `rung` a second time.
+pub fn has_time(rung: &Rung, verdict: &Verdict) -> bool {
+    let (Some(used), Some(limit)) = (verdict.used, verdict.limit) else { return false };
+    let then = used + verdict.growth.max(0.0) * settling(rung, verdict.level).as_secs_f64();
+    let is_calm = verdict.resource == Resource::Cpu || verdict.critical.is_none_or(|line| then < line * limit);
+    match rung {
+        Rung::Notify => false,
+        Rung::Recycle | Rung::Kill => true,
+        _ => verdict.level == Level::High && is_calm,
+    }
+}
+
 /// A rung that was tried and is being watched.
 #[derive(Clone, Debug)]
 pub struct Trial {
@@ -92,6 +120,8 @@ pub struct Trial {
     base: f64,
     renewals: u8,
     ended: Option<Moment>,
+    /// The victim's flight is over; `true` when its memory came back.
+    landed: Option<bool>,
     helped: bool,
     pub failed: Option<String>,
     pub dry: bool,
@@ -121,6 +151,7 @@ impl Trial {
             base: before,
             renewals: 0,
             ended: None,
+            landed: None,
             helped: false,
             failed: None,
             dry,
@@ -132,13 +163,20 @@ impl Trial {
         self.ended.get_or_insert(now);
     }
 
+    /// What the victim held has come back (`back`), or is not waited for any longer.
+    pub fn land(&mut self, back: bool, now: Moment) {
+        self.end(now);
+        self.landed = Some(back);
+        self.helped |= back;
+    }
+
     /// How the trial stands in this tick.
     pub fn progress(&mut self, verdict: &Verdict, candidates: &[Candidate], now: Moment) -> Progress {
         if self.failed.is_some() {
             return Progress::NotEnough { helped: false };
         }
         if let Some((slot, _)) = self.victim
-            && !candidates.iter().any(|candidate| candidate.slot == slot && candidate.running)
+            && !candidates.iter().any(|candidate| candidate.slot == slot && candidate.is_there())
         {
             self.end(now);
         }
@@ -151,14 +189,14 @@ impl Trial {
         if self.is_out_of_time(verdict, used, usage, now) {
             return Progress::NotEnough { helped: self.helped };
         }
-        if now.since(self.from) < self.patience(verdict.level, now) {
+        if self.landed.is_none() && now.since(self.from) < self.patience(verdict.level) {
             return Progress::Pending;
         }
         let excess = (self.base - verdict.high * limit).max(0.0);
         let fallen = self.base - used;
         let is_meaningful = fallen > 0.0 && (fallen >= MEANINGFUL * limit || fallen >= MEANINGFUL_EXCESS * excess);
         self.helped |= is_meaningful;
-        if is_meaningful && self.renewals < RENEWALS {
+        if is_meaningful && self.renewals < RENEWALS && self.landed.is_none() {
             self.renewals += 1;
             self.from = now;
             self.base = used;
@@ -167,13 +205,13 @@ impl Trial {
         Progress::NotEnough { helped: self.helped }
     }
 
-    /// From the moment its time last began until it is over.
-    fn patience(&self, level: Level, now: Moment) -> Duration {
+    /// From the moment its time last began until it is over. An end is waited for until the flight has landed, which is
+    /// told by [`Trial::land`]; only a graceful one that takes too long is not.
+    fn patience(&self, level: Level) -> Duration {
         let settling = settling(&self.rung, level);
         match (&self.rung, self.victim, self.ended) {
-            (Rung::Recycle, Some(_), Some(ended)) => ended.since(self.from) + settling,
             (Rung::Recycle, Some((_, within)), None) => within.saturating_sub(self.from.since(self.at)) + settling,
-            (Rung::Kill, Some(_), Some(ended)) => ended.since(self.from).min(now.since(self.from)) + settling,
+            (Rung::Recycle | Rung::Kill, Some(_), _) if !self.dry => Duration::MAX,
             _ => settling,
         }
     }
@@ -186,12 +224,8 @@ impl Trial {
         if !is_filling || verdict.resource == Resource::Cpu || self.dry {
             return false;
         }
-        let edge = match verdict.resource {
-            Resource::Worker(_) => 1.0,
-            _ => f64::midpoint(verdict.critical.unwrap_or(1.0), 1.0),
-        };
         match self.rung {
-            Rung::Recycle => self.ended.is_none() && usage >= edge && now.since(self.at) >= Duration::from_secs(1),
+            Rung::Recycle => self.ended.is_none() && usage >= edge(verdict) && now.since(self.at) >= Duration::from_secs(1),
             Rung::Kill => false,
             _ => self.tier == Tier::High && now.since(self.at) > Duration::ZERO,
         }
@@ -209,6 +243,10 @@ pub struct Round {
     worked: bool,
     /// In this round something helped, or a replica was ended: the next one is not put off.
     mattered: bool,
+    /// In this round memory came back, or usage fell.
+    helped: bool,
+    /// How often in a row the rung at `next` was tried in vain.
+    vain: u8,
     /// Rounds in a row that did not matter.
     fruitless: u32,
 }
@@ -216,22 +254,35 @@ pub struct Round {
 impl Round {
     /// The rung at `at` was tried.
     pub fn tried(&mut self, at: usize, rung: &Rung, now: Moment) {
+        if at != self.next {
+            self.vain = 0;
+        }
         self.next = at + 1;
         self.worked = false;
         self.rested = Some(now);
         self.mattered |= rung.is_drastic();
     }
 
-    /// The last rung tried was not enough; `helped`: but better than nothing.
-    pub fn wanting(&mut self, helped: bool, now: Moment) {
+    /// The last rung tried was not enough; `helped`: but better than nothing. `again`: it gets a second try when it was in
+    /// vain, and one that ends a replica goes on while that brings something.
+    pub fn wanting(&mut self, rung: &Rung, helped: bool, again: bool, now: Moment) {
         self.rested = Some(now);
         self.mattered |= helped;
+        self.helped |= helped;
+        let is_repeated = again && if rung.is_drastic() { helped } else { !helped && self.vain + 1 < IN_VAIN };
+        self.vain = if helped { 0 } else { self.vain + 1 };
+        if is_repeated {
+            self.next = self.next.saturating_sub(1);
+        } else {
+            self.vain = 0;
+        }
     }
 
     /// The last rung tried was enough: when usage comes back it is tried again, unless that is soon.
     pub fn enough(&mut self, now: Moment) {
         self.next = self.next.saturating_sub(1);
         self.worked = true;
+        self.vain = 0;
         self.mattered = true;
         self.rested = Some(now);
     }
@@ -246,7 +297,11 @@ impl Round {
 
     /// How long until the list may be tried from its start again: the pause, doubled with each round that brought nothing.
     /// Nobody is asked every quarter of a minute, day and night, for what is not his to give.
-    pub fn again_in(&self, now: Moment) -> Duration {
+    /// At critical, a round that brought something is followed by the next at once: the flights set the pace.
+    pub fn again_in(&self, tier: Tier, now: Moment) -> Duration {
+        if tier == Tier::Critical && self.helped {
+            return Duration::ZERO;
+        }
         let times = if self.mattered { 1 } else { 1 << self.fruitless.min(10) };
         let pause = PAUSE.saturating_mul(times).min(LONGEST_SILENCE);
         self.rested.map_or(Duration::ZERO, |at| pause.saturating_sub(now.since(at)))
@@ -257,6 +312,8 @@ impl Round {
         self.fruitless = if self.mattered { 0 } else { self.fruitless.saturating_add(1) };
         self.next = 0;
         self.mattered = false;
+        self.helped = false;
+        self.vain = 0;
         self.worked = false;
     }
 }

@@ -7,6 +7,7 @@ pub mod action;
 pub mod budget;
 pub mod candidate;
 pub mod cooldown;
+pub mod flight;
 pub mod hold;
 pub mod ladder;
 pub mod planner;

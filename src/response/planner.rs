@@ -4,6 +4,7 @@
 //! trial, or one holds it, or the next is tried, or there is a refusal with its reason.
 
 mod choice;
+pub mod outlook;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::policy::{Level, Resource, Verdict};
 use crate::response::action::{Action, Cause, Deed, Outcome, Share};
 use crate::response::candidate::Candidate;
 use crate::response::cooldown::{Cooldowns, PAUSE};
+use crate::response::flight::Flights;
 use crate::response::hold::Hold;
 use crate::response::ladder::{self, Progress, Round, THROTTLE_SETTLING, TOLERANCE, Tier, Trial};
 use crate::response::refusal::{Reason, Refusal};
@@ -29,6 +31,13 @@ const REMIND: Duration = Duration::from_secs(60);
 const RELEASE_AGAIN: Duration = Duration::from_secs(5);
 /// Effects measured at a time for one resource.
 const PROBES: usize = 8;
+/// An effect is looked at so long after the action, and again so long after it.
+const AFTER: Duration = Duration::from_secs(1);
+const AFTER_LONG: Duration = Duration::from_secs(10);
+/// A limit is kept when usage is over it by no more than this part of it.
+const LIMIT_TOLERANCE: f64 = 0.1;
+/// What follows an action that did its work.
+const ENOUGH: &str = "nothing, it was enough";
 
 /// What is to be done in one tick.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -55,12 +64,27 @@ pub struct Measured {
     pub next: String,
 }
 
+impl Measured {
+    /// `shed: 85.0 % before, 75.0 % after 1 s, 72.0 % after 10 s: effective`.
+    fn in_words(&self, limit: Option<f64>) -> String {
+        let share = |amount: Option<f64>| match (amount, limit) {
+            (Some(amount), Some(limit)) if limit > 0.0 => words::percent(amount / limit),
+            _ => "not known".to_owned(),
+        };
+        let (before, short, long) = (share(Some(self.before)), share(self.after_1s), share(self.after_10s));
+        let word = if self.effective { "effective" } else { "ineffective" };
+        format!("{}: {before} before, {short} after 1 s, {long} after 10 s: {word}", self.rung)
+    }
+}
+
 /// How one resource stands, for `status` and the metrics.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Status {
     /// A throttle of this resource is on.
     pub throttled: bool,
     pub last_action: Option<String>,
+    /// What the last action measured to the end brought.
+    pub last_effect: Option<String>,
     /// Zero while all is well.
     pub unanswered: Duration,
     /// Why nothing (more) is done: the word and the figures.
@@ -80,6 +104,12 @@ pub struct Planner {
     limits_again: Option<Moment>,
     /// Replicas that were told to end and have not yet.
     ending: BTreeMap<SlotId, Ending>,
+    /// Those of them that were ended for a resource's sake, until their memory is back.
+    flights: Flights,
+    /// Effects whose resource has ended: a replica that was replaced for its own limit.
+    orphans: Vec<(Resource, Probe)>,
+    /// The effect of `limits.cpu`, which is on no ladder.
+    limit_probe: Option<LimitProbe>,
 }
 
 /// One resource on its way.
@@ -102,6 +132,7 @@ struct Course {
     refusal: Option<(Reason, String)>,
     told: Option<(Reason, Moment)>,
     last_action: Option<String>,
+    last_effect: Option<String>,
     /// A release failed and is to be repeated from then on.
     release_again: Option<Moment>,
 }
@@ -129,7 +160,58 @@ struct Probe {
     at: Moment,
     before: f64,
     after_1s: Option<f64>,
+    after_10s: Option<f64>,
     effective: Option<bool>,
+    next: String,
+}
+
+impl Probe {
+    fn new(action: u64, rung: &'static str, before: f64, now: Moment) -> Self {
+        Probe { action, rung, at: now, before, after_1s: None, after_10s: None, effective: None, next: ENOUGH.to_owned() }
+    }
+
+    /// Takes the figures that are due; true when ten seconds are over.
+    fn look(&mut self, used: Option<f64>, now: Moment) -> bool {
+        let age = now.since(self.at);
+        if self.after_1s.is_none() && age >= AFTER && age < AFTER_LONG {
+            self.after_1s = used;
+        }
+        if self.after_10s.is_none() && age >= AFTER_LONG {
+            self.after_10s = used;
+        }
+        age >= AFTER_LONG
+    }
+
+    /// `otherwise`: whether it was effective, where no trial has said so.
+    fn measured(&self, resource: &Resource, used: Option<f64>, otherwise: bool) -> Measured {
+        Measured {
+            action: self.action,
+            resource: resource.clone(),
+            rung: self.rung,
+            before: self.before,
+            after_1s: self.after_1s,
+            after_10s: self.after_10s.or(used),
+            effective: self.effective.unwrap_or(otherwise),
+            next: self.next.clone(),
+        }
+    }
+}
+
+/// What the replicas with a `limits.cpu` of their own use, after it was put on them.
+#[derive(Clone, Debug)]
+struct LimitProbe {
+    probe: Probe,
+    slots: Vec<SlotId>,
+    /// The limits together, in cores.
+    most: f64,
+}
+
+impl LimitProbe {
+    /// `None` when none of them can be read.
+    fn used(&self, scene: &Scene) -> Option<f64> {
+        let used = self.slots.iter().filter_map(|slot| scene.candidate(*slot)?.cores);
+        used.fold(None, |sum: Option<f64>, cores| Some(sum.unwrap_or(0.0) + cores))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -144,6 +226,8 @@ struct Ending {
 #[derive(Clone, Copy)]
 struct Scene<'a> {
     candidates: &'a [Candidate],
+    /// Memory in use, of all.
+    memory: Option<f64>,
     now: Moment,
     dry: bool,
 }
@@ -165,6 +249,9 @@ impl Planner {
             hold: Hold::default(),
             limits_again: None,
             ending: BTreeMap::new(),
+            flights: Flights::default(),
+            orphans: Vec::new(),
+            limit_probe: None,
         }
     }
 
@@ -175,6 +262,7 @@ impl Planner {
             // What was only planned is not there to build on, and what was done is for the caller to undo.
             self.begin_anew();
             self.ending.clear();
+            self.flights.clear();
         }
         self.policy = settings.policy.clone();
     }
@@ -191,13 +279,16 @@ impl Planner {
     pub fn plan(&mut self, verdicts: &[Verdict], _readings: &Readings, candidates: &[Candidate], now: Moment) -> Plan {
         let gap = self.planned.map_or(Duration::ZERO, |before| now.since(before));
         self.planned = Some(now);
-        let scene = Scene { candidates, now, dry: self.policy.dry_run };
+        let memory = verdicts.iter().find(|verdict| verdict.resource == Resource::Memory).and_then(|verdict| verdict.used);
+        let scene = Scene { candidates, memory, now, dry: self.policy.dry_run };
         self.hold.feed(candidates, gap);
         self.cooldowns.expire(now);
         self.watch_endings(&scene);
+        self.watch_flights(&scene);
 
         let mut plan = Plan::default();
-        self.forget_missing(verdicts, &mut plan);
+        self.forget_missing(verdicts);
+        self.measure_the_rest(&scene, &mut plan);
         // A replica over its own limit is the plainest case: it is looked at before the machine looks for somebody to blame.
         let (own, shared): (Vec<&Verdict>, Vec<&Verdict>) =
             verdicts.iter().partition(|verdict| matches!(verdict.resource, Resource::Worker(_)));
@@ -231,8 +322,9 @@ impl Planner {
         };
         let holds = fresh.iter().any(|verdict| verdict.resource == action.resource && verdict.level > Level::Normal && verdict.over);
         if !holds {
+            self.flights.cancel(slot);
             if let Some(ending) = self.ending.remove(&slot) {
-                self.cooldowns.cancel(&action.resource, &ending.worker);
+                self.cooldowns.cancel(&ending.worker);
             }
             if let Some(course) = self.courses.get_mut(&action.resource)
                 && let Some(trial) = course.trial.take_if(|trial| trial.action == action.id)
@@ -254,6 +346,7 @@ impl Planner {
         Status {
             throttled: throttled && !self.policy.dry_run,
             last_action: course.last_action.clone(),
+            last_effect: course.last_effect.clone(),
             unanswered: course.unanswered.zip(self.planned).map_or(Duration::ZERO, |(since, now)| now.since(since)),
             reason: course.refusal.as_ref().map(|(reason, _)| reason.word()),
             detail: course.refusal.as_ref().map(|(_, detail)| detail.clone()),
@@ -262,6 +355,7 @@ impl Planner {
 
     fn note_one(&mut self, action: &Action, outcome: &Outcome, now: Moment) {
         if let (Deed::Recycle(slot, _) | Deed::Kill(slot), Outcome::Unavailable(_) | Outcome::Failed(_)) = (&action.deed, outcome) {
+            self.flights.cancel(*slot);
             // Looked at again after the pause, as one that did not end in time is.
             if let Some(ending) = self.ending.get_mut(slot) {
                 ending.within = PAUSE;
@@ -314,25 +408,47 @@ impl Planner {
         });
     }
 
-    /// A replica that has ended takes its course with it: whatever was on trial for it was enough.
-    fn forget_missing(&mut self, verdicts: &[Verdict], plan: &mut Plan) {
+    /// Whose memory is back, or is waited for no longer, is off the books; the trial that ended it is told.
+    fn watch_flights(&mut self, scene: &Scene) {
+        for landing in self.flights.watch(scene.candidates, scene.memory, scene.now) {
+            let Some(course) = self.courses.get_mut(&landing.resource) else { continue };
+            if let Some(trial) = course.trial.as_mut().filter(|trial| trial.victim.is_some_and(|(slot, _)| slot == landing.slot)) {
+                trial.land(landing.back, scene.now);
+            }
+        }
+    }
+
+    /// A replica that has ended takes its course with it: whatever was on trial for it was enough. Its effects are measured on.
+    fn forget_missing(&mut self, verdicts: &[Verdict]) {
         let judged: BTreeSet<&Resource> = verdicts.iter().map(|verdict| &verdict.resource).collect();
-        self.courses.retain(|resource, course| {
+        let Planner { courses, orphans, .. } = self;
+        courses.retain(|resource, course| {
             let is_judged = judged.contains(resource);
             if !is_judged {
-                plan.measured.extend(course.probes.drain(..).map(|probe| Measured {
-                    action: probe.action,
-                    resource: resource.clone(),
-                    rung: probe.rung,
-                    before: probe.before,
-                    after_1s: probe.after_1s,
-                    after_10s: None,
-                    effective: probe.effective.unwrap_or(true),
-                    next: "it has ended".to_owned(),
-                }));
+                orphans.extend(course.probes.drain(..).take(PROBES).map(|probe| (resource.clone(), probe)));
             }
             is_judged
         });
+    }
+
+    /// Effects that no verdict speaks of: of a replica that has ended nothing is left, and that is known, not assumed.
+    fn measure_the_rest(&mut self, scene: &Scene, plan: &mut Plan) {
+        let now = scene.now;
+        self.orphans.retain_mut(|(resource, probe)| {
+            if !probe.look(Some(0.0), now) {
+                return true;
+            }
+            plan.measured.push(probe.measured(resource, Some(0.0), true));
+            false
+        });
+        let Some(mut limited) = self.limit_probe.take() else { return };
+        let used = limited.used(scene);
+        if !limited.probe.look(used, now) {
+            self.limit_probe = Some(limited);
+            return;
+        }
+        let effective = used.is_some_and(|used| used <= limited.most * (1.0 + LIMIT_TOLERANCE));
+        plan.measured.push(limited.probe.measured(&Resource::Cpu, used, effective));
     }
 
     /// One resource in one tick.
@@ -358,7 +474,7 @@ impl Planner {
         if verdict.resource == Resource::Cpu {
             self.keep_budget(verdict, scene, plan);
         }
-        self.settle_trial(verdict, course, scene, plan);
+        self.settle_trial(verdict, course, scene);
         if course.trial.is_some() {
             if scene.dry && verdict.over {
                 self.refuse(verdict, course, Reason::DryRun, "planned, and not done".to_owned(), scene, plan);
@@ -403,7 +519,7 @@ impl Planner {
             }
         }
         if let Some(trial) = course.trial.take() {
-            conclude(course, &trial, true);
+            conclude(course, &trial, true, ENOUGH.to_owned());
         }
         course.answer();
         course.critical = false;
@@ -413,57 +529,38 @@ impl Planner {
         course.critical_round = Round::default();
     }
 
-    /// Fills in the probes, and reports those that have all their figures.
+    /// Fills in the probes, and reports those that have all their figures. One still on trial after ten seconds keeps its
+    /// figures and is reported when its trial is over.
     fn measure(&self, verdict: &Verdict, course: &mut Course, now: Moment, plan: &mut Plan) {
         let trial = course.trial.as_ref().map(|trial| trial.action);
+        let mut last = None;
         course.probes.retain_mut(|probe| {
-            let age = now.since(probe.at);
-            if probe.after_1s.is_none() && age >= Duration::from_secs(1) && age < Duration::from_secs(10) {
-                probe.after_1s = verdict.used;
-            }
-            // One still on trial after ten seconds is reported when its trial is over.
-            if age < Duration::from_secs(10) || trial == Some(probe.action) {
+            if !probe.look(verdict.used, now) || trial == Some(probe.action) {
                 return true;
             }
-            plan.measured.push(Measured {
-                action: probe.action,
-                resource: verdict.resource.clone(),
-                rung: probe.rung,
-                before: probe.before,
-                after_1s: probe.after_1s,
-                after_10s: verdict.used,
-                effective: probe.effective.unwrap_or(false),
-                next: "nothing, it was enough".to_owned(),
-            });
+            let measured = probe.measured(&verdict.resource, verdict.used, false);
+            last = Some(measured.in_words(verdict.limit));
+            plan.measured.push(measured);
             false
         });
+        if last.is_some() {
+            course.last_effect = last;
+        }
     }
 
-    fn settle_trial(&mut self, verdict: &Verdict, course: &mut Course, scene: &Scene, plan: &mut Plan) {
+    fn settle_trial(&mut self, verdict: &Verdict, course: &mut Course, scene: &Scene) {
         let Some(mut trial) = course.trial.take() else { return };
         match trial.progress(verdict, scene.candidates, scene.now) {
             Progress::Pending => course.trial = Some(trial),
             Progress::Enough => {
-                conclude(course, &trial, !trial.dry);
+                conclude(course, &trial, !trial.dry, ENOUGH.to_owned());
                 course.round(trial.tier).enough(scene.now);
             }
             Progress::NotEnough { helped } => {
-                course.round(trial.tier).wanting(helped && !trial.dry, scene.now);
+                let again = trial.failed.is_none() && !trial.dry && ladder::has_time(&trial.rung, verdict);
+                course.round(trial.tier).wanting(&trial.rung, helped && !trial.dry, again, scene.now);
                 let next = self.next_in_words(verdict, course, &trial, scene);
-                if let Some(at) = course.probes.iter().position(|probe| probe.action == trial.action) {
-                    let probe = course.probes.remove(at);
-                    let is_old = scene.now.since(probe.at) >= Duration::from_secs(10);
-                    plan.measured.push(Measured {
-                        action: probe.action,
-                        resource: verdict.resource.clone(),
-                        rung: probe.rung,
-                        before: probe.before,
-                        after_1s: probe.after_1s,
-                        after_10s: verdict.used.filter(|_| is_old),
-                        effective: helped && !trial.dry,
-                        next,
-                    });
-                }
+                conclude(course, &trial, helped && !trial.dry, next);
             }
         }
     }
@@ -502,7 +599,7 @@ impl Planner {
             if tried == 0 {
                 continue;
             }
-            let pause = course.round(*tier).again_in(scene.now);
+            let pause = course.round(*tier).again_in(*tier, scene.now);
             if pause.is_zero() {
                 course.round(*tier).restart();
                 match self.climb_from(*tier, &rungs, verdict, course, scene, plan) {
@@ -520,6 +617,11 @@ impl Planner {
             let is_quiet = rungs.iter().all(|rung| *rung == Rung::Notify);
             let reason = if is_quiet { Reason::NoRung } else { Reason::Cooldown };
             refusals.push((reason, format!("the ladder was tried, again in {} s", pause.as_secs() + 1)));
+        }
+        // Something is being tried: what was begun for another resource comes back to this one too.
+        if verdict.resource == Resource::Memory && !self.flights.is_empty() {
+            course.answer();
+            return;
         }
         refusals.extend(course.failure.clone());
         let reason = refusals.iter().map(|(reason, _)| *reason).max().unwrap_or(Reason::NoRung);
@@ -579,7 +681,7 @@ impl Planner {
         let before = verdict.used.unwrap_or(0.0);
         course.failure = None;
         if course.probes.len() < PROBES {
-            course.probes.push(Probe { action: id, rung: rung.word(), at: scene.now, before, after_1s: None, effective: None });
+            course.probes.push(Probe::new(id, rung.word(), before, scene.now));
         }
         Trial::new(id, rung.clone(), tier, victim, before, scene.dry, scene.now)
     }
@@ -595,7 +697,10 @@ impl Planner {
             }
             _ => Duration::ZERO,
         };
-        self.cooldowns.start(&verdict.resource, &candidate.worker, scene.now);
+        self.cooldowns.spare(&candidate.worker, scene.now);
+        if !scene.dry {
+            self.flights.start(candidate, &verdict.resource, within, scene.memory, scene.candidates, scene.now);
+        }
         let until = if scene.dry { PAUSE } else { within + PAUSE };
         self.ending.insert(*slot, Ending { worker: candidate.worker.clone(), at: scene.now, within: until });
         Some((*slot, within))
@@ -667,7 +772,15 @@ impl Planner {
         };
         let reason = format!("limits.cpu: {}", shares.iter().map(name).collect::<Vec<_>>().join(", "));
         self.hold.remember(&shares);
-        self.act(Resource::Cpu, Deed::Throttle(shares), reason, plan);
+        let limited: Vec<(SlotId, f64)> = shares.iter().filter_map(|share| Some((share.slot, share.cores?))).collect();
+        let id = self.act(Resource::Cpu, Deed::Throttle(shares), reason, plan);
+        if !limited.is_empty() && !scene.dry {
+            let (slots, most) = (limited.iter().map(|(slot, _)| *slot).collect(), limited.iter().map(|(_, cores)| cores).sum());
+            let mut limited = LimitProbe { probe: Probe::new(id, Rung::Throttle.word(), 0.0, scene.now), slots, most };
+            // A replica that has only just started has used nothing yet that is known.
+            limited.probe.before = limited.used(scene).unwrap_or(0.0);
+            self.limit_probe = Some(limited);
+        }
     }
 
     /// Replaces what has lived long enough, one at a time over all workers. Protection is no bar: its own settings ask for it.
@@ -687,10 +800,13 @@ impl Planner {
     }
 }
 
-/// The trial is over: its probe goes on to the tenth second.
-fn conclude(course: &mut Course, trial: &Trial, effective: bool) {
+/// The trial is over: its probe goes on to the tenth second. What could not be done has no effect to measure.
+fn conclude(course: &mut Course, trial: &Trial, effective: bool, next: String) {
+    if trial.failed.is_some() {
+        course.probes.retain(|probe| probe.action != trial.action);
+    }
     if let Some(probe) = course.probes.iter_mut().find(|probe| probe.action == trial.action) {
-        probe.effective = Some(effective);
+        (probe.effective, probe.next) = (Some(effective), next);
     }
 }
 

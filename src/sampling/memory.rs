@@ -1,12 +1,14 @@
 //! Memory of the scope.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::readings::{MemoryEvents, MemoryReadings, Reading, Source};
 use super::scope::{Extent, Scope};
 use super::tally::Tally;
 use crate::host::Paths;
 use crate::host::cgroupfs::{self, Layout, Own, Version};
+use crate::host::folder::Folder;
 use crate::host::kept::Kept;
 use crate::host::procfs::Meminfo;
 
@@ -35,8 +37,18 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub fn new(paths: &Paths, version: Version, folder: &Path) -> Group {
-        let file = |v2: &str, v1: &str| Kept::new(paths, folder.join(if version == Version::V2 { v2 } else { v1 }));
+    /// The group we are in, or one above it: none of them can go while we live.
+    fn of_scope(paths: &Paths, version: Version, folder: &Path) -> Group {
+        Group::with(version, folder, |name| Kept::new(paths, folder.join(name)))
+    }
+
+    /// A replica's own group, which goes when the replica has ended.
+    pub fn of_replica(paths: &Paths, version: Version, folder: &Arc<Folder>) -> Group {
+        Group::with(version, folder.path(), |name| Kept::within(paths, folder, name))
+    }
+
+    fn with(version: Version, folder: &Path, open: impl Fn(&'static str) -> Kept) -> Group {
+        let file = |v2, v1| open(if version == Version::V2 { v2 } else { v1 });
         Group {
             version,
             folder: folder.to_path_buf(),
@@ -109,7 +121,7 @@ impl Memory {
         let folder = scope.memory_group.as_deref().unwrap_or(&own.dir);
         let group = match &mut self.group {
             Some(group) if group.folder == folder => group,
-            group => group.insert(Group::new(&self.paths, own.version, folder)),
+            group => group.insert(Group::of_scope(&self.paths, own.version, folder)),
         };
         of_group(group, blank, scratch, tally)
     }

@@ -1,6 +1,6 @@
 //! Pressure stall information of the scope.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::readings::{Pressure, PressureReadings, Reading, Source};
@@ -60,6 +60,11 @@ impl PressureFiles {
         };
         self.last = Some((now, readings.clone()));
         readings
+    }
+
+    /// Where the scope's memory pressure is read, once it has been.
+    pub fn memory_file(&self) -> Option<&Path> {
+        self.files.as_ref().map(|files| files.memory.path())
     }
 
     /// In a container with a v2 tree its group's files, else the machine's.

@@ -1,10 +1,10 @@
 //! What the kernel said in one tick: plain data with its own moment. All rules of a tick judge the same `Readings`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::host::clock::Moment;
+use crate::host::folder::Folder;
 
 /// A number, or the reason why there is none. Never a zero that means "could not read".
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -228,6 +228,6 @@ pub struct Target {
     /// The process that was started; it is its own session leader.
     pub pid: i32,
     /// The replica's own cgroup folders, if it has any: (cpu accounting, memory).
-    pub cpu_group: Option<PathBuf>,
-    pub memory_group: Option<PathBuf>,
+    pub cpu_group: Option<Arc<Folder>>,
+    pub memory_group: Option<Arc<Folder>>,
 }

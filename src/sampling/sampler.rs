@@ -9,7 +9,7 @@ use super::limits::Limits;
 use super::memory::Memory;
 use super::pressure::PressureFiles;
 use super::readings::{CpuReadings, LimitSource, MemoryReadings, PressureReadings, Reading, Readings, SlotId, Source, Target};
-use super::scope::Scope;
+use super::scope::{Extent, Scope};
 use super::tally::Tally;
 use super::trees::Trees;
 use super::workers::Workers;
@@ -76,6 +76,27 @@ impl Sampler {
         self.disks.read(now, &mut tally, &mut readings.disks);
         self.workers.read(targets, &mut self.trees, now, scratch, &mut tally, &mut readings.workers);
         readings.failures = tally.0;
+    }
+
+    /// The scope's memory alone, between two looks: limits and everything else are as in the last.
+    pub fn glance_at_memory(&mut self) -> MemoryReadings {
+        let Sampler { scratch, .. } = self;
+        let mut tally = Tally::default();
+        let machine = match self.scope.extent {
+            Extent::Host => tally.reading(Source::Procfs, self.meminfo.read(scratch), procfs::parse_meminfo),
+            Extent::Container => Reading::Unsupported,
+        };
+        self.memory.read(&self.scope, machine, scratch, &mut tally)
+    }
+
+    /// One replica's memory alone, between two looks, over the processes that were found in the last.
+    pub fn glance_at_worker(&mut self, slot: SlotId) -> Reading<u64> {
+        self.workers.glance(slot, &mut self.scratch)
+    }
+
+    /// The file that tells of the scope's memory pressure, as of the last look.
+    pub fn memory_pressure_file(&self) -> Option<&Path> {
+        self.pressure.memory_file()
     }
 
     /// Whose usage was held against whose limit in the last look, with every candidate for the limit.

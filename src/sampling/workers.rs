@@ -145,6 +145,15 @@ impl Workers {
         into.extend(self.workers.iter_mut().map(|worker| worker.read(paths, page, now, scratch, tally)));
     }
 
+    /// One replica's memory, over the processes that are known.
+    pub fn glance(&mut self, slot: SlotId, scratch: &mut Vec<u8>) -> Reading<u64> {
+        let page = self.page;
+        match self.index.get(&slot).and_then(|at| self.workers.get_mut(*at)) {
+            Some(worker) => worker.glance(page, scratch),
+            None => Reading::Gone,
+        }
+    }
+
     fn follow(&mut self, targets: &[Target]) {
         let same =
             self.workers.len() == targets.len() && self.workers.iter().zip(targets).all(|(worker, target)| worker.slot == target.slot);
@@ -193,12 +202,12 @@ impl Workers {
 impl Worker {
     fn new(paths: &Paths, target: &Target) -> Worker {
         let cpu_group = target.cpu_group.as_ref().map(|folder| {
-            let v1 = folder.join("cpuacct.usage");
-            if v1.exists() { (Version::V1, Kept::new(paths, v1)) } else { (Version::V2, Kept::new(paths, folder.join("cpu.stat"))) }
+            let (version, file) = if folder.has("cpuacct.usage") { (Version::V1, "cpuacct.usage") } else { (Version::V2, "cpu.stat") };
+            (version, Kept::within(paths, folder, file))
         });
         let memory_group = target.memory_group.as_ref().map(|folder| {
-            let version = if folder.join("memory.usage_in_bytes").exists() { Version::V1 } else { Version::V2 };
-            memory::Group::new(paths, version, folder)
+            let version = if folder.has("memory.usage_in_bytes") { Version::V1 } else { Version::V2 };
+            memory::Group::of_replica(paths, version, folder)
         });
         Worker {
             slot: target.slot,
@@ -327,6 +336,24 @@ impl Worker {
         }
     }
 
+    /// Its memory alone. What was learned of shared pages still holds; who has ended is left to the next look.
+    fn glance(&mut self, page: u64, scratch: &mut Vec<u8>) -> Reading<u64> {
+        let mut tally = Tally::default();
+        if let Some(group) = self.memory_group.as_mut().map(|group| group.own_memory(scratch, &mut tally)).filter(is_answer) {
+            return group;
+        }
+        for process in &mut self.processes {
+            match process.statm.read_once(scratch).map(parse::parse_statm) {
+                Ok(Some(statm)) => (process.resident, process.shared) = (statm.resident, statm.shared),
+                Ok(None) => return tally.failed(Source::Procfs, None),
+                Err(Errno::SRCH | Errno::NOENT) => (process.resident, process.shared) = (0, 0),
+                Err(errno) => return tally.failed(Source::Procfs, Some(errno)),
+            }
+        }
+        let correction = self.pss.measured.map_or(0, |(_, difference)| difference);
+        Reading::Known(self.estimate(page).saturating_add_signed(correction))
+    }
+
     fn gone(&self) -> WorkerReadings {
         WorkerReadings {
             slot: self.slot,
@@ -354,10 +381,15 @@ impl Worker {
     }
 
     /// Private pages of each process and, once, the largest shared part: forked workers share most of what they have.
-    fn tree_memory(&mut self, paths: &Paths, page: u64, now: Moment, tally: &mut Tally) -> u64 {
+    fn estimate(&self, page: u64) -> u64 {
         let private = self.processes.iter().fold(0u64, |sum, process| sum.saturating_add(process.resident.saturating_sub(process.shared)));
         let shared = self.processes.iter().map(|process| process.shared).max().unwrap_or(0);
-        let estimate = private.saturating_add(shared).saturating_mul(page);
+        private.saturating_add(shared).saturating_mul(page)
+    }
+
+    /// As exact as it was asked for.
+    fn tree_memory(&mut self, paths: &Paths, page: u64, now: Moment, tally: &mut Tally) -> u64 {
+        let estimate = self.estimate(page);
         let due = self.pss.measured.is_none_or(|(then, _)| now.since(then) >= PSS_EVERY);
         if std::mem::take(&mut self.pss.wanted) && due {
             let total: Result<u64, Errno> = self.processes.iter().map(|process| pss(paths, process.member.pid)).sum();

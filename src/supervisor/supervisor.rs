@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::config::settings::{Restart, Signal, Worker};
 use crate::host::Paths;
 use crate::host::clock::Moment;
-use crate::host::group::{self, Groups};
+use crate::host::group::{self, Group, Groups};
 use crate::host::process::{self, Delivery, Exit, ExitStatus, Launch, Process};
 use crate::host::procfs::Stat;
 use crate::host::scan;
@@ -538,13 +538,13 @@ fn target(replica: &Replica) -> Option<Target> {
         slot: life.slot,
         worker: replica.worker.name.clone(),
         pid: life.process.pid(),
-        cpu_group: life.group.as_ref().and_then(|group| group.cpu_accounting()),
-        memory_group: life.group.as_ref().and_then(|group| group.memory_accounting()),
+        cpu_group: life.group.as_ref().and_then(Group::cpu_accounting).cloned(),
+        memory_group: life.group.as_ref().and_then(Group::memory_accounting).cloned(),
     })
 }
 
 /// Everything between the settings and a running process.
-fn launch(around: &Surroundings, worker: &Worker, name: &str) -> io::Result<(Process, Option<crate::host::group::Group>)> {
+fn launch(around: &Surroundings, worker: &Worker, name: &str) -> io::Result<(Process, Option<Group>)> {
     let user = match &worker.user {
         Some(user) => Some(process::identity(user, worker.group.as_deref())?),
         None => None,

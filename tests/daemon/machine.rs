@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 
 use rustix::io::Errno;
 
-use crate::kernel::{Asked, Call, Reflex, copy};
+use crate::kernel::{Asked, Call, Reflex};
 
 pub fn recorded(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hosts").join(name)
@@ -309,4 +309,17 @@ fn furnish(folder: &Path) -> std::io::Result<()> {
     put(if has("cpuacct.usage") { &[("cpuacct.usage", "0")] } else { &[] })?;
     put(if has("freezer.state") { &[("freezer.state", "THAWED")] } else { &[] })?;
     put(if has("memory.limit_in_bytes") { &V1_MEMORY } else { &[] })
+}
+
+/// A copy of a folder.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("it is ours");
+    for entry in fs::read_dir(from).expect("a folder").flatten() {
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("a file that can be copied");
+        }
+    }
 }

@@ -12,6 +12,7 @@ mod stage;
 
 mod bad_input;
 mod budget;
+mod commands;
 mod crash;
 mod environment;
 mod faults;

@@ -4,6 +4,8 @@
 //! test: user notification, seccomp_unotify(2). That thread answers with an error, with a text of its own, not at all,
 //! or lets the call go on. The binary under test is the one that ships, and what fails is the system call itself.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use std::collections::HashSet;
 use std::fs;
 use std::io::Read;
@@ -411,18 +413,5 @@ fn install(program: &[libc::sock_filter]) -> std::io::Result<i32> {
         let listener =
             libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_NEW_LISTENER, &raw const filter);
         if listener < 0 { Err(std::io::Error::last_os_error()) } else { Ok(listener as i32) }
-    }
-}
-
-/// A copy of a folder.
-pub fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("it is ours");
-    for entry in fs::read_dir(from).expect("a folder").flatten() {
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("a file that can be copied");
-        }
     }
 }

@@ -39,6 +39,7 @@ pub fn snapshot() -> Snapshot {
             platform: "docker".into(),
             cgroup: "v2".into(),
             enforcement: "signal".into(),
+            pressure: "trigger, 2000 ms".into(),
             limit_source: "cgroup".into(),
             scope: "container".into(),
             limitations: vec!["cgroup throttling: /sys/fs/cgroup is read-only".into()],

@@ -1,13 +1,16 @@
 //! What one rung would do about one verdict now: the deed with its reason, or why it can do nothing, or not yet.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use super::{Course, Plan, Planner, Scene};
 use crate::config::settings::Rung;
 use crate::policy::{Resource, Verdict};
 use crate::response::action::{Cause, Deed, Share};
 use crate::response::candidate::Candidate;
+use crate::response::cooldown::PAUSE;
 use crate::response::hold;
+use crate::response::ladder;
 use crate::response::refusal::Reason;
 use crate::response::victim::{self, Ranked, Yield};
 use crate::response::words;
@@ -16,6 +19,8 @@ use crate::sampling::readings::SlotId;
 /// A replica slowed for memory keeps this part of what it used, but never less than [`SLOWED_CORES`].
 const SLOWED: f64 = 0.25;
 const SLOWED_CORES: f64 = 0.05;
+/// A successor is spared this long when the limit is all but reached.
+const PRESSED_PAUSE: Duration = Duration::from_secs(3);
 /// How many places of a ranking are given in a reason.
 const SHOWN: usize = 3;
 
@@ -140,10 +145,14 @@ impl Planner {
         // The one that was asked and has not gone: nobody else pays for that.
         if let Some(candidate) = course.asked.and_then(|slot| scene.candidate(slot)).filter(|candidate| !candidate.settings.protected)
             && *rung == Rung::Kill
+            && self.flights.each().all(|(slot, _)| slot == candidate.slot)
         {
             return Step::Do { deed: deed(candidate.slot), reason: format!("asked to end and still there: {}", victim::why(candidate)) };
         }
 
+        if let Some(step) = self.consider_flights(rung, verdict, scene) {
+            return step;
+        }
         let taken: BTreeSet<SlotId> = plan
             .actions
             .iter()
@@ -161,17 +170,42 @@ impl Planner {
         if !brings(&free) {
             return self.explain_nobody(verdict, scene, &free, yields, used, line);
         }
-        let ready: Vec<Candidate> =
-            free.iter().filter(|candidate| self.cooldowns.worker(&candidate.worker, scene.now).is_zero()).cloned().collect();
+        let ready: Vec<Candidate> = free.iter().filter(|candidate| !self.is_spared(candidate, verdict, scene)).cloned().collect();
         let ranking = victim::rank(&ready, yields);
         let Some(first) = ranking.first() else {
-            return Step::Wait(Reason::Cooldown, "every worker that could go lost a replica just now".to_owned());
+            return Step::Wait(Reason::Cooldown, "every replica that could go has only just replaced another".to_owned());
         };
-        let pause = self.cooldowns.resource(&verdict.resource, scene.now);
-        if !pause.is_zero() && *rung == Rung::Recycle {
-            return Step::Wait(Reason::Cooldown, format!("a replica was ended for this just now, {} s left", pause.as_secs() + 1));
-        }
         Step::Do { deed: deed(first.slot), reason: order_in_words(cause, &ranking) }
+    }
+
+    /// While one replica is on its way out, or its memory on its way back, nobody else is ended. One that another resource
+    /// has asked is killed in place of anybody else when there is no time left.
+    fn consider_flights(&self, rung: &Rung, verdict: &Verdict, scene: &Scene) -> Option<Step> {
+        let (slot, flight) = self.flights.each().next()?;
+        if flight.ended.is_some() {
+            return Some(Step::Wait(Reason::InFlight, format!("the memory of {} is still coming back", flight.name)));
+        }
+        let is_pressing = verdict.growth > 0.0 && verdict.utilization.is_some_and(|usage| usage >= ladder::edge(verdict));
+        let why = format!("{} was told to end", flight.name);
+        if !is_pressing {
+            return Some(Step::Wait(Reason::InFlight, why));
+        }
+        let victim = scene.candidate(slot).filter(|candidate| candidate.is_there() && !candidate.settings.protected);
+        match (rung, victim) {
+            (Rung::Kill, Some(victim)) if flight.can_be_hurried(scene.now) => {
+                Some(Step::Do { deed: Deed::Kill(slot), reason: format!("asked to end and still there: {}", victim::why(victim)) })
+            }
+            (Rung::Recycle, _) => Some(Step::Pass(Reason::InFlight, why)),
+            _ => Some(Step::Wait(Reason::InFlight, why)),
+        }
+    }
+
+    /// A replica that has only just replaced one that was ended is not blamed for what its predecessor left behind; for a
+    /// few seconds only where the kernel would choose somebody otherwise.
+    fn is_spared(&self, candidate: &Candidate, verdict: &Verdict, scene: &Scene) -> bool {
+        let is_pressing = verdict.growth > 0.0 && verdict.utilization.is_some_and(|usage| usage >= ladder::edge(verdict));
+        let spared = if is_pressing { PRESSED_PAUSE } else { PAUSE };
+        !self.cooldowns.worker(&candidate.worker, scene.now).is_zero() && scene.now.since(candidate.since) < spared
     }
 
     /// Nothing that may be ended would bring usage under the line: says which of the possible reasons it is.

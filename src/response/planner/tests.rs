@@ -21,6 +21,8 @@ fn verdict(resource: Resource, level: Level, usage: f64) -> Verdict {
         critical: Some(0.92),
         over: usage >= 0.8,
         over_for: Duration::ZERO,
+        fill: Default::default(),
+        patience: Duration::ZERO,
         growth: 0.0,
         unknown: None,
     }
@@ -85,18 +87,46 @@ fn an_effect_is_measured_before_after_one_second_and_after_ten() {
 }
 
 #[test]
-fn a_rung_that_does_not_help_makes_way_for_the_next_after_its_time() {
+fn a_rung_that_was_twice_in_vain_makes_way_for_the_next() {
     let mut run = Run::new(&settings(vec![]));
     let web = [Candidate { growth: 1e6, ..shedding(1, 500) }];
     let high = memory(Level::High, 0.85);
-    assert_eq!(deeds(&run.plan(0.0, &high, &web)), ["shed"]);
-    for second in 1..10 {
-        assert_eq!(run.plan(f64::from(second), &high, &web), Plan::default(), "second {second}");
+    let mut measured = Vec::new();
+    for second in 0..31 {
+        let plan = run.plan(f64::from(second), &high, &web);
+        let expected = match second {
+            0 | 10 => vec!["shed"],
+            20 => vec!["throttle"],
+            _ => vec![],
+        };
+        assert_eq!(deeds(&plan), expected, "second {second}");
+        if second == 20 {
+            assert_eq!(plan.actions[0].deed, Deed::Throttle(vec![Share { slot: SlotId(1), cores: Some(0.125) }]));
+        }
+        measured.extend(plan.measured);
     }
-    let plan = run.plan(10.0, &high, &web);
-    assert_eq!(deeds(&plan), ["throttle"]);
-    assert_eq!((plan.measured[0].effective, plan.measured[0].next.as_str()), (false, "throttle"));
-    assert_eq!(plan.actions[0].deed, Deed::Throttle(vec![Share { slot: SlotId(1), cores: Some(0.125) }]));
+    let seen: Vec<_> = measured.iter().map(|one| (one.action, one.effective, one.after_1s, one.after_10s, one.next.as_str())).collect();
+    let same = Some(850.0 * MB as f64);
+    assert_eq!(
+        seen,
+        [
+            (1, false, same, same, "shed"),
+            (2, false, same, same, "throttle"),
+            // Its second try has nobody else to slow.
+            (3, false, same, same, "throttle")
+        ]
+    );
+    assert!(run.planner.status(&Resource::Memory).last_effect.is_some_and(|effect| effect.contains("after 10 s: ineffective")));
+}
+
+#[test]
+fn there_is_no_second_try_where_there_is_no_time_for_it() {
+    let web = [Candidate { growth: 1e7, ..shedding(1, 500) }];
+    // At 10 MB/s the seventy megabytes up to critical are gone in seven seconds.
+    let filling = Verdict { growth: 1e7, ..memory(Level::High, 0.85) };
+    let mut run = Run::new(&settings(vec![]));
+    assert_eq!(deeds(&run.plan(0.0, &filling, &web)), ["shed"]);
+    assert_eq!(deeds(&run.plan(10.0, &filling, &web)), ["throttle"]);
 }
 
 #[test]
@@ -105,9 +135,25 @@ fn a_rung_that_helps_but_not_enough_is_given_its_time_again() {
     let web = [Candidate { growth: 1e6, ..shedding(1, 500) }];
     run.plan(0.0, &memory(Level::High, 0.90), &web);
     assert_eq!(deeds(&run.plan(10.0, &memory(Level::High, 0.86), &web)), [""; 0]);
-    let plan = run.plan(20.0, &memory(Level::High, 0.86), &web);
-    assert_eq!(deeds(&plan), ["throttle"]);
+    assert_eq!(deeds(&run.plan(20.0, &memory(Level::High, 0.86), &web)), ["throttle"]);
+    let plan = run.plan(20.1, &memory(Level::High, 0.86), &web);
     assert!(plan.measured[0].effective, "{plan:?}");
+}
+
+#[test]
+fn the_effect_of_a_kill_is_measured_after_its_resource_has_gone() {
+    let mut run = Run::new(&settings(vec![]));
+    let mut web = candidate(1, "web", 0.5, 1000);
+    Arc::make_mut(&mut web.settings).limits.memory = Some(1000 * MB);
+    let own = verdict(Resource::Worker(SlotId(1)), Level::Critical, 1.0);
+    assert_eq!(deeds(&run.plan(0.0, &own, &[web])), ["recycle"]);
+    let calm = memory(Level::Normal, 0.3);
+    let mut measured = Vec::new();
+    for second in [0.5, 1.0, 5.0, 10.0, 11.0] {
+        measured.extend(run.plan(second, &calm, &[]).measured);
+    }
+    let seen: Vec<_> = measured.iter().map(|one| (one.rung, one.after_1s, one.after_10s, one.effective)).collect();
+    assert_eq!(seen, [("recycle", Some(0.0), Some(0.0), true)]);
 }
 
 #[test]
@@ -178,14 +224,39 @@ fn ended_replicas_are_waited_for_and_their_successors_are_spared() {
     assert_eq!(deeds(&run.plan(0.0, &critical, &[candidate(1, "web", 0.5, 500)])), ["recycle"]);
     let stopping = [Candidate { busy: Some("recycling"), ..candidate(1, "web", 0.5, 500) }];
     assert_eq!(run.plan(20.0, &critical, &stopping), Plan::default());
-    // Replaced at 25; two seconds for memory to come back; then nobody is ripe for fifteen.
-    let fresh = [candidate(2, "web", 0.5, 500)];
-    assert_eq!(run.plan(25.0, &critical, &fresh), Plan::default());
-    assert_eq!(run.plan(26.9, &critical, &fresh), Plan::default());
-    let plan = run.plan(27.0, &critical, &fresh);
+    // Replaced at 25 by one as large: the memory of the first came back and the second took it. It is spared for fifteen.
+    let fresh = [Candidate { since: at(25.0), ..candidate(2, "web", 0.5, 500) }];
+    let plan = run.plan(25.0, &critical, &fresh);
     assert_eq!((deeds(&plan), reasons(&plan)), (vec![], vec!["cooldown"]));
     assert_eq!(deeds(&run.plan(39.0, &critical, &fresh)), [""; 0]);
-    assert_eq!(deeds(&run.plan(40.0, &critical, &fresh)), ["kill"]);
+    assert_eq!(deeds(&run.plan(40.0, &critical, &fresh)), ["recycle"]);
+}
+
+#[test]
+fn nobody_else_is_ended_until_the_memory_of_the_first_is_back_or_overdue() {
+    let all = [candidate(1, "web", 0.5, 500), candidate(2, "api", 0.5, 450)];
+    let left = &all[1..];
+    for (name, used_after, until) in [("back at once", 0.92, 2.5), ("it never comes back", 1.0, 12.0)] {
+        let mut settings = settings(vec![]);
+        settings.policy.memory.rule.on_critical = vec![Rung::Kill];
+        let mut run = Run::new(&settings);
+        assert_eq!(run.plan(0.0, &memory(Level::Critical, 1.4), &all).actions[0].deed, Deed::Kill(SlotId(1)));
+        // Stuck for two seconds.
+        assert_eq!(deeds(&run.plan(1.9, &memory(Level::Critical, 1.4), &all)), [""; 0], "{name}");
+        let mut killed = None;
+        for tenth in 20..200 {
+            let second = f64::from(tenth) / 10.0;
+            let usage = if second < 2.5 { 1.4 } else { used_after + 0.2 };
+            let plan = run.plan(second, &memory(Level::Critical, usage), left);
+            assert_eq!(run.planner.status(&Resource::Memory).unanswered, Duration::ZERO, "{name} at {second}");
+            if let Some(action) = plan.actions.first() {
+                assert_eq!(action.deed, Deed::Kill(SlotId(2)), "{name}");
+                killed = Some(second);
+                break;
+            }
+        }
+        assert_eq!(killed, Some(until), "{name}");
+    }
 }
 
 #[test]
@@ -352,6 +423,8 @@ proptest! {
         let protect = |one: &mut Candidate| Arc::make_mut(&mut one.settings).protected = true;
         protect(&mut candidates[3]);
         let mut held: BTreeSet<Resource> = BTreeSet::new();
+        // The last one ended for what all share, and when.
+        let mut flying: Option<(SlotId, f64)> = None;
         for tick in ticks {
             now += tick.gap;
             let moment = at(now as f64 / 1000.0);
@@ -393,6 +466,20 @@ proptest! {
                         prop_assert!(victim.busy.is_none() || matches!(action.deed, Deed::Kill(_)));
                         let verdict = verdicts.iter().find(|verdict| verdict.resource == action.resource).unwrap();
                         prop_assert!(verdict.over && verdict.level == Level::Critical);
+                        // Nobody ends for what others use.
+                        let gives = |one: &Candidate| match verdict.resource {
+                            Resource::Cpu => one.cores.unwrap_or(0.0),
+                            _ => one.memory.unwrap_or(0) as f64,
+                        };
+                        let ours: f64 = candidates.iter().map(gives).sum();
+                        prop_assert!(verdict.used.unwrap() - ours < verdict.high * verdict.limit.unwrap());
+                        // Never two in flight: the one before has ended, or was given up ten seconds after it should have.
+                        if let Some((before, at)) = flying.filter(|(before, _)| before != slot) {
+                            let is_there = candidates.iter().any(|one| one.slot == before);
+                            prop_assert!(dry || !is_there || moment.steady.as_secs_f64() - at >= 9.99, "two in flight: {:?}", plan);
+                        }
+                        flying = Some((*slot, moment.steady.as_secs_f64()));
+                        prop_assert!(dry || planner.flights.each().count() == 1, "{:?} {:?}", planner.flights, plan);
                     }
                     Deed::Throttle(shares) => {
                         prop_assert!(shares.iter().all(|share| share.cores.is_none_or(|cores| cores.is_finite() && cores >= 0.0)));
@@ -414,7 +501,8 @@ proptest! {
                     prop_assert!(!held.contains(&verdict.resource), "everything is undone at normal: {:?}", verdict.resource);
                 } else if verdict.over {
                     let is_held = verdict.resource == Resource::Cpu && planner.hold.engaged().is_some();
-                    prop_assert!(course.trial.is_some() || course.refusal.is_some() || is_held, "silent: {:?}", verdict);
+                    let is_awaited = verdict.resource == Resource::Memory && !planner.flights.is_empty();
+                    prop_assert!(course.trial.is_some() || course.refusal.is_some() || is_held || is_awaited, "silent: {:?}", verdict);
                 }
             }
             let outcome = match tick.outcome {
@@ -424,6 +512,9 @@ proptest! {
                 2 => Outcome::Gone,
                 _ => Outcome::Done,
             };
+            if matches!(outcome, Outcome::Failed(_) | Outcome::Unavailable(_)) {
+                flying = None;
+            }
             // A release that failed is on record as still to be done.
             for action in &plan.actions {
                 if action.deed == Deed::Release && matches!(outcome, Outcome::Failed(_) | Outcome::Unavailable(_)) {
