@@ -4,6 +4,9 @@
 
 #![expect(clippy::disallowed_methods, reason = "the tests are the outside world, which has clocks, sleeps and starts processes")]
 
+#[path = "../kernel/mod.rs"]
+mod kernel;
+mod machine;
 mod outside;
 mod stage;
 mod yard;
@@ -17,6 +20,7 @@ mod doctor;
 mod environment;
 mod faults;
 mod instants;
+mod machines;
 mod memory;
 mod reload;
 mod serving;
