@@ -14,6 +14,7 @@ mod crash;
 mod environment;
 mod faults;
 mod memory;
+mod memory_truth;
 mod reload;
 mod serving;
 mod supervision;
