@@ -295,6 +295,7 @@ impl<'a> World<'a> {
                 usage_total: Reading::Unsupported,
                 used_cores: if is_readable("cpu") { Reading::Known(cores.min(machine.cores)) } else { Reading::Failed(failure) },
                 throttled_total: Reading::Unsupported,
+                stolen_cores: Reading::Unsupported,
             },
             memory: MemoryReadings {
                 limit: Reading::Known(machine.memory * MB as u64),
@@ -358,6 +359,8 @@ impl<'a> World<'a> {
                     cores: Some(life.used),
                     memory: Some((life.memory * MB) as u64),
                     growth: life.growth,
+                    // No groups of their own on this machine.
+                    grasp: plimsoll::response::candidate::Grasp::default(),
                     busy: life.recycling.then_some("recycling"),
                     lifetime_due: settings.recycle.lifetime.is_some_and(|lifetime| age >= lifetime),
                     settings,
@@ -399,7 +402,7 @@ impl<'a> World<'a> {
     fn perform(&mut self, resource: &Resource, deed: &Deed) {
         let now = self.now;
         match deed {
-            Deed::Notify | Deed::Job(_) => {}
+            Deed::Notify | Deed::Job(_) | Deed::Line(_) | Deed::Lift(_) | Deed::Reclaim(_) | Deed::Freeze(_) => {}
             Deed::Shed(slots) => {
                 for life in self.lives.iter_mut().filter(|life| slots.contains(&life.slot)) {
                     life.memory -= life.cache;

@@ -6,6 +6,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use crate::actuators::brake::Brake;
 use crate::actuators::throttle::Throttle;
 use crate::config::{Settings, Sources};
 use crate::host::clock::Moment;
@@ -43,6 +44,7 @@ pub struct Guardian {
     pub engine: Engine,
     pub planner: Planner,
     pub throttle: Throttle,
+    pub brake: Brake,
     pub supervisor: Supervisor,
 
     // What the outside sees.

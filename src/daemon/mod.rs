@@ -3,6 +3,7 @@
 //! Must not be imported by any of it.
 
 pub mod bell;
+pub mod brakes;
 pub mod events;
 pub mod explain;
 pub mod folders;

@@ -11,7 +11,7 @@ use crate::policy::stress::Measure;
 use crate::policy::verdict::Basis;
 use crate::policy::{Level, Resource, Verdict};
 use crate::response::action::{Action, Deed, Outcome};
-use crate::response::candidate::Candidate;
+use crate::response::candidate::{Candidate, Grasp};
 use crate::response::planner::{Measured, Plan};
 use crate::response::refusal::Refusal;
 use crate::sampling::readings::{Reading, SlotId, Target, WorkerReadings};
@@ -37,7 +37,8 @@ impl Guardian {
         self.throttle.measure(now.steady);
 
         let verdicts = self.engine.judge(&self.readings, now);
-        let candidates = self.candidates(now);
+        let mut candidates = self.candidates(now);
+        self.look_at_grasps(&verdicts, &mut candidates);
         let Plan { actions, refusals, measured } = self.planner.plan(&verdicts, &self.readings, &candidates, now);
         let effects = self.perform(actions, now);
         self.planner.note(effects.iter().map(|effect| (&effect.action, &effect.outcome)), now);
@@ -47,6 +48,7 @@ impl Guardian {
         self.tell_effects(&effects, &verdicts, now, &mut events);
         self.tell_measured(measured, &mut events);
         self.tell_refusals(&refusals, &mut events);
+        self.guard_lines(now, &mut events);
         self.report(&verdicts, now, &mut events);
         self.tell(&events, now);
         self.look_closer(&verdicts, now);
@@ -87,6 +89,7 @@ impl Guardian {
                 cores: read.and_then(|read| read.used_cores.known()),
                 memory: read.and_then(|read| read.memory.known()),
                 growth: self.engine.growth(life.slot),
+                grasp: Grasp::default(),
                 busy: replica.busy(),
                 lifetime_due: life.lifetime_due.is_some_and(|due| due <= now.steady),
             })
@@ -101,7 +104,7 @@ impl Guardian {
                 effects.push(Effect { action, at: begun, took: Duration::ZERO, outcome: Outcome::Gone });
                 continue;
             }
-            let hands = Hands { supervisor: &mut self.supervisor, throttle: &mut self.throttle };
+            let hands = Hands { supervisor: &mut self.supervisor, throttle: &mut self.throttle, brake: &mut self.brake };
             let outcome =
                 if self.settings.policy.dry_run { DryRun(hands).perform(&action, begun) } else { { hands }.perform(&action, begun) };
             let at = Moment::now();
@@ -201,11 +204,16 @@ impl Guardian {
                 }
                 continue;
             }
+            if matches!(action.deed, Deed::Lift(_)) {
+                self.tell_lifted(action, events);
+                continue;
+            }
             let workers = self.whom(&action.deed);
             let fresh = action.id > self.tally.last_action;
             self.tally.last_action = self.tally.last_action.max(action.id);
             // A worker's own `limits.cpu` is held by the same means, but nothing is over a line.
-            let begins = fresh && matches!(action.deed, Deed::Throttle(_)) && self.planner.status(&action.resource).throttled;
+            let begins =
+                fresh && matches!(action.deed, Deed::Throttle(_) | Deed::Line(_)) && self.planner.status(&action.resource).throttled;
             if begins && matches!(outcome, Outcome::Done) {
                 self.tally.engaged.insert(action.resource.clone(), now);
                 let reason = action.reason.clone();
@@ -224,7 +232,7 @@ impl Guardian {
             if !fresh && !failed {
                 continue;
             }
-            let rung = action.deed.rung().map_or("release", |rung| rung.word());
+            let rung = action.deed.word();
             if matches!(outcome, Outcome::Done | Outcome::Failed(_)) {
                 let counts = self.tally.actions.entry((resource.clone(), rung)).or_default();
                 counts.0 += 1;
@@ -258,7 +266,13 @@ impl Guardian {
 
     /// Tells of every throttle that holds nobody any more.
     pub fn note_released(&mut self, reason: &str, now: Moment, events: &mut Vec<Event>) {
-        let free: Vec<Resource> = self.tally.engaged.keys().filter(|resource| !self.throttle.holds_for(resource)).cloned().collect();
+        let free: Vec<Resource> = self
+            .tally
+            .engaged
+            .keys()
+            .filter(|resource| !self.throttle.holds_for(resource) && !self.brake.holds_for(resource))
+            .cloned()
+            .collect();
         for resource in free {
             let Some(since) = self.tally.engaged.remove(&resource) else { continue };
             let verdict = self.tally.verdicts.iter().find(|verdict| verdict.resource == resource);
@@ -420,7 +434,9 @@ impl Guardian {
         let slots = match deed {
             Deed::Shed(slots) => slots.clone(),
             Deed::Throttle(shares) => shares.iter().map(|share| share.slot).collect(),
-            Deed::Recycle(slot, _) | Deed::Kill(slot) => vec![*slot],
+            Deed::Line(line) => vec![line.slot],
+            Deed::Reclaim(portions) => portions.iter().map(|portion| portion.slot).collect(),
+            Deed::Recycle(slot, _) | Deed::Kill(slot) | Deed::Lift(slot) | Deed::Freeze(slot) => vec![*slot],
             Deed::Notify | Deed::Job(_) | Deed::Release => Vec::new(),
         };
         let name = |slot| self.supervisor.replica(slot).map(|replica| format!("{}.{}", replica.worker.name, replica.index));

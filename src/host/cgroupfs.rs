@@ -190,9 +190,7 @@ pub fn parse_cpu_max(text: &[u8]) -> Option<Option<f64>> {
     if quota == b"max" {
         return Some(None);
     }
-    // The kernel's own default period, where only a quota is given.
-    let period = fields.next().map_or(Some(100_000), number);
-    cores(number(quota)?, period?).map(Some)
+    cores(number(quota)?, number(fields.next()?)?).map(Some)
 }
 
 /// `cpu.cfs_quota_us`, in microseconds. Outer `None`: not understood; inner `None` (a negative quota): no limit.
@@ -345,7 +343,7 @@ mod tests {
         for (text, limit) in [
             ("max 100000\n", Some(None)),
             ("50000 100000", Some(Some(0.5))),
-            ("150000", Some(Some(1.5))),
+            ("150000", None),
             ("50000 0", None),
             ("0 100000", None),
             ("x 100000", None),

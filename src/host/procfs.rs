@@ -100,16 +100,18 @@ impl Meminfo {
     }
 }
 
-/// `None` without a `MemTotal` above zero: a machine without memory is a file that could not be read.
+/// `None` without a `MemTotal` above zero and a `MemFree`: a machine without memory is a file that could not be read, and
+/// one whose free memory is not known is not full.
 pub fn parse_meminfo(text: &[u8]) -> Option<Meminfo> {
     let mut meminfo = Meminfo::default();
+    let mut free = None;
     for line in text.split(|byte| *byte == b'\n') {
         let mut fields = fields(line);
         let (Some(name), Some(value)) = (fields.next(), fields.next()) else { continue };
         let Some(value) = number::<u64>(value).and_then(|kib| kib.checked_mul(1024)) else { continue };
         match name {
             b"MemTotal:" => meminfo.total = value,
-            b"MemFree:" => meminfo.free = value,
+            b"MemFree:" => free = Some(value),
             b"MemAvailable:" => meminfo.available = Some(value),
             b"Inactive(file):" => meminfo.inactive_file = value,
             b"Active(file):" => meminfo.active_file = value,
@@ -122,6 +124,7 @@ pub fn parse_meminfo(text: &[u8]) -> Option<Meminfo> {
             _ => {}
         }
     }
+    meminfo.free = free?;
     (meminfo.total > 0).then_some(meminfo)
 }
 
@@ -297,8 +300,9 @@ mod tests {
     #[test]
     fn meminfo_without_a_total_is_no_answer() {
         assert_eq!(parse_meminfo(b"MemFree: 5 kB\n"), None);
-        assert_eq!(parse_meminfo(b"MemTotal: 0 kB\n"), None);
-        let meminfo = parse_meminfo(b"MemTotal: 2 kB\nMemAvailable: 1 kB\nInactive(file):   3 kB\nJunk\nSwapFree: x kB\n");
+        assert_eq!(parse_meminfo(b"MemTotal: 0 kB\nMemFree: 0 kB\n"), None);
+        assert_eq!(parse_meminfo(b"MemTotal: 5 kB\n"), None);
+        let meminfo = parse_meminfo(b"MemTotal: 2 kB\nMemFree: 0 kB\nMemAvailable: 1 kB\nInactive(file):   3 kB\nJunk\nSwapFree: x kB\n");
         assert_eq!(meminfo, Some(Meminfo { total: 2048, available: Some(1024), inactive_file: 3072, ..Meminfo::default() }));
         assert_eq!(meminfo.and_then(|meminfo| meminfo.kernel_share()), None);
     }

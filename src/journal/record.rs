@@ -151,6 +151,14 @@ events! {
         after_1s: Option<f64>,
         after_10s: Option<f64>,
     }
+    #[doc = "A line for a worker's memory was taken off because it only held it up."]
+    WARN MemoryLineLifted "memory_line_lifted" {
+        worker: String,
+        line_bytes: Option<u64>,
+        set_by: &'static str,
+        reason: String,
+        detail: String,
+    }
     #[doc = "Over the line with nothing (more) to be done, and why."]
     WARN ActionSuppressed "action_suppressed" {
         resource: String,
@@ -324,11 +332,17 @@ impl Event {
                 let whom = if workers.is_empty() { String::new() } else { format!(" {}", workers.join(", ")) };
                 format!("{resource}: {action}{whom}: {outcome}{}", tail(detail))
             }
-            Event::ActionEffective { resource, action, before, after_1s, .. } => {
-                format!("{resource}: {action} helped: {} before, {} after a second", percent(before), percent(after_1s))
+            Event::ActionEffective { resource, action, before, after_1s, after_10s, .. } => {
+                let (before, after_1s, after_10s) = (percent(before), percent(after_1s), percent(after_10s));
+                format!("{resource}: {action} helped: {before} before, {after_1s} after a second, {after_10s} after ten")
             }
-            Event::ActionIneffective { resource, action, before, after_1s, .. } => {
-                format!("{resource}: {action} did not help: {} before, {} after a second", percent(before), percent(after_1s))
+            Event::ActionIneffective { resource, action, before, after_1s, after_10s, .. } => {
+                let (before, after_1s, after_10s) = (percent(before), percent(after_1s), percent(after_10s));
+                format!("{resource}: {action} did not help: {before} before, {after_1s} after a second, {after_10s} after ten")
+            }
+            Event::MemoryLineLifted { worker, line_bytes, set_by, reason, detail } => {
+                let line = line_bytes.map_or(String::new(), |line| format!(" of {}", mib(line)));
+                format!("{worker}: the line{line} for its memory, set by {set_by}, was taken off: {reason}{}", tail(detail))
             }
             Event::ActionSuppressed { resource, detail, unanswered_seconds, .. } => {
                 format!("{resource} over its line for {unanswered_seconds:.1} s with nothing more to be done: {detail}")

@@ -215,8 +215,8 @@ pub static TABLE: &[Metric] = &[
     single(
         "plimsoll_cpu_throttled_seconds_total",
         COUNTER,
-        "Time the platform held the scope back by its CPU quota. What Plimsoll takes away is in plimsoll_worker_throttled_seconds_total.",
-        "cpu.stat",
+        "Time the platform held the scope back: by CPU quotas on its group and those above, on a host by steal. What Plimsoll takes away is in plimsoll_worker_throttled_seconds_total.",
+        "cpu.stat, /proc/stat",
         |snapshot, out| out.add(&[], snapshot.cpu.throttled_seconds_total),
     ),
     single(
@@ -264,7 +264,7 @@ pub static TABLE: &[Metric] = &[
     per_disk!("plimsoll_filesystem_files_free", "Inodes not in use.", "statvfs", files_free),
     per_pressure!(
         "plimsoll_pressure_waiting_seconds_total",
-        "Time in which at least one task waited for the resource.",
+        "Time in which at least one task waited for the resource. Of CPU this holds what Plimsoll's own quotas make wait, and is never judged.",
         "pressure stall information, some",
         waiting_seconds_total
     ),

@@ -9,6 +9,7 @@ use crate::host::clock::Moment;
 use crate::policy::forecast::Forecast;
 use crate::policy::hysteresis::{Hysteresis, Lines};
 use crate::policy::rule;
+use crate::policy::steal::Stolen;
 use crate::policy::stress::{self, Evidence, Measure, Stress};
 use crate::policy::verdict::{Basis, Level, Resource, Verdict};
 use crate::policy::window::{Fill, Mean, Slope};
@@ -26,6 +27,7 @@ pub struct Engine {
     workers: BTreeMap<Arc<str>, Arc<Worker>>,
     judged: Option<Moment>,
     scope_cores: Mean,
+    stolen: Stolen,
     worker_cores: Mean,
     watches: BTreeMap<Resource, Watch>,
     stress: Stress,
@@ -80,6 +82,7 @@ impl Engine {
             workers: by_name(settings),
             judged: None,
             scope_cores: Mean::new(CPU_WINDOW),
+            stolen: Stolen::new(CPU_WINDOW),
             worker_cores: Mean::new(CPU_WINDOW),
             watches: BTreeMap::new(),
             stress: Stress::default(),
@@ -131,6 +134,9 @@ impl Engine {
         if let Reading::Known(cores) = readings.cpu.used_cores {
             self.scope_cores.feed(gap, cores);
         }
+        if let (Reading::Known(stolen), Reading::Known(used)) = (readings.cpu.stolen_cores, readings.cpu.used_cores) {
+            self.stolen.feed(gap, stolen, used);
+        }
         if let Reading::Known(cores) = worker_cores(&readings.workers) {
             self.worker_cores.feed(gap, cores);
         }
@@ -152,6 +158,8 @@ impl Engine {
 
     fn look_at_cpu(&self, readings: &Readings) -> Look {
         let (basis, limit) = basis(self.policy.cpu.limit, readings.cpu.limit_cores, readings.cpu.limit_source);
+        // What the hypervisor keeps for others is not ours to use. A smaller limit from the file is what was meant, stolen or not.
+        let limit = if basis == Basis::Scope { limit.map(|limit| self.stolen.left_of(limit)) } else { limit };
         let (read, mean) = match basis {
             Basis::Workers => (worker_cores(&readings.workers), &self.worker_cores),
             _ => (readings.cpu.used_cores, &self.scope_cores),

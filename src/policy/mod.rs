@@ -8,6 +8,7 @@ pub mod engine;
 pub mod forecast;
 pub mod hysteresis;
 pub mod rule;
+mod steal;
 pub mod stress;
 pub mod window;
 

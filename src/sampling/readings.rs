@@ -103,6 +103,9 @@ pub struct CpuReadings {
     pub used_cores: Reading<f64>,
     /// Time the platform held the scope back, since the scope began: a container's cfs quota, a host's steal. Ours is not in it.
     pub throttled_total: Reading<Duration>,
+    /// Cores the hypervisor gave to others while they were wanted here, mean over the time since the look before. Only of a
+    /// host: a container is held by its quota long before.
+    pub stolen_cores: Reading<f64>,
 }
 
 /// Memory of the scope, in bytes.

@@ -66,8 +66,8 @@ impl Sampler {
         let Sampler { scratch, .. } = self;
         let mut tally = Tally::default();
         let machine = tally.reading(Source::Procfs, self.meminfo.read(scratch), procfs::parse_meminfo);
-        let total = machine.known().map(|info| info.total);
-        self.scope = Scope::decide(self.setting, self.limits.read(total, scratch, &mut tally));
+        let total = machine.map(|info| info.total);
+        self.scope = Scope::decide(self.setting, self.limits.read(total, scratch, &mut tally), &self.scope);
 
         readings.at = now;
         readings.cpu = self.cpu.read(&self.scope, now, scratch, &mut tally);
@@ -146,6 +146,7 @@ pub fn blank(at: Moment) -> Readings {
             usage_total: Reading::Unsupported,
             used_cores: Reading::Unsupported,
             throttled_total: Reading::Unsupported,
+            stolen_cores: Reading::Unsupported,
         },
         memory: MemoryReadings {
             limit: none,
