@@ -135,6 +135,9 @@ impl Guardian {
         into.high = verdict.high;
         into.low = verdict.low;
         into.critical = verdict.critical;
+        write_words(&mut into.measure, verdict.measure.map(|measure| measure.word()));
+        into.evidence = verdict.stress();
+        into.exhaustion_seconds = verdict.exhaustion.map(|left| left.as_secs_f64());
         into.throttled = self.tally.engaged.contains_key(&verdict.resource);
         into.last_action = status.last_action;
         into.last_effect = status.last_effect;
@@ -248,7 +251,7 @@ impl Guardian {
         into.started_at = replica.life.as_ref().map(|life| life.started.unix_seconds());
         into.used_cores = read.and_then(|read| read.used_cores.known());
         into.cores_allowed = burden.map(|burden| burden.cores);
-        write_words(&mut into.throttle_method, burden.map(|burden| burden.method.word()));
+        write_words(&mut into.throttle_method, burden.map(|burden| burden.by));
         into.memory_bytes = read.and_then(|read| read.memory.known());
         into.threads = read.and_then(|read| read.threads.known());
         into.descriptors = read.and_then(|read| read.descriptors.known());
@@ -346,6 +349,7 @@ fn write_memory(memory: &MemoryReadings, into: &mut MemoryState) {
     into.working_set_bytes = memory.working_set.known();
     into.unreclaimable_bytes = memory.unreclaimable.known();
     into.swap_bytes = memory.swap.known();
+    into.refaulted_bytes_total = memory.refaulted.known();
     let events = memory
         .events
         .known()

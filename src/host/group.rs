@@ -12,9 +12,11 @@ use std::sync::Arc;
 
 use super::cgroupfs::{self, Layout, Own, Version};
 use super::folder::{Folder, GroupFile};
+use super::freezer::Freezer;
+use super::memory_group::{self, MemoryGroup};
 
 /// The leaf the daemon moves to on v2, so that its old group can be the parent of worker groups.
-const LEAF: &str = "supervisor";
+pub const LEAF: &str = "supervisor";
 
 /// How the folders of replicas begin: their names share the folder with the kernel's own files.
 pub const REPLICA: &str = "w-";
@@ -159,6 +161,33 @@ impl Groups {
         self.cpu.is_some()
     }
 
+    /// Tries out, on a group made for the purpose, whether a line for memory can be set and memory asked back. `None` where
+    /// no memory groups can be made.
+    pub fn try_memory(&self) -> Option<(Version, Result<(), String>, Result<(), String>)> {
+        let (version, base) = self.memory.as_ref()?;
+        let (line, reclaim) = match probe_in(base) {
+            Ok(folder) => {
+                let tried = memory_group::probe(*version, &folder);
+                let _ = folder.remove();
+                tried
+            }
+            Err(error) => (Err(at(base.path(), &error)), Err(at(base.path(), &error))),
+        };
+        Some((*version, line, reclaim))
+    }
+
+    /// Tries out whether a group made for the purpose can be frozen.
+    pub fn try_freeze(&self) -> Result<(), String> {
+        let base = self.unified.as_ref().ok_or("no groups of our own in the v2 tree")?;
+        let tried = probe_in(base).and_then(|folder| {
+            let freezer = Freezer::open(&folder)?;
+            let result = freezer.freeze().and_then(|()| freezer.thaw());
+            let _ = folder.remove();
+            result
+        });
+        tried.map_err(|error| at(base.path(), &error))
+    }
+
     /// What does not work here, each with its reason.
     pub fn limitations(&self) -> &[String] {
         &self.limitations
@@ -263,8 +292,14 @@ impl Group {
     }
 
     /// The folder in the v2 tree, where a [`super::freezer::Freezer`] may be opened.
-    pub fn freezer(&self) -> Option<&Path> {
-        self.unified.as_ref().map(|folder| folder.path())
+    pub fn freezer(&self) -> Option<&Arc<Folder>> {
+        self.unified.as_ref()
+    }
+
+    /// Its memory controller's files, bound to this very group.
+    pub fn memory_group(&self) -> Option<MemoryGroup> {
+        let (version, folder) = self.memory.as_ref()?;
+        Some(MemoryGroup::new(*version, folder.clone()))
     }
 
     pub fn memory_accounting(&self) -> Option<&Arc<Folder>> {
@@ -292,7 +327,7 @@ impl Group {
 
     /// Where the kernel counts how long the group was held by its quota.
     pub fn cpu_stat(&self) -> Option<GroupFile> {
-        self.cpu.as_ref().map(|(_, folder)| GroupFile { folder: folder.clone(), name: "cpu.stat" })
+        self.cpu.as_ref().map(|(_, folder)| GroupFile { folder: folder.clone(), name: "cpu.stat".into() })
     }
 
     /// Kills everybody in it at once, forks in flight included. False where the kernel has no `cgroup.kill` for us.
@@ -336,17 +371,22 @@ impl Group {
 fn quota_us(cores: f64) -> (u64, u64) {
     // Bounds first: the cast would saturate, but a quota of years is refused by the kernel.
     let cores = if cores.is_finite() { cores.clamp(0.001, 4096.0) } else { 4096.0 };
-    let mut period = PERIOD_US;
-    while period < LONGEST_PERIOD_US && cores * (period as f64) < SMALLEST_QUOTA_US as f64 {
-        period *= 10;
-    }
+    // As short as the smallest quota allows: each write of a quota grants a whole one at once, debts forgiven, so that what
+    // is shared anew four times a second would be exceeded by 6 ms each time with a period of 100 ms.
+    let period = ((SMALLEST_QUOTA_US as f64 / cores).ceil() as u64).clamp(PERIOD_US, LONGEST_PERIOD_US);
     (((cores * period as f64).round() as u64).max(SMALLEST_QUOTA_US), period)
+}
+
+/// A group made for the purpose of trying something out.
+fn probe_in(base: &Folder) -> io::Result<Arc<Folder>> {
+    let path = base.path().join(PROBE);
+    make(&path)?;
+    Ok(Arc::new(Folder::open(&path)?))
 }
 
 /// Sets and unsets a quota on a group made for the purpose.
 fn try_quota(version: Version, base: &Folder) -> io::Result<()> {
-    make(&base.path().join(PROBE))?;
-    let folder = Arc::new(Folder::open(&base.path().join(PROBE))?);
+    let folder = probe_in(base)?;
     let group = Group { cpu: Some((version, folder.clone())), ..Group::default() };
     let result = [Some(0.5), None].into_iter().flat_map(|cores| group.cpu_writes(cores)).try_for_each(|(file, value)| file.write(&value));
     folder.remove()?;
@@ -397,7 +437,8 @@ mod tests {
     fn small_quotas_get_longer_periods() {
         assert_eq!(quota_us(0.25), (2_500, 10_000));
         assert_eq!(quota_us(1.6), (16_000, 10_000));
-        assert_eq!(quota_us(0.05), (5_000, 100_000));
+        assert_eq!(quota_us(0.05), (1_000, 20_000));
+        assert_eq!(quota_us(0.06), (1_000, 16_667));
         assert_eq!(quota_us(0.001), (1_000, 1_000_000));
     }
 

@@ -12,6 +12,9 @@ use super::clock::Moment;
 use super::paths::Paths;
 use super::procfs::{self, Stat};
 
+/// The longest `stat` there can be is half of it.
+const TEXT: usize = 1024;
+
 /// Entries of a folder are read so many bytes at a time, into the stack: a pass allocates nothing.
 const ROOM: usize = 8192;
 
@@ -21,15 +24,16 @@ const ROOM: usize = 8192;
 /// # Errors
 /// When `/proc` cannot be listed, or a process could not be looked at for a reason of ours (no descriptor left): a list
 /// with holes would make living processes look ended.
-pub fn processes(paths: &Paths, found: &mut Vec<Stat>) -> Result<Duration, Errno> {
+pub fn processes(paths: &Paths, found: &mut Vec<Stat>, scratch: &mut Vec<u8>) -> Result<Duration, Errno> {
     let begun = Moment::now();
     found.clear();
+    scratch.resize(TEXT, 0);
     let root = rustix::fs::open(&paths.proc, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut room = [MaybeUninit::uninit(); ROOM];
     let mut entries = RawDir::new(&root, &mut room);
     while let Some(entry) = entries.next() {
         let Some(pid) = pid_of(entry?.file_name()) else { continue };
-        match read_stat(&root, pid) {
+        match read_stat(&root, pid, scratch) {
             Ok(stat) => found.push(stat),
             Err(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM | Errno::BADMSG) => {}
             Err(errno) => return Err(errno),
@@ -44,29 +48,30 @@ pub fn processes(paths: &Paths, found: &mut Vec<Stat>) -> Result<Duration, Errno
 ///
 /// # Errors
 /// As [`processes`]; `found` is then not to be used before the next full pass.
-pub fn newcomers(paths: &Paths, found: &mut Vec<Stat>, marks: &mut Vec<u8>) -> Result<Duration, Errno> {
+pub fn newcomers(paths: &Paths, found: &mut Vec<Stat>, scratch: &mut Vec<u8>) -> Result<Duration, Errno> {
     let begun = Moment::now();
     let root = rustix::fs::open(&paths.proc, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let known = found.len();
+    let mut text = [0_u8; TEXT];
     // One mark for each that is known: still here.
-    marks.clear();
-    marks.resize(known, 0);
+    scratch.clear();
+    scratch.resize(known, 0);
     let mut room = [MaybeUninit::uninit(); ROOM];
     let mut entries = RawDir::new(&root, &mut room);
     while let Some(entry) = entries.next() {
         let Some(pid) = pid_of(entry?.file_name()) else { continue };
         let place = found.get(..known).and_then(|known| known.binary_search_by_key(&pid, |stat| stat.pid).ok());
-        if let Some(mark) = place.and_then(|at| marks.get_mut(at)) {
+        if let Some(mark) = place.and_then(|at| scratch.get_mut(at)) {
             *mark = 1;
             continue;
         }
-        match read_stat(&root, pid) {
+        match read_stat(&root, pid, &mut text) {
             Ok(stat) => found.push(stat),
             Err(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM | Errno::BADMSG) => {}
             Err(errno) => return Err(errno),
         }
     }
-    let mut marks = marks.iter();
+    let mut marks = scratch.iter();
     // Those pushed after the known ones have none, and are all here.
     found.retain(|_| marks.next().is_none_or(|mark| *mark == 1));
     found.sort_unstable_by_key(|stat| stat.pid);
@@ -77,9 +82,10 @@ pub fn newcomers(paths: &Paths, found: &mut Vec<Stat>, marks: &mut Vec<u8>) -> R
 ///
 /// # Errors
 /// `ENOENT` or `ESRCH` when it has ended, `EBADMSG` when its text was not understood, else what the kernel said.
-pub fn process(paths: &Paths, pid: i32) -> Result<Stat, Errno> {
+pub fn process(paths: &Paths, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, Errno> {
     let root = open_root(paths)?;
-    read_stat(&root, pid)
+    scratch.resize(TEXT, 0);
+    read_stat(&root, pid, scratch)
 }
 
 /// How many files process `pid` has open.
@@ -122,13 +128,11 @@ fn open_root(paths: &Paths) -> Result<OwnedFd, Errno> {
     rustix::fs::open(&paths.proc, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn read_stat(root: &impl std::os::fd::AsFd, pid: i32) -> Result<Stat, Errno> {
+fn read_stat(root: &impl std::os::fd::AsFd, pid: i32, text: &mut [u8]) -> Result<Stat, Errno> {
     let mut name = [0u8; NAME];
     let name = below(pid, "stat", &mut name)?;
     let file = rustix::fs::openat(root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    // The longest there can be is half of it.
-    let mut text = [0_u8; 1024];
-    let read = rustix::io::read(&file, &mut text)?;
+    let read = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut *text))?;
     let text = text.get(..read).unwrap_or_default();
     // The pid within a machine that is a folder is the folder's name.
     procfs::parse_stat(text).map(|stat| Stat { pid, ..stat }).ok_or(Errno::BADMSG)
@@ -140,31 +144,31 @@ mod tests {
 
     #[test]
     fn we_are_among_all_processes_once_and_in_order() {
-        let mut found = Vec::new();
-        processes(&Paths::default(), &mut found).unwrap();
+        let (mut found, mut scratch) = (Vec::new(), Vec::new());
+        processes(&Paths::default(), &mut found, &mut scratch).unwrap();
         let own = std::process::id() as i32;
         assert_eq!(found.iter().filter(|stat| stat.pid == own).count(), 1);
         assert!(found.is_sorted_by(|a, b| a.pid < b.pid));
-        let alone = process(&Paths::default(), own).unwrap();
+        let alone = process(&Paths::default(), own, &mut scratch).unwrap();
         assert!(found.iter().any(|stat| stat.pid == own && stat.started == alone.started && stat.ppid == alone.ppid));
     }
 
     #[test]
     fn newcomers_are_found_and_those_gone_left_out() {
-        let (mut found, mut marks) = (Vec::new(), Vec::new());
-        processes(&Paths::default(), &mut found).unwrap();
+        let (mut found, mut scratch) = (Vec::new(), Vec::new());
+        processes(&Paths::default(), &mut found, &mut scratch).unwrap();
         #[expect(clippy::disallowed_methods, reason = "a test needs a process of its own")]
         let mut child = std::process::Command::new("sleep").arg("1000").stdout(std::process::Stdio::null()).spawn().unwrap();
         let is_there = |found: &[Stat]| found.iter().filter(|stat| stat.pid == child.id() as i32).count();
-        newcomers(&Paths::default(), &mut found, &mut marks).unwrap();
+        newcomers(&Paths::default(), &mut found, &mut scratch).unwrap();
         assert_eq!(is_there(&found), 1);
         assert!(found.is_sorted_by(|a, b| a.pid < b.pid));
-        newcomers(&Paths::default(), &mut found, &mut marks).unwrap();
+        newcomers(&Paths::default(), &mut found, &mut scratch).unwrap();
         assert_eq!(is_there(&found), 1);
         let pid = child.id() as i32;
         child.kill().unwrap();
         child.wait().unwrap();
-        newcomers(&Paths::default(), &mut found, &mut marks).unwrap();
+        newcomers(&Paths::default(), &mut found, &mut scratch).unwrap();
         assert!(!found.iter().any(|stat| stat.pid == pid));
         assert!(found.iter().any(|stat| stat.pid == std::process::id() as i32));
     }

@@ -71,8 +71,8 @@ impl Tree {
     }
 
     /// Learns the identity of the process that was started.
-    fn look(&mut self, paths: &Paths) {
-        match scan::process(paths, self.pid) {
+    fn look(&mut self, paths: &Paths, scratch: &mut Vec<u8>) {
+        match scan::process(paths, self.pid, scratch) {
             Ok(stat) => {
                 let root = Member { pid: self.pid, started: stat.started };
                 self.root = Some(root);
@@ -131,7 +131,7 @@ impl Trees {
     pub fn rescan(&mut self, now: Moment) -> Result<(), Errno> {
         // Read first: a process started during the pass moves the number and is found by the next.
         let last_pid = self.read_last_pid();
-        self.cost = scan::processes(&self.paths, &mut self.all)?;
+        self.cost = scan::processes(&self.paths, &mut self.all, &mut self.scratch)?;
         self.last_pid = last_pid;
         self.scanned = Some(now);
         self.passed = Some(now);
@@ -157,7 +157,7 @@ impl Trees {
         }
         for tree in self.trees.iter_mut().filter(|tree| tree.unseen.is_some()) {
             self.changes += 1;
-            tree.look(&self.paths);
+            tree.look(&self.paths, &mut self.scratch);
         }
     }
 
@@ -235,7 +235,8 @@ impl Trees {
                     break;
                 }
                 path.push(here);
-                at = find(&self.all, self.all[here].ppid);
+                // One that is older than its parent is the child of whoever had the number before.
+                at = find(&self.all, self.all[here].ppid).filter(|parent| self.all[*parent].started <= self.all[here].started);
             }
             if let Some(owner) = owner {
                 for here in path.iter() {

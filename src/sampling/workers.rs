@@ -34,6 +34,8 @@ const PSS_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Workers {
     paths: Paths,
     page: u64,
+    /// See [`memory::Group::kernel_share`].
+    pub kernel_share: Option<f64>,
     workers: Vec<Worker>,
     index: HashMap<SlotId, usize>,
     /// The state of the trees whose members were taken in.
@@ -100,6 +102,7 @@ impl Workers {
         Workers {
             paths: paths.clone(),
             page: rustix::param::page_size() as u64,
+            kernel_share: None,
             workers: Vec::new(),
             index: HashMap::new(),
             met: None,
@@ -139,10 +142,16 @@ impl Workers {
                 self.met = self.met.filter(|_| worker.unseen.is_none());
             }
         }
-        self.look_at_details(now, tally);
+        self.look_at_details(now, scratch, tally);
         into.clear();
         let (paths, page) = (&self.paths, self.page);
-        into.extend(self.workers.iter_mut().map(|worker| worker.read(paths, page, now, scratch, tally)));
+        let kernel_share = self.kernel_share;
+        into.extend(self.workers.iter_mut().map(|worker| {
+            if let Some(group) = &mut worker.memory_group {
+                group.kernel_share = kernel_share;
+            }
+            worker.read(paths, page, now, scratch, tally)
+        }));
     }
 
     /// One replica's memory, over the processes that are known.
@@ -169,10 +178,10 @@ impl Workers {
     }
 
     /// Threads and descriptors, a few replicas at a time.
-    fn look_at_details(&mut self, now: Moment, tally: &mut Tally) {
+    fn look_at_details(&mut self, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) {
         if self.cursor >= self.workers.len() {
             if self.round.is_some_and(|begun| now.since(begun) < DETAILS_EVERY) {
-                return self.look_at_new(tally);
+                return self.look_at_new(scratch, tally);
             }
             self.cursor = 0;
             self.round = Some(now);
@@ -183,18 +192,18 @@ impl Workers {
         {
             self.cursor += 1;
             if worker.has_run_since_details() {
-                worker.look_at_details(&self.paths, tally);
+                worker.look_at_details(&self.paths, scratch, tally);
                 left -= 1;
             }
         }
-        self.look_at_new(tally);
+        self.look_at_new(scratch, tally);
     }
 
     /// A replica just started is not left without figures until its turn comes.
-    fn look_at_new(&mut self, tally: &mut Tally) {
+    fn look_at_new(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) {
         let new = self.workers.iter_mut().filter(|worker| worker.threads == Reading::Unsupported && !worker.processes.is_empty());
         for worker in new.take(DETAILS_AT_ONCE) {
-            worker.look_at_details(&self.paths, tally);
+            worker.look_at_details(&self.paths, scratch, tally);
         }
     }
 }
@@ -243,7 +252,7 @@ impl Worker {
             let mut statm = Kept::new(paths, paths.proc.join(format!("{}/statm", member.pid)));
             // Opened before its identity is checked: a file opened for another process is then found out, and one opened
             // for the right one never becomes another's.
-            let stat = statm.read_once(scratch).map(|_| ()).and_then(|()| scan::process(paths, member.pid));
+            let stat = statm.read_once(scratch).map(|_| ()).and_then(|()| scan::process(paths, member.pid, scratch));
             match stat {
                 Ok(stat) if stat.started == member.started && !stat.has_ended() => {
                     self.processes.push(Process { member: *member, statm, cpu: Duration::ZERO, resident: 0, shared: 0 });
@@ -392,7 +401,7 @@ impl Worker {
         let estimate = self.estimate(page);
         let due = self.pss.measured.is_none_or(|(then, _)| now.since(then) >= PSS_EVERY);
         if std::mem::take(&mut self.pss.wanted) && due {
-            let total: Result<u64, Errno> = self.processes.iter().map(|process| pss(paths, process.member.pid)).sum();
+            let total: Result<u64, Errno> = self.processes.iter_mut().map(|process| process.pss(paths)).sum();
             let difference = match total {
                 Ok(total) => total.cast_signed().saturating_sub(estimate.cast_signed()),
                 Err(errno) => {
@@ -413,18 +422,20 @@ impl Worker {
         self.detailed != Some(self.highest) || self.threads.known().is_none() || self.descriptors.known().is_none()
     }
 
-    fn look_at_details(&mut self, paths: &Paths, tally: &mut Tally) {
+    fn look_at_details(&mut self, paths: &Paths, scratch: &mut Vec<u8>, tally: &mut Tally) {
         self.detailed = Some(self.highest);
         let mut threads = Ok(0u32);
         let mut descriptors = Ok(0u64);
         for process in &self.processes {
             let pid = process.member.pid;
-            match scan::process(paths, pid) {
+            // Counted first: if it is the same process after that, the files were its own.
+            let open = scan::descriptors(paths, pid);
+            match scan::process(paths, pid, scratch) {
                 Ok(stat) if stat.started == process.member.started => threads = threads.map(|sum: u32| sum.saturating_add(stat.threads)),
                 Ok(_) | Err(Errno::NOENT | Errno::SRCH) => continue,
                 Err(errno) => threads = Err(errno),
             }
-            descriptors = match (descriptors, scan::descriptors(paths, pid)) {
+            descriptors = match (descriptors, open) {
                 (Ok(sum), Ok(count)) => Ok(sum.saturating_add(count)),
                 // It ended between two looks.
                 (sum, Err(Errno::NOENT | Errno::SRCH)) => sum,
@@ -457,7 +468,7 @@ impl Process {
         (self.resident, self.shared) = (statm.resident, statm.shared);
         // No memory at all: a zombie, unless other threads of it live on. Its clock has stopped for good.
         if statm.resident == 0 {
-            let stat = match scan::process(paths, self.member.pid) {
+            let stat = match scan::process(paths, self.member.pid, scratch) {
                 Err(errno) if !matches!(errno, Errno::NOENT | Errno::SRCH) => return Look::Failed(errno),
                 stat => stat.ok().filter(|stat| stat.started == self.member.started),
             };
@@ -468,7 +479,7 @@ impl Process {
         }
         let cpu = match clock {
             Some(cpu) => cpu,
-            None => match scan::process(paths, self.member.pid) {
+            None => match scan::process(paths, self.member.pid, scratch) {
                 Ok(stat) if stat.started == self.member.started => parse::ticks(stat.busy),
                 Ok(_) | Err(Errno::NOENT | Errno::SRCH) => return Look::Ended,
                 Err(errno) => return Look::Failed(errno),
@@ -478,9 +489,20 @@ impl Process {
         self.cpu = self.cpu.max(cpu);
         Look::Alive
     }
+
+    /// Its proportional share in bytes; zero once it has ended.
+    fn pss(&mut self, paths: &Paths) -> Result<u64, Errno> {
+        let share = pss(paths, self.member.pid);
+        // If the kept file can still be read after it, the number was not another's.
+        match self.statm.read_once(&mut Vec::new()) {
+            Ok(_) => share,
+            Err(Errno::SRCH | Errno::NOENT) => Ok(0),
+            Err(errno) => Err(errno),
+        }
+    }
 }
 
-/// The proportional share of one process in bytes; zero for one that has ended.
+/// The proportional share of whoever has this number, in bytes; zero where nobody has.
 fn pss(paths: &Paths, pid: i32) -> Result<u64, Errno> {
     let error = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let text = match std::fs::read(paths.proc.join(format!("{pid}/smaps_rollup"))).map_err(error) {
@@ -581,7 +603,8 @@ mod tests {
         let target = replica.target();
         let mut sampler = sampler();
         let kill = |member: Member| rustix::process::kill_process(Pid::from_raw(member.pid).unwrap(), Signal::KILL).unwrap();
-        let parent_of = |member: &Member| scan::process(&Paths::default(), member.pid).ok().map(|stat| (stat.ppid, stat.session));
+        let parent_of =
+            |member: &Member| scan::process(&Paths::default(), member.pid, &mut Vec::new()).ok().map(|stat| (stat.ppid, stat.session));
         let root = target.pid;
         // The sleeper in a session of its own, still the child of the inner shell.
         let mut loose = None;
