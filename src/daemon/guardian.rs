@@ -31,6 +31,7 @@ use super::foretold::Foretold;
 use super::pacing::Pace;
 use super::picture::OwnUse;
 use super::rationing::Ration;
+use super::self_watch::SelfWatch;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
 
@@ -69,6 +70,7 @@ pub struct Guardian {
     pub commands: Receiver<Request>,
     pub pace: Pace,
     pub bell: Bell,
+    pub self_watch: SelfWatch,
 
     // What is held for as long as the daemon lives.
     pub folders: Folders,

@@ -77,6 +77,7 @@ impl Guardian {
         into.virtual_bytes = own.virtual_memory;
         into.cpu_seconds = own.cpu;
         into.open_fds = own.descriptors;
+        into.given_up = u64::try_from(self.self_watch.given_up()).unwrap_or(u64::MAX);
         into.max_fds = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         into.history_problem = match &self.folders.stateless {
             Some(why) => Some(why.clone()),
@@ -85,11 +86,12 @@ impl Guardian {
     }
 
     fn write_environment(&self, into: &mut Environment) {
-        let Environment { platform, cgroup, enforcement, pressure, limitations, .. } = &self.environment;
+        let Environment { platform, cgroup, enforcement, pressure, pages, limitations, .. } = &self.environment;
         into.platform.clone_from(platform);
         into.cgroup.clone_from(cgroup);
         into.enforcement.clone_from(enforcement);
         into.pressure.clone_from(pressure);
+        into.pages.clone_from(pages);
         into.limitations.clone_from(limitations);
         // These may change from tick to tick.
         self.sampler.scope().extent.word().clone_into(&mut into.scope);
@@ -393,6 +395,8 @@ pub struct OwnUse {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Own {
     pub resident: Option<u64>,
+    /// Of it what is not a file's.
+    pub private: Option<u64>,
     pub virtual_memory: Option<u64>,
     /// Seconds.
     pub cpu: Option<f64>,
@@ -414,6 +418,7 @@ impl OwnUse {
         let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
         Own {
             resident: own.map(|own| bytes(own.resident)),
+            private: own.map(|own| bytes(own.resident.saturating_sub(own.shared))),
             virtual_memory: own.map(|own| bytes(own.size)),
             cpu: Some(cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9),
             descriptors: scan::descriptors(&self.paths, std::process::id().cast_signed()).ok(),

@@ -174,7 +174,10 @@ mod tests {
             assert_eq!(shed(&changes), WORK, "{name}: {changes:?}");
             assert!(!watch.does_shares() && !watch.does_details() && !watch.does_samples());
             let back = walk(&mut watch, 1000, 600, |_| {});
-            assert_eq!(back.iter().map(|(_, change)| change.clone()).collect::<Vec<_>>(), WORK.map(Change::Restored).into_iter().rev().collect::<Vec<_>>());
+            assert_eq!(
+                back.iter().map(|(_, change)| change.clone()).collect::<Vec<_>>(),
+                WORK.map(Change::Restored).into_iter().rev().collect::<Vec<_>>()
+            );
             assert_eq!(watch.given_up(), 0);
         }
     }
@@ -185,7 +188,8 @@ mod tests {
         assert_eq!(walk(&mut watch, 0, 600, |_| {}), []);
         assert_eq!(walk(&mut watch, 600, 600, |look| (look.cpu, look.holding) = (look.cpu.map(|cpu| cpu * 50.0), true)), []);
         // Two late ticks in a minute, and many that are only a little late.
-        let late = |look: &mut Look| look.late = if look.now.as_secs() % 60 < 2 { Duration::from_secs(9) } else { Duration::from_millis(150) };
+        let late =
+            |look: &mut Look| look.late = if look.now.as_secs() % 60 < 2 { Duration::from_secs(9) } else { Duration::from_millis(150) };
         assert_eq!(walk(&mut watch, 1200, 600, late), []);
         assert_eq!(walk(&mut watch, 1800, 600, |look| (look.memory, look.cpu) = (None, None)), []);
         assert_eq!(walk(&mut watch, 2400, 600, |look| (look.memory, look.replicas) = (Some(20 << 20), 1000)), []);

@@ -20,9 +20,13 @@ use crate::supervisor::Replica;
 use super::guardian::Guardian;
 use super::pacing;
 use super::rationing::Subject;
+use super::self_watch::{self, Change, Look};
 
 /// By then rates are known, if they ever are.
 const RATES_BY: Duration = Duration::from_secs(5);
+
+/// How a limitation of the daemon's own making begins.
+const GIVEN_UP: &str = "the daemon itself costs too much, and does without";
 
 /// From this share of its line on, a worker's shared pages are counted exactly (dear, so not before).
 const NEAR: f64 = 0.85;
@@ -30,6 +34,7 @@ const NEAR: f64 = 0.85;
 impl Guardian {
     /// Looks, judges, plans, acts, records and publishes.
     pub fn tick(&mut self, now: Moment) {
+        let late = now.steady.saturating_sub(self.tally.next_tick);
         self.sampler.read_into(self.supervisor.targets(), now, &mut self.readings);
         self.supervisor.note_readings(&self.readings);
         self.note_members();
@@ -52,6 +57,7 @@ impl Guardian {
         self.tell_measured(measured, &mut events);
         self.tell_refusals(&refusals, &mut events);
         self.guard_lines(now, &mut events);
+        self.watch_self(late, now, &mut events);
         self.report(&verdicts, now, &mut events);
         self.tell(&events, now);
         self.look_closer(&verdicts, now);
@@ -356,7 +362,7 @@ impl Guardian {
                 .unwrap_or(u32::MAX),
             throttled: !self.tally.engaged.is_empty(),
         });
-        if let Some(history) = self.journal.history() {
+        if let Some(history) = self.journal.history().filter(|_| self.self_watch.does_samples()) {
             for verdict in verdicts {
                 history.sample(now, &self.label(&verdict.resource), verdict.used, verdict.limit);
             }
@@ -389,9 +395,35 @@ impl Guardian {
             Some(Subject { slot: target.slot, bytes: read.memory.known().filter(|_| is_wanted)?, own_line })
         };
         let subjects = looked.filter_map(subject).collect();
+        if !self.self_watch.does_shares() {
+            return;
+        }
         for slot in self.tally.ration.choose(subjects, now) {
             self.sampler.want_pss(slot);
         }
+    }
+
+    /// Looks at what the daemon itself costs; gives up optional work where that is too much, and takes it up again.
+    fn watch_self(&mut self, late: Duration, now: Moment, events: &mut Vec<Event>) {
+        let own = self.spare.own_use.read();
+        let change = self.self_watch.look(&Look {
+            now: now.steady,
+            late,
+            gap: self.tally.gap,
+            memory: own.private,
+            cpu: own.cpu,
+            replicas: self.supervisor.replicas().len(),
+            holding: !self.tally.engaged.is_empty(),
+        });
+        events.push(match change {
+            None => return,
+            Some(Change::Shed(work, reason)) => Event::SelfShed { work, reason },
+            Some(Change::Restored(work)) => Event::SelfRestored { work },
+        });
+        self.sampler.set_details(self.self_watch.does_details());
+        let given_up = self_watch::WORK.iter().take(self.self_watch.given_up());
+        self.environment.limitations.retain(|limitation| !limitation.starts_with(GIVEN_UP));
+        self.environment.limitations.extend(given_up.map(|work| format!("{GIVEN_UP}: {work}")));
     }
 
     /// Sets the next tick, and counts this one.

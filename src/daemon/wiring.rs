@@ -20,6 +20,7 @@ use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
 use crate::host::group::Groups;
 use crate::host::inventory::Platform;
+use crate::host::pages;
 use crate::host::process;
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
@@ -40,6 +41,7 @@ use super::explain::Chronicle;
 use super::folders::{self, FolderError, Folders};
 use super::guardian::{Guardian, Spare, Tally};
 use super::pacing::Pace;
+use super::self_watch::SelfWatch;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
 
@@ -78,6 +80,7 @@ impl StartError {
 pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) -> Result<Guardian, StartError> {
     let settings = loaded.settings.clone();
     let paths = Paths::from(&settings.host);
+    pages::keep_few();
     // Before anything else: a signal that arrives while we start must not be lost (PID 1) nor kill us half way.
     let signals = Signals::listen()?;
     let folders = Folders::take(&settings.daemon, &sources)?;
@@ -204,6 +207,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         commands,
         pace: Pace::default(),
         bell: Bell::new(paths.is_live()),
+        self_watch: SelfWatch::default(),
         folders,
         stops,
         sentinel,
