@@ -128,7 +128,8 @@ pub fn parse_meminfo(text: &[u8]) -> Option<Meminfo> {
     (meminfo.total > 0).then_some(meminfo)
 }
 
-/// Of `/proc/vmstat` the pages that were reclaimed and wanted back although there was room for them, since boot. `None` on a kernel that does not count them.
+/// Of `/proc/vmstat` the pages that were reclaimed and wanted back although there was room for them, since boot. `None` on a
+/// kernel that does not count them.
 pub fn parse_refaults(text: &[u8]) -> Option<u64> {
     text.split(|byte| *byte == b'\n').fold(None, |sum, line| {
         let mut fields = fields(line);
@@ -309,7 +310,8 @@ mod tests {
 
     #[test]
     fn the_kernels_own_memory_is_told_apart() {
-        let text = b"MemTotal: 100 kB\nSReclaimable: 30 kB\nSUnreclaim: 5 kB\nKernelStack: 3 kB\nPageTables: 1 kB\nPercpu: 1 kB\n";
+        let text =
+            b"MemTotal: 100 kB\nMemFree: 1 kB\nSReclaimable: 30 kB\nSUnreclaim: 5 kB\nKernelStack: 3 kB\nPageTables: 1 kB\nPercpu: 1 kB\n";
         assert_eq!(parse_meminfo(text).and_then(|meminfo| meminfo.kernel_share()), Some(0.25));
     }
 
