@@ -166,7 +166,8 @@ fn replica_line(name: &str, replica: &ReplicaState) -> String {
     let held = match (replica.next_start_in, replica.cores_allowed) {
         (Some(wait), _) => format!("starts in {}", duration(wait)),
         (None, Some(allowed)) => match &replica.throttle_method {
-            Some(method) => format!("{allowed:.2} by {method}"),
+            // The column is narrow: what is in brackets is for those who ask for JSON.
+            Some(method) => format!("{allowed:.2} by {}", method.split(' ').next().unwrap_or(method)),
             None => format!("{allowed:.2}"),
         },
         (None, None) => "free".to_owned(),

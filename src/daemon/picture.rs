@@ -217,7 +217,7 @@ impl Guardian {
             started_at: replica.life.as_ref().map(|life| life.started.unix_seconds()),
             used_cores: read.and_then(|read| read.used_cores.known()),
             cores_allowed: burden.map(|burden| burden.cores),
-            throttle_method: burden.map(|burden| burden.method.word().to_owned()),
+            throttle_method: burden.map(|burden| burden.by.to_owned()),
             memory_bytes: read.and_then(|read| read.memory.known()),
             threads: read.and_then(|read| read.threads.known()),
             descriptors: read.and_then(|read| read.descriptors.known()),

@@ -72,8 +72,9 @@ fn inherit(fd: RawFd) -> io::Result<()> {
 /// The sentinel's side: `args` are what [`Sentinel::start`] put after the subcommand. Returns the exit code.
 pub fn main(args: &[String]) -> u8 {
     let [lifeline, table, undo_log, proc] = args else { return 2 };
-    // Started through /proc/self/exe, it would be called `exe` in ps and top; a name is all that this is about.
-    let _ = rustix::thread::set_name(c"plimsoll");
+    // Not named as the daemon is: `killall -9 plimsoll` must leave somebody to undo what the daemon cannot any more. The
+    // command line still says whose sentinel it is.
+    let _ = rustix::thread::set_name(c"sentinel");
     let (Ok(lifeline), Ok(table)) = (lifeline.parse::<RawFd>(), table.parse::<RawFd>()) else { return 2 };
     // A word from the terminal or the service manager is meant for the daemon, which tells us when it is over.
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP] {

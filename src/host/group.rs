@@ -263,8 +263,8 @@ impl Group {
     }
 
     /// The folder in the v2 tree, where a [`super::freezer::Freezer`] may be opened.
-    pub fn freezer(&self) -> Option<&Path> {
-        self.unified.as_ref().map(|folder| folder.path())
+    pub fn freezer(&self) -> Option<&Arc<Folder>> {
+        self.unified.as_ref()
     }
 
     pub fn memory_accounting(&self) -> Option<&Arc<Folder>> {
@@ -336,10 +336,9 @@ impl Group {
 fn quota_us(cores: f64) -> (u64, u64) {
     // Bounds first: the cast would saturate, but a quota of years is refused by the kernel.
     let cores = if cores.is_finite() { cores.clamp(0.001, 4096.0) } else { 4096.0 };
-    let mut period = PERIOD_US;
-    while period < LONGEST_PERIOD_US && cores * (period as f64) < SMALLEST_QUOTA_US as f64 {
-        period *= 10;
-    }
+    // As short as the smallest quota allows: each write of a quota grants a whole one at once, debts forgiven, so that what
+    // is shared anew four times a second would be exceeded by 6 ms each time with a period of 100 ms.
+    let period = ((SMALLEST_QUOTA_US as f64 / cores).ceil() as u64).clamp(PERIOD_US, LONGEST_PERIOD_US);
     (((cores * period as f64).round() as u64).max(SMALLEST_QUOTA_US), period)
 }
 
@@ -397,7 +396,8 @@ mod tests {
     fn small_quotas_get_longer_periods() {
         assert_eq!(quota_us(0.25), (2_500, 10_000));
         assert_eq!(quota_us(1.6), (16_000, 10_000));
-        assert_eq!(quota_us(0.05), (5_000, 100_000));
+        assert_eq!(quota_us(0.05), (1_000, 20_000));
+        assert_eq!(quota_us(0.06), (1_000, 16_667));
         assert_eq!(quota_us(0.001), (1_000, 1_000_000));
     }
 

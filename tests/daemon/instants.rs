@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::outside::{self, Process};
-use crate::stage::{Stage, skip, wait_for, wait_within};
+use crate::stage::{Stage, wait_for, wait_within};
 
 /// One worker for each way of being held, all of them far over the budget.
 const SETTINGS: &str = "

@@ -6,6 +6,7 @@
 
 mod outside;
 mod stage;
+mod yard;
 
 mod bad_input;
 mod budget;
