@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::folder::{Folder, GroupFile};
 use crate::host::process::{Priority, Process, ProcessId};
+use crate::host::stops::StopTable;
 use crate::host::{Paths, group};
 
 /// One thing to put back.
@@ -46,6 +47,12 @@ impl Saved {
     pub fn file(file: &GroupFile) -> io::Result<Saved> {
         let (dev, ino) = file.folder.identity();
         Ok(Saved::File { path: file.path(), dev, ino, old: file.read()? })
+    }
+
+    /// A group that is about to be made. Until [`Saved::folder`] says which it became, whatever is empty under this name,
+    /// which is made of our own pid, counts as it.
+    pub fn folder_to_be(path: &Path) -> Saved {
+        Saved::Folder { path: path.to_path_buf(), dev: 0, ino: 0 }
     }
 
     pub fn folder(path: &Path) -> io::Result<Saved> {
@@ -86,10 +93,12 @@ impl Saved {
                 Ok(None) => return Restored::Gone,
                 Err(error) => Err(error),
             },
-            Saved::Folder { path, dev, ino } => Folder::open(path).and_then(|folder| match folder.identity() == (*dev, *ino) {
-                true => group::remove_with_replicas(&folder),
-                false => Err(io::ErrorKind::NotFound.into()),
-            }),
+            Saved::Folder { path, dev, ino } => {
+                Folder::open(path).and_then(|folder| match [(0, 0), folder.identity()].contains(&(*dev, *ino)) {
+                    true => group::remove_with_replicas(&folder),
+                    false => Err(io::ErrorKind::NotFound.into()),
+                })
+            }
         };
         match result {
             Ok(()) => Restored::Done,
@@ -189,10 +198,11 @@ impl UndoLog {
         failed
     }
 
-    /// Forgets folders that were removed in the ordinary way.
+    /// Forgets folders that were removed in the ordinary way, and those that were about to be made and now are: as what they
+    /// have become they are on record.
     pub fn forget_missing_folders(&mut self) {
         let before = self.entries.len();
-        self.entries.retain(|entry| !matches!(&entry.saved, Saved::Folder { path, .. } if !path.exists()));
+        self.entries.retain(|entry| !matches!(&entry.saved, Saved::Folder { path, ino, .. } if *ino == 0 || !path.exists()));
         if self.entries.len() != before {
             // A line too many is harmless, as above.
             let _ = rewrite(&self.path, &self.entries);
@@ -209,9 +219,30 @@ impl Swept {
     }
 }
 
-/// Puts back everything an earlier run wrote down at `path`, and removes the file once nothing is left. Lines that cannot
-/// be read are skipped: the file may have been cut off by the crash that makes this necessary.
+/// Where a daemon with this log notes whom it holds stopped.
+pub fn stops_beside(log: &Path) -> PathBuf {
+    log.with_extension("stops")
+}
+
+/// Lets everybody go on whom an earlier run held stopped and puts back everything it wrote down at `path`; removes each file
+/// once nothing is left. Lines that cannot be read are skipped: the file may have been cut off by the crash that makes
+/// this necessary.
 pub fn sweep(path: &Path, paths: &Paths) -> io::Result<Swept> {
+    let mut total = Swept::default();
+    // First: whoever is stopped cannot even end by itself.
+    let stops = stops_beside(path);
+    if let Some(table) = StopTable::open_at(&stops)? {
+        total.restored = u32::try_from(table.held().len()).unwrap_or(u32::MAX);
+        total.failed = table.let_all_go_on(paths);
+        if total.failed.is_empty() {
+            gone(std::fs::remove_file(&stops))?;
+        }
+    }
+    total.add(sweep_log(path, paths)?);
+    Ok(total)
+}
+
+fn sweep_log(path: &Path, paths: &Paths) -> io::Result<Swept> {
     let Some(file) = lock(path)? else { return Ok(Swept::default()) };
     let (mut swept, failed) = put_back(read(&file), paths, boot_id(paths).as_deref());
     let mut left = Vec::new();
@@ -282,14 +313,18 @@ fn append(mut file: &File, entry: &Entry) -> io::Result<()> {
     file.write_all(line.as_bytes())
 }
 
+/// What is to be removed may be gone already.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Writes down exactly these; without any there is no file. The old file stands until the new one is whole: a crash in
 /// between, or a full disk, loses nothing.
 fn rewrite(path: &Path, entries: &[Entry]) -> io::Result<()> {
     let new = path.with_extension(NEW);
-    let gone = |result: io::Result<()>| match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
     if entries.is_empty() {
         // What a crash has left of an attempt to write it goes as well.
         return gone(std::fs::remove_file(path)).and(gone(std::fs::remove_file(&new)));
