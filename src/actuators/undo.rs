@@ -55,7 +55,12 @@ impl Saved {
 
     /// True for what was saved of this very file.
     pub fn is_of(&self, file: &GroupFile) -> bool {
-        matches!(self, Saved::File { path, dev, ino, .. } | Saved::Lent { path, dev, ino, .. } if (*dev, *ino) == file.folder.identity() && *path == file.path())
+        matches!(self, Saved::File { path, dev, ino, .. } if (*dev, *ino) == file.folder.identity() && *path == file.path())
+    }
+
+    /// The same for what was lent, and for nothing else: a file may be held by two hands, each with its own entry.
+    pub fn is_lent_of(&self, file: &GroupFile) -> bool {
+        matches!(self, Saved::Lent { path, dev, ino, .. } if (*dev, *ino) == file.folder.identity() && *path == file.path())
     }
 
     /// Puts it back, if it is still about the same thing.
