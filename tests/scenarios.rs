@@ -270,6 +270,7 @@ impl<'a> World<'a> {
                 usage_total: Reading::Unsupported,
                 used_cores: if is_readable("cpu") { Reading::Known(cores.min(machine.cores)) } else { Reading::Failed(failure) },
                 throttled_total: Reading::Unsupported,
+                stolen_cores: Reading::Unsupported,
             },
             memory: MemoryReadings {
                 limit: Reading::Known(machine.memory * MB as u64),
@@ -279,6 +280,9 @@ impl<'a> World<'a> {
                 unreclaimable: memory,
                 swap: Reading::Unsupported,
                 events: Reading::Unsupported,
+                file_cache: Reading::Unsupported,
+                refaulted: Reading::Unsupported,
+                stalls: Reading::Unsupported,
             },
             pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },
             disks: self

@@ -20,7 +20,7 @@ use std::time::Duration;
 use crate::config::settings::{Signal, ThrottleMethod};
 use crate::host::cgroupfs::Version;
 use crate::host::clock::Moment;
-use crate::host::folder::{Folder, GroupFile};
+use crate::host::folder::GroupFile;
 use crate::host::freezer::Freezer;
 use crate::host::memory_group::{self, MemoryGroup, Tried};
 use crate::host::process::{Delivery, Process};
@@ -44,7 +44,6 @@ const GUARD_LEAST: usize = 64;
 const GUARD_PART: usize = 5;
 
 /// The file of a group's freezer.
-const FREEZE: &str = "cgroup.freeze";
 
 /// What works here, found by doing it at the start; else why not.
 #[derive(Clone, Debug)]
@@ -69,7 +68,7 @@ impl Means {
 
     /// Tries everything out: on a group made for the purpose, and on `child`, a process of ours.
     pub fn find(paths: &Paths, groups: &group::Groups, child: Option<i32>) -> Means {
-        let advice = match child.and_then(|pid| Process::open(paths, pid, None).ok().flatten()) {
+        let advice = match child.and_then(|pid| Process::open_child(paths, pid).ok().flatten()) {
             Some(child) => advice::is_taken_for(&child).map_err(|error| format!("process_madvise: {error}")),
             None => Err("there is no process to try it on".to_owned()),
         };
@@ -293,8 +292,8 @@ impl Brake {
         let folder = replica.life.as_ref().and_then(|life| life.group.as_ref()).and_then(group::Group::freezer);
         let grip = match (by, folder) {
             (FreezeBy::Group, Some(folder)) => {
-                let freezer = Freezer::open(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-                let file = GroupFile { folder: Arc::new(Folder::open(folder).map_err(|error| error.to_string())?), name: FREEZE };
+                let freezer = Freezer::open(folder).map_err(|error| format!("{}: {error}", folder.path().display()))?;
+                let file = freezer.file().clone();
                 self.undo.save(Saved::lent(&file, "0", "1")).map_err(|error| format!("the stop could not be written down: {error}"))?;
                 if let Err(error) = freezer.freeze() {
                     self.thawed(&file);
@@ -306,7 +305,7 @@ impl Brake {
                 let mut held = Vec::new();
                 for member in members(&self.paths, slot, supervisor) {
                     // Written down first: what the sentinel does not know of must not be stopped.
-                    let Some(ticket) = self.stops.note(member.pid(), member.started()) else { break };
+                    let Some(ticket) = self.stops.note(member.identity()) else { break };
                     match member.signal(Signal(libc::SIGSTOP)) {
                         Ok(Delivery::Delivered) => held.push((member, ticket)),
                         Ok(Delivery::Gone) | Err(_) => self.stops.clear(ticket),
@@ -473,8 +472,8 @@ fn memory_group(replica: &Replica) -> Option<MemoryGroup> {
 fn members(paths: &Paths, slot: SlotId, supervisor: &Supervisor) -> Vec<Process> {
     let mut processes = Vec::new();
     // Nobody seen is nobody held.
-    let seen = scan::processes(paths, &mut processes, &mut Vec::new());
-    if seen.is_ok() { supervisor.members(slot, &processes) } else { Vec::new() }
+    let seen = scan::processes(paths, &mut processes, &mut Vec::new()).map_err(io::Error::from);
+    seen.and_then(|_| supervisor.members(slot, &processes)).unwrap_or_default()
 }
 
 fn complain(failed: Vec<String>) -> Result<(), String> {

@@ -3,6 +3,7 @@
 //! Must not hold a threshold, nor choose a victim.
 
 pub mod brake;
+mod cycles;
 pub mod duty;
 pub mod effect;
 pub mod hands;

@@ -1,8 +1,12 @@
 //! What was there before we changed it, on disk before the change is made: put back on release, on exit, by the sentinel
 //! when the daemon dies, and at the next start.
+//!
+//! The file outlives the daemon, not the machine: groups and processes are gone after a restart of the machine, so nothing
+//! is forced to the disk, and what was written before it (`boot`) is never taken for anything that is there now.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Seek, Write};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -10,7 +14,8 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::host::folder::{Folder, GroupFile, Identity};
-use crate::host::{Paths, group, process};
+use crate::host::process::{Priority, Process, ProcessId};
+use crate::host::{Paths, group};
 
 /// One thing to put back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,7 +26,11 @@ pub enum Saved {
     /// The same, to be put back only while it still says what we put there: what others have set meanwhile is theirs.
     Lent { path: PathBuf, dev: u64, ino: u64, old: String, set: String },
     /// A process's nice value and scheduling class.
-    Nice { pid: i32, started: u64, old: i32 },
+    Nice {
+        #[serde(flatten)]
+        process: ProcessId,
+        old: Priority,
+    },
     /// A group of ours, to be removed once nobody is in it.
     Folder { path: PathBuf, dev: u64, ino: u64 },
 }
@@ -53,12 +62,26 @@ impl Saved {
         Ok(Saved::Folder { path: path.to_path_buf(), dev, ino })
     }
 
-    /// True for what was saved of this very file.
+    fn is_about_the_same_as(&self, other: &Saved) -> bool {
+        match (self, other) {
+            (Saved::File { path, dev, ino, .. }, Saved::File { path: other, dev: its_dev, ino: its_ino, .. })
+            | (Saved::Folder { path, dev, ino }, Saved::Folder { path: other, dev: its_dev, ino: its_ino }) => {
+                (path, dev, ino) == (other, its_dev, its_ino)
+            }
+            (Saved::Nice { process, .. }, Saved::Nice { process: other, .. }) => process == other,
+            // Each value that was put there is to be known again.
+            (Saved::Lent { .. }, Saved::Lent { .. }) => self == other,
+            _ => false,
+        }
+    }
+
+    /// True for what was saved of this very file, to be put back whatever it says by then.
     pub fn is_of(&self, file: &GroupFile) -> bool {
         matches!(self, Saved::File { path, dev, ino, .. } if (*dev, *ino) == file.folder.identity() && *path == file.path())
     }
 
-    /// The same for what was lent, and for nothing else: a file may be held by two hands, each with its own entry.
+    /// True for a loan of this very file. The same file may be on record twice: a duty cycle and a brake may both freeze a
+    /// group, and the end of one is not the end of the other.
     pub fn is_lent_of(&self, file: &GroupFile) -> bool {
         matches!(self, Saved::Lent { path, dev, ino, .. } if (*dev, *ino) == file.folder.identity() && *path == file.path())
     }
@@ -66,45 +89,73 @@ impl Saved {
     /// Puts it back, if it is still about the same thing.
     pub fn restore(&self, paths: &Paths) -> Restored {
         let result = match self {
-            Saved::File { path, dev, ino, old } => match found(path, (*dev, *ino)) {
-                Some((folder, name)) => folder.write(name, old),
-                None => return Restored::Gone,
-            },
-            Saved::Lent { path, dev, ino, old, set } => match found(path, (*dev, *ino)) {
-                Some((folder, name)) => match folder.read(name) {
-                    Ok(value) if value.trim_ascii() == set.as_bytes() => folder.write(name, old),
+            Saved::File { path, dev, ino, old } => found(path, (*dev, *ino)).and_then(|(folder, name)| folder.write(name, old)),
+            Saved::Lent { path, dev, ino, old, set } => {
+                match found(path, (*dev, *ino)).and_then(|(folder, name)| Ok((folder.read(name)?, folder, name))) {
+                    Ok((value, folder, name)) if value.trim_ascii() == set.as_bytes() => folder.write(name, old),
                     Ok(_) => return Restored::Gone,
                     Err(error) => Err(error),
-                },
-                None => return Restored::Gone,
+                }
+            }
+            Saved::Nice { process, old } => match Process::open(paths, *process) {
+                Ok(Some(process)) => process.set_priority(*old),
+                Ok(None) => return Restored::Gone,
+                Err(error) => Err(error),
             },
-            Saved::Nice { pid, started, old } => match process::Process::open(paths, *pid, Some(*started)) {
-                Ok(Some(_)) => process::set_idle_class(*pid, false).and_then(|()| process::set_nice(*pid, *old)),
-                _ => return Restored::Gone,
-            },
-            Saved::Folder { path, dev, ino } => match Folder::open(path) {
-                Ok(folder) if folder.identity() == (*dev, *ino) => group::remove_with_replicas(&folder),
-                _ => return Restored::Gone,
-            },
+            Saved::Folder { path, dev, ino } => Folder::open(path).and_then(|folder| match folder.identity() == (*dev, *ino) {
+                true => group::remove_with_replicas(&folder),
+                false => Err(io::ErrorKind::NotFound.into()),
+            }),
         };
         match result {
             Ok(()) => Restored::Done,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Restored::Gone,
+            // Removed, or ended, while we wrote.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ESRCH)) => Restored::Gone,
             Err(error) => Restored::Failed(format!("{self:?}: {error}")),
         }
     }
 }
 
-/// The folder and the name of a saved file, unless the folder is another one by now.
-fn found(path: &Path, identity: Identity) -> Option<(Folder, &str)> {
-    let (folder, name) = (path.parent()?, path.file_name()?.to_str()?);
-    Some((Folder::open(folder).ok().filter(|folder| folder.identity() == identity)?, name))
+/// A file that is being written in the place of the log, beside it.
+const NEW: &str = "new";
+
+/// One line of the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    /// Of which run of the machine it speaks: pids, start times and inodes begin anew with the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    boot: Option<String>,
+    #[serde(flatten)]
+    saved: Saved,
+}
+
+impl Entry {
+    fn restore(&self, paths: &Paths, boot: Option<&str>) -> Restored {
+        match (self.boot.as_deref(), boot) {
+            (Some(then), Some(now)) if then != now => Restored::Gone,
+            _ => self.saved.restore(paths),
+        }
+    }
+}
+
+/// The folder and the name of a saved file.
+///
+/// # Errors
+/// `NotFound` when the folder is another one by now, else what the kernel said.
+fn found(path: &Path, identity: Identity) -> io::Result<(Folder, &str)> {
+    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    let (folder, name) = path.parent().zip(path.file_name().and_then(|name| name.to_str())).ok_or_else(gone)?;
+    let folder = Folder::open(folder)?;
+    if folder.identity() == identity { Ok((folder, name)) } else { Err(gone()) }
 }
 
 /// The file, and what is in it. A clone is another handle on the same log: each hand that changes something has one.
 #[derive(Clone, Debug)]
 pub struct UndoLog {
     path: PathBuf,
-    entries: Arc<Mutex<Vec<Saved>>>,
+    boot: Option<String>,
+    entries: Arc<Mutex<Vec<Entry>>>,
 }
 
 /// What a sweep did.
@@ -118,42 +169,53 @@ pub struct Swept {
 impl UndoLog {
     /// The log of this run. What an earlier run left must have been swept before; what could not be put back then stays in
     /// it, to be tried again.
-    pub fn new(path: PathBuf) -> UndoLog {
+    pub fn new(path: PathBuf, paths: &Paths) -> UndoLog {
         let entries = File::open(&path).map(|file| read(&file)).unwrap_or_default();
-        UndoLog { path, entries: Arc::new(Mutex::new(entries)) }
+        // In whole lines, or the next would be glued to half a line. A disk too full for that is found out by the first change.
+        let _ = rewrite(&path, &entries);
+        UndoLog { path, boot: boot_id(paths), entries: Arc::new(Mutex::new(entries)) }
     }
 
     /// Whoever panicked while holding it left a list all the same.
-    fn entries(&self) -> MutexGuard<'_, Vec<Saved>> {
+    fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
         self.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Writes `saved` down, before the change is made. An error means that the change must not be made.
+    /// Writes `saved` down, before the change is made. An error means that the change must not be made. What is on record
+    /// already stays as it is: that was there before us, the present value may be one of ours that could not be put back.
     pub fn save(&mut self, saved: Saved) -> io::Result<()> {
+        let mut entries = self.entries();
+        if entries.iter().any(|entry| entry.saved.is_about_the_same_as(&saved)) {
+            return Ok(());
+        }
+        let entry = Entry { boot: self.boot.clone(), saved };
         let file = File::options().create(true).append(true).open(&self.path)?;
         rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-        append(&file, &saved)?;
-        self.entries().push(saved);
+        let before = file.metadata()?.len();
+        // Whoever cleans up old files may have taken ours: what else is changed is then written down once more.
+        let missing: &[Entry] = if before == 0 { entries.as_slice() } else { &[] };
+        let written = missing.iter().chain([&entry]).try_for_each(|entry| append(&file, entry));
+        if let Err(error) = written {
+            // A disk that is full in the middle of a line: the next line must not be glued to this one.
+            let _ = file.set_len(before);
+            return Err(error);
+        }
+        entries.push(entry);
         Ok(())
     }
 
     /// Puts back and forgets everything for which `which` says so, the latest first. Returns what could not be put back.
     pub fn restore(&mut self, paths: &Paths, which: impl Fn(&Saved) -> bool) -> Vec<String> {
-        let mut failed = Vec::new();
         let mut entries = self.entries();
-        let (mut undo, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut *entries).into_iter().partition(&which);
+        let (undo, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut *entries).into_iter().partition(|entry| which(&entry.saved));
         *entries = keep;
         if undo.is_empty() {
-            return failed;
+            return Vec::new();
         }
-        undo.reverse();
-        for saved in undo {
-            if let Restored::Failed(why) = saved.restore(paths) {
-                // Kept: the next attempt may succeed, and the next start certainly tries.
-                entries.push(saved);
-                failed.push(why);
-            }
-        }
+        let (_, failed) = put_back(undo, paths, self.boot.as_deref());
+        let (left, mut failed): (Vec<_>, Vec<_>) = failed.into_iter().unzip();
+        // Kept: the next attempt may succeed, and the next start certainly tries.
+        entries.extend(left);
         if let Err(error) = rewrite(&self.path, &entries) {
             // Harmless: what was put back is put back once more by whoever reads the old file.
             failed.push(format!("{}: {error}", self.path.display()));
@@ -165,7 +227,7 @@ impl UndoLog {
     pub fn forget_missing_folders(&mut self) {
         let mut entries = self.entries();
         let before = entries.len();
-        entries.retain(|saved| !matches!(saved, Saved::Folder { path, .. } if !path.exists()));
+        entries.retain(|entry| !matches!(&entry.saved, Saved::Folder { path, .. } if !path.exists()));
         if entries.len() != before {
             // A line too many is harmless, as above.
             let _ = rewrite(&self.path, &entries);
@@ -185,65 +247,94 @@ impl Swept {
 /// Puts back everything an earlier run wrote down at `path`, and removes the file once nothing is left. Lines that cannot
 /// be read are skipped: the file may have been cut off by the crash that makes this necessary.
 pub fn sweep(path: &Path, paths: &Paths) -> io::Result<Swept> {
-    let mut file = match File::options().read(true).write(true).open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Swept::default()),
-        Err(error) => return Err(error),
-    };
-    rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-    let entries = read(&file);
-    let mut swept = Swept::default();
+    let Some(file) = lock(path)? else { return Ok(Swept::default()) };
+    let (mut swept, failed) = put_back(read(&file), paths, boot_id(paths).as_deref());
     let mut left = Vec::new();
-    for saved in entries.iter().rev() {
-        match saved.restore(paths) {
-            Restored::Done => swept.restored += 1,
-            Restored::Gone => swept.gone += 1,
-            Restored::Failed(why) => {
-                // A group in which somebody still runs is no failure: it is free of limits, and stays on record until it
-                // can be removed.
-                if !matches!(saved, Saved::Folder { .. }) {
-                    swept.failed.push(why);
-                }
-                left.push(saved.clone());
-            }
+    for (entry, why) in failed {
+        // A group in which somebody still runs is no failure: it is free of limits, and stays on record until it can be
+        // removed.
+        if !matches!(entry.saved, Saved::Folder { .. }) {
+            swept.failed.push(why);
         }
+        left.push(entry);
     }
-    left.reverse();
-    if left.is_empty() {
-        std::fs::remove_file(path)?;
-        return Ok(swept);
-    }
-    file.set_len(0)?;
-    file.rewind()?;
-    for saved in &left {
-        append(&file, saved)?;
-    }
+    rewrite(path, &left)?;
     Ok(swept)
 }
 
-fn read(file: &File) -> Vec<Saved> {
-    BufReader::new(file).lines().map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok()).collect()
+/// Puts everything back, the latest first: of two entries for the same file the first holds what was there before us.
+/// Returns what was done, and what could not be, with the reason, in the old order.
+fn put_back(entries: Vec<Entry>, paths: &Paths, boot: Option<&str>) -> (Swept, Vec<(Entry, String)>) {
+    let mut swept = Swept::default();
+    let mut failed: Vec<(Entry, String)> = entries.into_iter().map(|entry| (entry, String::new())).collect();
+    // Twice: a quota may be refused until its period, which was changed before it, is put back as well.
+    for _ in 0..2 {
+        let todo = std::mem::take(&mut failed);
+        for (entry, _) in todo.into_iter().rev() {
+            match entry.restore(paths, boot) {
+                Restored::Done => swept.restored += 1,
+                Restored::Gone => swept.gone += 1,
+                Restored::Failed(why) => failed.push((entry, why)),
+            }
+        }
+        failed.reverse();
+    }
+    (swept, failed)
 }
 
-fn append(mut file: &File, saved: &Saved) -> io::Result<()> {
-    let mut line = serde_json::to_string(saved)?;
+/// The file, locked; `None` where there is none. One that was replaced while we waited for the lock is not it any more.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    loop {
+        let absent = |error: io::Error| if error.kind() == io::ErrorKind::NotFound { Ok(None) } else { Err(error) };
+        let file = match File::options().read(true).write(true).open(path) {
+            Ok(file) => file,
+            Err(error) => return absent(error),
+        };
+        rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
+        match std::fs::metadata(path) {
+            Ok(now) if now.ino() == file.metadata()?.ino() => return Ok(Some(file)),
+            Ok(_) => {}
+            Err(error) => return absent(error),
+        }
+    }
+}
+
+/// Which run of the machine this is, where the kernel says so.
+fn boot_id(paths: &Paths) -> Option<String> {
+    let text = std::fs::read_to_string(paths.proc.join("sys/kernel/random/boot_id")).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+fn read(file: &File) -> Vec<Entry> {
+    // By bytes: a line that is no text is one line lost, not all that follow.
+    let lines = BufReader::new(file).split(b'\n').map_while(Result::ok);
+    lines.filter_map(|line| serde_json::from_slice(&line).ok()).collect()
+}
+
+fn append(mut file: &File, entry: &Entry) -> io::Result<()> {
+    let mut line = serde_json::to_string(entry)?;
     line.push('\n');
     file.write_all(line.as_bytes())
 }
 
-/// Writes down exactly these; without any there is no file.
-fn rewrite(path: &Path, entries: &[Saved]) -> io::Result<()> {
+/// Writes down exactly these; without any there is no file. The old file stands until the new one is whole: a crash in
+/// between, or a full disk, loses nothing.
+fn rewrite(path: &Path, entries: &[Entry]) -> io::Result<()> {
+    let new = path.with_extension(NEW);
+    let gone = |result: io::Result<()>| match result {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    };
     if entries.is_empty() {
-        return match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        };
+        // What a crash has left of an attempt to write it goes as well.
+        return gone(std::fs::remove_file(path)).and(gone(std::fs::remove_file(&new)));
     }
-    let mut file = File::options().create(true).write(true).truncate(false).open(path)?;
-    rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
-    file.set_len(0)?;
-    file.rewind()?;
-    entries.iter().try_for_each(|saved| append(&file, saved))
+    let file = File::create(&new)?;
+    let written = entries.iter().try_for_each(|entry| append(&file, entry)).and_then(|()| std::fs::rename(&new, path));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    written
 }
 
 #[cfg(test)]
@@ -259,7 +350,7 @@ mod tests {
             std::fs::write(folder.join("cpu.max"), "max 100000\n").unwrap();
         }
         let log_path = root.path().join("undo.jsonl");
-        let mut log = UndoLog::new(log_path.clone());
+        let mut log = UndoLog::new(log_path.clone(), &Paths::default());
         for folder in [&one, &two] {
             let file = GroupFile { folder: Folder::open(folder).unwrap().into(), name: "cpu.max" };
             log.save(Saved::file(&file).unwrap()).unwrap();
@@ -285,10 +376,10 @@ mod tests {
         let (group, log_path) = (root.path().join("group"), root.path().join("undo.jsonl"));
         // A folder that is not empty stands for a group in which an orphan still runs.
         std::fs::create_dir_all(group.join("orphan")).unwrap();
-        UndoLog::new(log_path.clone()).save(Saved::folder(&group).unwrap()).unwrap();
+        UndoLog::new(log_path.clone(), &Paths::default()).save(Saved::folder(&group).unwrap()).unwrap();
         for run in 0..2 {
             sweep(&log_path, &Paths::default()).unwrap();
-            let mut log = UndoLog::new(log_path.clone());
+            let mut log = UndoLog::new(log_path.clone(), &Paths::default());
             log.save(Saved::folder(root.path()).unwrap()).unwrap();
             log.restore(&Paths::default(), |saved| matches!(saved, Saved::Folder { path, .. } if path == root.path()));
             assert!(group.exists(), "run {run}");
@@ -307,7 +398,7 @@ mod tests {
         for (found, after, restored) in [("4096", "9999", 1), ("8192", "9999", 1), ("1234", "1234", 0), ("9999", "9999", 0)] {
             std::fs::write(&file, found).unwrap();
             let log_path = root.path().join("undo.jsonl");
-            let mut log = UndoLog::new(log_path.clone());
+            let mut log = UndoLog::new(log_path.clone(), &Paths::default());
             // Lowered once: either value is ours.
             for set in ["8192", "4096"] {
                 log.save(Saved::lent(&GroupFile { folder: folder.clone(), name: "memory.high" }, "9999", set)).unwrap();
@@ -319,8 +410,8 @@ mod tests {
 
     #[test]
     fn a_change_that_cannot_be_written_down_is_an_error() {
-        let mut log = UndoLog::new(PathBuf::from("/nonexistent/undo.jsonl"));
-        assert!(log.save(Saved::Nice { pid: 1, started: 1, old: 0 }).is_err());
+        let mut log = UndoLog::new(PathBuf::from("/nonexistent/undo.jsonl"), &Paths::default());
+        assert!(log.save(Saved::folder(Path::new("/")).unwrap()).is_err());
         assert!(log.entries().is_empty());
     }
 }

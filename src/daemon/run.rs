@@ -119,6 +119,9 @@ impl Guardian {
             self.sentinel = super::sentinel::Sentinel::start(&self.stops, &self.folders.undo_log(), &self.settings.host).ok();
             let detail = if self.sentinel.is_some() { "it ended and was started again" } else { "it ended and could not be started again" };
             events.push(Event::Degraded { part: "sentinel", detail: detail.to_owned() });
+            if let Err(detail) = self.throttle.rely_on_sentinel(self.sentinel.is_some(), &self.supervisor, now.steady) {
+                events.push(Event::Degraded { part: "undo", detail });
+            }
         }
     }
 

@@ -100,9 +100,12 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
             None
         }
     };
-    let means =
-        Means { quota: groups.has_quota(), duty: sentinel.is_some(), nice: sentinel.as_ref().is_some_and(|s| can_take_nice_back(s.pid())) };
-    let undo_log = UndoLog::new(folders.undo_log());
+    let means = Means {
+        quota: groups.has_quota(),
+        duty: sentinel.is_some(),
+        nice: sentinel.as_ref().is_some_and(|s| process::can_take_nice_back(s.pid())),
+    };
+    let undo_log = UndoLog::new(folders.undo_log(), &paths);
     let mut throttle = Throttle::new(paths.clone(), means, stops.clone(), undo_log.clone());
     let memory_means = brake::Means::find(&paths, &groups, sentinel.as_ref().map(Sentinel::pid));
     let brake = Brake::new(paths.clone(), memory_means, stops.clone(), undo_log);
@@ -128,7 +131,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     // Lowering it needs a privilege we may not have; workers are above us either way.
     let ours = if inherited_score > OURS && process::set_own_oom_score_adj(&paths, OURS).is_ok() { OURS } else { inherited_score };
     // Nobody waits for the daemon's own priority; workers get the ordinary one back.
-    let _ = process::set_nice(pid, -10);
+    let _ = process::set_own_nice(-10);
     let command = (!sources.command.is_empty()).then(|| Command {
         worker: Arc::from("main"),
         restart_was_set: loaded.effective().iter().any(|setting| setting.key == "workers.main.restart" && setting.origin != "built-in"),
@@ -219,6 +222,8 @@ fn tally(now: Moment) -> Tally {
         shutting_down: false,
         noted: None,
         levels: BTreeMap::new(),
+        foretold: Default::default(),
+        ration: Default::default(),
         limits: [None, None],
         last_action: 0,
         engaged: BTreeMap::new(),
@@ -270,12 +275,6 @@ fn sweep(folders: &Folders, paths: &Paths) -> Vec<Event> {
         });
     }
     events
-}
-
-/// Finds out by doing it to the sentinel whether a worse nice value can be taken back.
-fn can_take_nice_back(pid: i32) -> bool {
-    let Ok(before) = process::nice(pid) else { return false };
-    process::set_nice(pid, before + 1).is_ok() && process::set_nice(pid, before).is_ok()
 }
 
 /// The best throttle that works here: the label of `plimsoll_environment_info{enforcement}`.

@@ -94,7 +94,7 @@ mod tests {
 
     #[test]
     fn the_kernel_is_asked_about_a_process_of_ours() {
-        let own = Process::open(&Paths::default(), std::process::id().cast_signed(), None).unwrap().unwrap();
+        let own = Process::open_child(&Paths::default(), std::process::id().cast_signed()).unwrap().unwrap();
         match is_taken_for(&own) {
             Ok(()) => assert!(page_out(&Paths::default(), &own, 1).unwrap() > 0),
             Err(error) => assert!(matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)), "{error}"),

@@ -16,7 +16,7 @@ use super::freezer::Freezer;
 use super::memory_group::{self, MemoryGroup};
 
 /// The leaf the daemon moves to on v2, so that its old group can be the parent of worker groups.
-const LEAF: &str = "supervisor";
+pub const LEAF: &str = "supervisor";
 
 /// How the folders of replicas begin: their names share the folder with the kernel's own files.
 pub const REPLICA: &str = "w-";
@@ -179,7 +179,7 @@ impl Groups {
     pub fn try_freeze(&self) -> Result<(), String> {
         let base = self.unified.as_ref().ok_or("no groups of our own in the v2 tree")?;
         let tried = probe_in(base).and_then(|folder| {
-            let freezer = Freezer::open(folder.path())?;
+            let freezer = Freezer::open(&folder)?;
             let result = freezer.freeze().and_then(|()| freezer.thaw());
             let _ = folder.remove();
             result
@@ -291,8 +291,8 @@ impl Group {
     }
 
     /// The folder in the v2 tree, where a [`super::freezer::Freezer`] may be opened.
-    pub fn freezer(&self) -> Option<&Path> {
-        self.unified.as_ref().map(|folder| folder.path())
+    pub fn freezer(&self) -> Option<&Arc<Folder>> {
+        self.unified.as_ref()
     }
 
     /// Its memory controller's files, bound to this very group.
@@ -370,10 +370,9 @@ impl Group {
 fn quota_us(cores: f64) -> (u64, u64) {
     // Bounds first: the cast would saturate, but a quota of years is refused by the kernel.
     let cores = if cores.is_finite() { cores.clamp(0.001, 4096.0) } else { 4096.0 };
-    let mut period = PERIOD_US;
-    while period < LONGEST_PERIOD_US && cores * (period as f64) < SMALLEST_QUOTA_US as f64 {
-        period *= 10;
-    }
+    // As short as the smallest quota allows: each write of a quota grants a whole one at once, debts forgiven, so that what
+    // is shared anew four times a second would be exceeded by 6 ms each time with a period of 100 ms.
+    let period = ((SMALLEST_QUOTA_US as f64 / cores).ceil() as u64).clamp(PERIOD_US, LONGEST_PERIOD_US);
     (((cores * period as f64).round() as u64).max(SMALLEST_QUOTA_US), period)
 }
 
@@ -437,7 +436,8 @@ mod tests {
     fn small_quotas_get_longer_periods() {
         assert_eq!(quota_us(0.25), (2_500, 10_000));
         assert_eq!(quota_us(1.6), (16_000, 10_000));
-        assert_eq!(quota_us(0.05), (5_000, 100_000));
+        assert_eq!(quota_us(0.05), (1_000, 20_000));
+        assert_eq!(quota_us(0.06), (1_000, 16_667));
         assert_eq!(quota_us(0.001), (1_000, 1_000_000));
     }
 

@@ -15,6 +15,7 @@ pub mod kept;
 pub mod memory_group;
 pub mod mounts;
 pub mod paths;
+pub mod probe;
 pub mod process;
 pub mod procfs;
 pub mod psi;

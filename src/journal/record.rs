@@ -94,6 +94,16 @@ events! {
         utilization: Option<f64>,
         high: f64,
         low: f64,
+        measure: Option<&'static str>,
+        evidence: Option<String>,
+    }
+    #[doc = "It fills, and will be full within minutes if it goes on."]
+    WARN ExhaustionForetold "exhaustion_foretold" {
+        resource: String,
+        used: Option<f64>,
+        limit: Option<f64>,
+        utilization: Option<f64>,
+        exhaustion_seconds: f64,
     }
     #[doc = "Seeds row B2, with the figures."]
     WARN ThrottleEngaged "throttle_engaged" {
@@ -300,8 +310,12 @@ impl Event {
                     amount(disk_used_bytes, disk_total_bytes)
                 )
             }
-            Event::VerdictChanged { resource, state, was, utilization, high, .. } => {
-                format!("{resource} is {state} (was {was}): at {}, line {}", percent(utilization), percent(&Some(*high)))
+            Event::VerdictChanged { resource, state, was, utilization, high, evidence, .. } => {
+                let evidence = evidence.as_deref().map_or(String::new(), |evidence| format!("; {evidence}"));
+                format!("{resource} is {state} (was {was}): at {}, line {}{evidence}", percent(utilization), percent(&Some(*high)))
+            }
+            Event::ExhaustionForetold { resource, utilization, exhaustion_seconds, .. } => {
+                format!("{resource} at {}: full in {exhaustion_seconds:.0} s if it goes on like this", percent(utilization))
             }
             Event::ThrottleEngaged { resource, utilization, high, workers, .. } => {
                 format!(

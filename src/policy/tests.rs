@@ -96,6 +96,7 @@ pub(crate) fn readings(now: Moment) -> Readings {
             usage_total: Reading::Unsupported,
             used_cores: Reading::Known(0.0),
             throttled_total: Reading::Unsupported,
+            stolen_cores: Reading::Unsupported,
         },
         memory: MemoryReadings {
             limit: Reading::Known(1000 * MB),
@@ -105,6 +106,9 @@ pub(crate) fn readings(now: Moment) -> Readings {
             unreclaimable: Reading::Known(0),
             swap: Reading::Unsupported,
             events: Reading::Unsupported,
+            file_cache: Reading::Unsupported,
+            refaulted: Reading::Unsupported,
+            stalls: Reading::Unsupported,
         },
         pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },
         disks: Vec::new(),
@@ -274,6 +278,24 @@ fn any_number() -> impl Strategy<Value = Reading<f64>> {
 
 fn any_bytes() -> impl Strategy<Value = Reading<u64>> {
     prop_oneof![any::<u64>().prop_map(Reading::Known), (0u64..2_000_000_000).prop_map(Reading::Known), Just(Reading::Unsupported)]
+}
+
+#[test]
+fn a_machine_half_of_which_is_stolen_is_full_at_half() {
+    let settings = settings(vec![worker("web")]);
+    let mut engine = Engine::new(&settings);
+    let mut judge = |stolen: Reading<f64>| {
+        let mut last = None;
+        for tick in 0..10 {
+            let now = at(f64::from(tick));
+            let mut seen = readings(now);
+            (seen.cpu.used_cores, seen.cpu.stolen_cores) = (Reading::Known(1.0), stolen);
+            last = engine.judge(&seen, now).into_iter().next();
+        }
+        last.map(|verdict| (verdict.resource, verdict.limit, verdict.over))
+    };
+    assert_eq!(judge(Reading::Unsupported), Some((Resource::Cpu, Some(2.0), false)));
+    assert_eq!(judge(Reading::Known(1.0)), Some((Resource::Cpu, Some(1.0), true)));
 }
 
 proptest! {

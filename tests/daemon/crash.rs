@@ -17,12 +17,25 @@ interval = \"500ms\"
 /// After the death of the daemon everything goes on within this.
 const AFTERMATH: Duration = Duration::from_secs(1);
 
+/// Without groups of its own a tree can only be stopped by signals.
+pub const NO_GROUPS: &str = "[host]\ncgroup = \"{here}/none\"\n";
+
 #[test]
 fn a_killed_daemon_leaves_no_process_of_a_held_tree_stopped() {
+    // Without a group nobody knows whose descendant it is that has left session and parent.
+    leaves_no_process_stopped(NO_GROUPS, "", 3);
+}
+
+#[test]
+fn a_killed_daemon_leaves_no_group_frozen() {
+    leaves_no_process_stopped("", "astray=burn=1", 4);
+}
+
+fn leaves_no_process_stopped(how: &str, more: &str, count: usize) {
     let mut stage = Stage::running(&format!(
-        "{SMALL}
+        "{SMALL}{how}
         [workers.tree]
-        command = {{hungry burn=1 child=burn=1 child=burn=1 astray=burn=1}}
+        command = {{hungry burn=1 child=burn=1 child=burn=1 {more}}}
         throttle = \"duty\"
         longest_stop = \"10s\""
     ));
@@ -30,11 +43,16 @@ fn a_killed_daemon_leaves_no_process_of_a_held_tree_stopped() {
     // At the very moment in which the whole tree is held.
     wait_for("the whole tree is stopped", || {
         let tree = stage.population();
-        (tree.len() >= 4 && tree.iter().all(outside::is_stopped)).then_some(())
+        (tree.len() >= count && tree.iter().all(outside::is_stopped)).then_some(())
     });
+    let frozen = outside::is_frozen(stage.worker("tree"));
+    if how.is_empty() && !frozen {
+        return skip("groups of our own cannot be frozen here");
+    }
+    assert_eq!(frozen, how.is_empty());
     stage.kill();
     let tree = stage.population();
-    assert!(tree.len() >= 4, "a death of the daemon ends no worker: {tree:?}");
+    assert!(tree.len() >= count, "a death of the daemon ends no worker: {tree:?}");
     wait_within(AFTERMATH, "nobody is stopped any more", || (!stage.population().iter().any(outside::is_stopped)).then_some(()));
     // And it stays so: whoever let them go has not left one to be stopped later.
     let before = outside::cpu_time(&tree);
@@ -42,35 +60,28 @@ fn a_killed_daemon_leaves_no_process_of_a_held_tree_stopped() {
     assert!(!stage.population().iter().any(outside::is_stopped));
 }
 
-/// Nice value and scheduling policy: fields 19 and 41 of `/proc/PID/stat`.
-fn priority(pid: i32) -> Option<(i32, u32)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-    Some((fields.get(16)?.parse().ok()?, fields.get(38)?.parse().ok()?))
-}
-
 #[test]
 fn a_worker_slowed_by_priority_gets_its_own_back_by_hand_and_after_a_crash() {
     const IDLE: u32 = 5; // SCHED_IDLE
     let mut stage = Stage::running(&format!("{SMALL}\n[workers.hog]\ncommand = {{hungry burn=1}}\nthrottle = \"nice\""));
     let hog = stage.worker("hog");
-    let own = priority(hog).expect("it runs");
+    let own = outside::priority(hog).expect("it runs");
     let told = wait_for("the daemon acts or says why not", || {
         stage.events().into_iter().find(|event| event["event"] == "throttle_engaged" || event["event"] == "action_suppressed")
     });
     if told["event"] == "action_suppressed" {
         return skip("a nice value cannot be taken back here: that needs CAP_SYS_NICE");
     }
-    wait_for("it is slowed", || (priority(hog)? == (19, IDLE)).then_some(()));
+    wait_for("it is slowed", || (outside::priority(hog)? == (19, IDLE)).then_some(()));
     // Dry from now on, or the policy would slow it again at once: switching it on lets everybody go.
     stage.write(&format!("{SMALL}\n[policy]\ndry_run = true\n[workers.hog]\ncommand = {{hungry burn=1}}\nthrottle = \"nice\""));
     assert!(stage.ask(&["reload"]).status.success());
-    assert_eq!(priority(hog), Some(own));
+    assert_eq!(outside::priority(hog), Some(own));
     stage.write(&format!("{SMALL}\n[workers.hog]\ncommand = {{hungry burn=1}}\nthrottle = \"nice\""));
     assert!(stage.ask(&["reload"]).status.success());
-    wait_for("it is slowed again", || (priority(hog)? == (19, IDLE)).then_some(()));
+    wait_for("it is slowed again", || (outside::priority(hog)? == (19, IDLE)).then_some(()));
     stage.kill();
-    wait_within(AFTERMATH, "its own priority is back", || (priority(hog)? == own).then_some(()));
+    wait_within(AFTERMATH, "its own priority is back", || (outside::priority(hog)? == own).then_some(()));
 }
 
 #[test]

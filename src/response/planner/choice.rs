@@ -44,6 +44,9 @@ impl Planner {
     /// What `rung` would do about `verdict` now.
     pub(super) fn consider(&self, rung: &Rung, verdict: &Verdict, course: &Course, scene: &Scene, plan: &Plan) -> Step {
         let has_no_effect = |what: &str| Step::Pass(Reason::Unavailable, format!("does nothing for {what}"));
+        if verdict.early && rung.is_drastic() {
+            return Step::Wait(Reason::InFlight, "foretold only; the line has not been passed for as long as sustain asks".to_owned());
+        }
         match (rung, &verdict.resource) {
             (Rung::Notify, _) => Step::Do { deed: Deed::Notify, reason: "told".to_owned() },
             (Rung::Job(name), _) => Step::Pass(Reason::Unavailable, format!("there is no job {name} to run")),

@@ -27,6 +27,10 @@ fn verdict(resource: Resource, level: Level, usage: f64) -> Verdict {
         fill: Default::default(),
         patience: Duration::ZERO,
         growth: 0.0,
+        exhaustion: None,
+        early: false,
+        measure: None,
+        evidence: None,
         unknown: None,
     }
 }
