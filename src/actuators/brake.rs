@@ -43,8 +43,6 @@ const GUARD_EVERY: Duration = Duration::from_secs(1);
 const GUARD_LEAST: usize = 64;
 const GUARD_PART: usize = 5;
 
-/// The file of a group's freezer.
-
 /// What works here, found by doing it at the start; else why not.
 #[derive(Clone, Debug)]
 pub struct Means {
