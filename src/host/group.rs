@@ -171,17 +171,16 @@ impl Groups {
 
     /// Tries out, on a group made for the purpose, whether a line for memory can be set and memory asked back. `None` where
     /// no memory groups can be made.
-    pub fn try_memory(&self) -> Option<(Version, Result<(), String>, Result<(), String>)> {
+    pub fn try_memory(&self) -> Option<memory_group::Tried> {
         let (version, base) = self.memory.as_ref()?;
-        let (line, reclaim) = match probe_in(base) {
+        Some(match probe_in(base) {
             Ok(folder) => {
                 let tried = memory_group::probe(*version, &folder);
                 let _ = folder.remove();
                 tried
             }
-            Err(error) => (Err(at(base.path(), &error)), Err(at(base.path(), &error))),
-        };
-        Some((*version, line, reclaim))
+            Err(error) => memory_group::Tried::failed(*version, &at(base.path(), &error)),
+        })
     }
 
     /// Tries out whether a group made for the purpose can be frozen.
@@ -335,7 +334,7 @@ impl Group {
 
     /// Where the kernel counts how long the group was held by its quota.
     pub fn cpu_stat(&self) -> Option<GroupFile> {
-        self.cpu.as_ref().map(|(_, folder)| GroupFile { folder: folder.clone(), name: "cpu.stat".into() })
+        self.cpu.as_ref().map(|(_, folder)| GroupFile { folder: folder.clone(), name: "cpu.stat" })
     }
 
     /// Kills everybody in it at once, forks in flight included. False where the kernel has no `cgroup.kill` for us.
