@@ -260,7 +260,7 @@ mod tests {
         let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         let (paths, stops) = (Paths::default(), Arc::new(StopTable::create().unwrap()));
-        let members = vec![Process::open(&paths, pid, None).unwrap().unwrap()];
+        let members = vec![Process::open_child(&paths, pid).unwrap().unwrap()];
         let mut cycles = Cycles::new(paths, stops.clone());
         let slot = SlotId(1);
         let before = cputime::of_process(pid).unwrap();

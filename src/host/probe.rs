@@ -7,17 +7,17 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use rustix::process::{Pid, WaitOptions};
 
 use super::clock::Moment;
 use super::filesystem::{self, Space};
-use super::folder::GroupFile;
+use super::folder::{Folder, GroupFile};
 use super::freezer::Freezer;
 use super::group::Group;
-use super::process::{self, Delivery, Process};
+use super::process::{self, Delivery, Priority, Process};
 use super::{Paths, cgroupfs, cputime, scan};
 use crate::config::settings::Signal;
 
@@ -51,7 +51,7 @@ impl Subject {
             0 => live(parent, habit),
             _ => {}
         }
-        match Process::open(paths, pid, None) {
+        match Process::open_child(paths, pid) {
             Ok(Some(process)) => Ok(Subject { process, ended: false }),
             Ok(None) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
             Err(error) => {
@@ -107,15 +107,16 @@ impl Subject {
 
     /// Makes its priority worse and takes that back.
     pub fn nice_and_back(&self) -> io::Result<()> {
-        let before = process::nice(self.pid())?;
-        process::set_nice(self.pid(), before + 1)?;
-        process::set_nice(self.pid(), before)
+        let before = self.process.priority()?;
+        self.process.set_priority(Priority { nice: before.nice + 1, ..before })?;
+        self.process.set_priority(before)
     }
 
     /// Lets it run only when nothing else wants to, and makes it an ordinary process again.
     pub fn idle_and_back(&self) -> io::Result<()> {
-        process::set_idle_class(self.pid(), true)?;
-        process::set_idle_class(self.pid(), false)
+        let before = self.process.priority()?;
+        self.process.set_priority(Priority { policy: Priority::IDLE.policy, ..before })?;
+        self.process.set_priority(before)
     }
 
     /// Makes it a less likely victim of the OOM killer than it is.
@@ -230,7 +231,7 @@ fn write_all(writes: &[(GroupFile, String)]) -> io::Result<()> {
 }
 
 /// Freezes everybody in a group, sees it frozen, and thaws it.
-pub fn freeze_and_thaw(folder: &Path) -> io::Result<()> {
+pub fn freeze_and_thaw(folder: &Arc<Folder>) -> io::Result<()> {
     let freezer = Freezer::open(folder)?;
     let result = freezer.freeze().and_then(|()| until("it was not seen frozen", || freezer.is_frozen()));
     freezer.thaw()?;
