@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::actuators::throttle::Throttle;
 use crate::config::{Settings, Sources};
 use crate::host::clock::Moment;
+use crate::host::process::DescriptorReserve;
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
 use crate::http::control::Request;
@@ -67,6 +68,7 @@ pub struct Guardian {
     pub folders: Folders,
     pub stops: Arc<StopTable>,
     pub sentinel: Option<Sentinel>,
+    pub reserve: DescriptorReserve,
     pub log: Guard,
 }
 

@@ -19,7 +19,7 @@ use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
 use crate::host::group::Groups;
 use crate::host::inventory::Platform;
-use crate::host::process;
+use crate::host::process::{self, DescriptorReserve};
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
 use crate::http::control::CommandQueue;
@@ -119,7 +119,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     if let Err(error) = process::become_subreaper() {
         early.push(Event::Degraded { part: "subreaper", detail: error.to_string() });
     }
-    let descriptors = process::raise_descriptor_limit();
+    let reserve = DescriptorReserve::take();
     let inherited_score = process::own_oom_score_adj(&paths).unwrap_or(0);
     // Lowering it needs a privilege we may not have; workers are above us either way.
     let ours = if inherited_score > OURS && process::set_own_oom_score_adj(&paths, OURS).is_ok() { OURS } else { inherited_score };
@@ -135,7 +135,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         env,
         keeper: pid,
         oom_score_adj: Some((ours + ABOVE_OURS).max(inherited_score).clamp(-1000, 1000)),
-        descriptors,
+        descriptors: reserve.found,
         command,
     });
 
@@ -198,6 +198,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         folders,
         stops,
         sentinel,
+        reserve,
         log,
     })
 }

@@ -20,4 +20,5 @@ mod machines;
 mod memory;
 mod reload;
 mod serving;
+mod starved;
 mod supervision;
