@@ -311,7 +311,7 @@ mod tests {
     #[test]
     fn the_kernels_own_memory_is_told_apart() {
         let text =
-            b"MemTotal: 100 kB\nMemFree: 1 kB\nSReclaimable: 30 kB\nSUnreclaim: 5 kB\nKernelStack: 3 kB\nPageTables: 1 kB\nPercpu: 1 kB\n";
+            b"MemTotal: 100 kB\nMemFree: 50 kB\nSReclaimable: 30 kB\nSUnreclaim: 5 kB\nKernelStack: 3 kB\nPageTables: 1 kB\nPercpu: 1 kB\n";
         assert_eq!(parse_meminfo(text).and_then(|meminfo| meminfo.kernel_share()), Some(0.25));
     }
 
