@@ -195,8 +195,7 @@ impl Cycle {
             self.sum = self.sum.max(total);
             return self.sum;
         }
-        let clock = |member: &Process| member.cpu(paths).unwrap_or_default();
-        let now: Duration = self.tree.members.iter().map(clock).sum();
+        let now: Duration = self.tree.members.iter().map(|member| member.cpu(paths).unwrap_or_default()).sum();
         if now + self.lost < self.sum {
             // Members that have gone took their clocks with them.
             self.lost = self.sum - now;
@@ -248,4 +247,35 @@ fn group_cpu(folder: &Folder) -> Option<Duration> {
     }
     let text = folder.read("cpu.stat").ok()?;
     cgroupfs::value_of(&text, "usage_usec").map(Duration::from_micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::cputime;
+
+    /// Nobody but the thread of its own moves the cycle on: the loop may be as late as it likes.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a real process is held for a real while, in which this thread does nothing")]
+    fn a_tree_is_stopped_and_let_go_in_time_while_the_loop_does_nothing() {
+        let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        let (paths, stops) = (Paths::default(), Arc::new(StopTable::create().unwrap()));
+        let members = vec![Process::open_child(&paths, pid).unwrap().unwrap()];
+        let mut cycles = Cycles::new(paths, stops.clone());
+        let slot = SlotId(1);
+        let before = cputime::of_process(pid).unwrap();
+        let tree = Tree { freezer: None, accounting: None, members };
+        cycles.begin(slot, 0.1, Duration::from_millis(50), tree, Moment::now().steady).unwrap();
+        std::thread::sleep(Duration::from_secs(3));
+        let used = (cputime::of_process(pid).unwrap() - before).as_secs_f64();
+        let (held, failed) = cycles.end(slot, Moment::now().steady);
+        let left = stops.held();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(used <= 0.1 * 3.0 + 0.1, "{used} s of 3");
+        // At most 45 ms in one go, and at least one run in between: held for the most part, and let go many times.
+        assert!((Duration::from_secs(1)..Duration::from_secs(3)).contains(&held) && used > 0.0, "held for {held:?}, used {used} s");
+        assert_eq!((failed, left), (vec![], vec![]));
+    }
 }

@@ -222,6 +222,30 @@ mod tests {
         }
 
         #[test]
+        fn no_hold_outlasts_the_longest_whatever_comes_when(
+            looks in proptest::collection::vec((0_u64..400, 0.0_f64..4.0, 0.001_f64..4.0), 1..200), longest_ms in 10_u64..1000,
+        ) {
+            let longest_stop = Duration::from_millis(longest_ms);
+            let mut now = Duration::from_secs(1);
+            let mut cpu = 0.0;
+            let mut duty = Duty::new(1.0, longest_stop, now, Duration::ZERO);
+            let (mut hold, mut next) = duty.step(now, Duration::ZERO);
+            let mut since = now;
+            for (late_ms, cores, rate) in looks {
+                // A look is asked for before the hold has to end, and one that comes then or later ends it.
+                prop_assert!(next >= now && (hold == Hold::Run || next <= since + longest_stop), "{:?} {:?} {:?}", now, next, since);
+                let to = next + Duration::from_millis(late_ms);
+                cpu += if hold == Hold::Run { cores * (to - now).as_secs_f64() } else { 0.0 };
+                now = to;
+                duty.set_rate(rate, longest_stop);
+                let was = hold;
+                (hold, next) = duty.step(now, Duration::from_secs_f64(cpu));
+                prop_assert!(was == Hold::Run || hold == Hold::Run || now < since + longest_stop, "{:?} {:?}", now, since);
+                since = if was == hold { since } else { now };
+            }
+        }
+
+        #[test]
         fn the_share_is_kept_whatever_the_machine_gives(rate in 0.1_f64..1.5, cores in 0.2_f64..8.0) {
             let (longest_stop, late) = (Duration::from_millis(250), Duration::from_millis(2));
             let (used, _) = simulate(rate, longest_stop, |_| cores, late, Duration::from_secs(10));

@@ -8,11 +8,12 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
-use crate::host::folder::{Folder, GroupFile};
+use crate::host::folder::{Folder, GroupFile, Identity};
 use crate::host::process::{Priority, Process, ProcessId, Root, tree_of};
 use crate::host::stops::StopTable;
 use crate::host::{Paths, group, scan};
@@ -23,6 +24,8 @@ use crate::host::{Paths, group, scan};
 pub enum Saved {
     /// A kernel file in a folder that is this very one.
     File { path: PathBuf, dev: u64, ino: u64, old: String },
+    /// The same, to be put back only while it still says what we put there: what others have set meanwhile is theirs.
+    Lent { path: PathBuf, dev: u64, ino: u64, old: String, set: String },
     /// A process's nice value and scheduling class.
     Nice {
         #[serde(flatten)]
@@ -51,6 +54,12 @@ impl Saved {
         Ok(Saved::File { path: file.path(), dev, ino, old: file.read()? })
     }
 
+    /// A kernel file that will say `set`, and said `old`.
+    pub fn lent(file: &GroupFile, old: &str, set: &str) -> Saved {
+        let (dev, ino) = file.folder.identity();
+        Saved::Lent { path: file.path(), dev, ino, old: old.to_owned(), set: set.to_owned() }
+    }
+
     /// A group that is about to be made. Until [`Saved::folder`] says which it became, whatever is empty under this name,
     /// which is made of our own pid, counts as it.
     pub fn folder_to_be(path: &Path) -> Saved {
@@ -69,26 +78,33 @@ impl Saved {
                 (path, dev, ino) == (other, its_dev, its_ino)
             }
             (Saved::Nice { process, .. }, Saved::Nice { process: other, .. }) => process == other,
+            // Each value that was put there is to be known again.
+            (Saved::Lent { .. }, Saved::Lent { .. }) => self == other,
             _ => false,
         }
     }
 
-    /// True for what was saved of this very file.
+    /// True for what was saved of this very file, to be put back whatever it says by then.
     pub fn is_of(&self, file: &GroupFile) -> bool {
         matches!(self, Saved::File { path, dev, ino, .. } if (*dev, *ino) == file.folder.identity() && *path == file.path())
+    }
+
+    /// True for a loan of this very file. The same file may be on record twice: a duty cycle and a brake may both freeze a
+    /// group, and the end of one is not the end of the other.
+    pub fn is_lent_of(&self, file: &GroupFile) -> bool {
+        matches!(self, Saved::Lent { path, dev, ino, .. } if (*dev, *ino) == file.folder.identity() && *path == file.path())
     }
 
     /// Puts it back, if it is still about the same thing.
     pub fn restore(&self, paths: &Paths) -> Restored {
         let result = match self {
-            Saved::File { path, dev, ino, old } => {
-                let (Some(folder), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
-                    return Restored::Gone;
-                };
-                Folder::open(folder).and_then(|folder| match folder.identity() == (*dev, *ino) {
-                    true => folder.write(name, old),
-                    false => Err(io::ErrorKind::NotFound.into()),
-                })
+            Saved::File { path, dev, ino, old } => found(path, (*dev, *ino)).and_then(|(folder, name)| folder.write(name, old)),
+            Saved::Lent { path, dev, ino, old, set } => {
+                match found(path, (*dev, *ino)).and_then(|(folder, name)| Ok((folder.read(name)?, folder, name))) {
+                    Ok((value, folder, name)) if value.trim_ascii() == set.as_bytes() => folder.write(name, old),
+                    Ok(_) => return Restored::Gone,
+                    Err(error) => Err(error),
+                }
             }
             Saved::Nice { process, old, since } => match Process::open(paths, *process) {
                 Ok(Some(process)) => process.set_priority(*old).and_then(|()| restore_heirs(&process, *old, *since, paths)),
@@ -153,12 +169,23 @@ impl Entry {
     }
 }
 
-/// The file, and what is in it.
-#[derive(Debug)]
+/// The folder and the name of a saved file.
+///
+/// # Errors
+/// `NotFound` when the folder is another one by now, else what the kernel said.
+fn found(path: &Path, identity: Identity) -> io::Result<(Folder, &str)> {
+    let gone = || io::Error::from(io::ErrorKind::NotFound);
+    let (folder, name) = path.parent().zip(path.file_name().and_then(|name| name.to_str())).ok_or_else(gone)?;
+    let folder = Folder::open(folder)?;
+    if folder.identity() == identity { Ok((folder, name)) } else { Err(gone()) }
+}
+
+/// The file, and what is in it. A clone is another handle on the same log: each hand that changes something has one.
+#[derive(Clone, Debug)]
 pub struct UndoLog {
     path: PathBuf,
     boot: Option<String>,
-    entries: Vec<Entry>,
+    entries: Arc<Mutex<Vec<Entry>>>,
 }
 
 /// What a sweep did.
@@ -176,13 +203,19 @@ impl UndoLog {
         let entries = File::open(&path).map(|file| read(&file)).unwrap_or_default();
         // In whole lines, or the next would be glued to half a line. A disk too full for that is found out by the first change.
         let _ = rewrite(&path, &entries);
-        UndoLog { path, boot: boot_id(paths), entries }
+        UndoLog { path, boot: boot_id(paths), entries: Arc::new(Mutex::new(entries)) }
+    }
+
+    /// Whoever panicked while holding it left a list all the same.
+    fn entries(&self) -> MutexGuard<'_, Vec<Entry>> {
+        self.entries.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Writes `saved` down, before the change is made. An error means that the change must not be made. What is on record
     /// already stays as it is: that was there before us, the present value may be one of ours that could not be put back.
     pub fn save(&mut self, saved: Saved) -> io::Result<()> {
-        if self.entries.iter().any(|entry| entry.saved.is_about_the_same_as(&saved)) {
+        let mut entries = self.entries();
+        if entries.iter().any(|entry| entry.saved.is_about_the_same_as(&saved)) {
             return Ok(());
         }
         let entry = Entry { boot: self.boot.clone(), saved };
@@ -190,29 +223,30 @@ impl UndoLog {
         rustix::fs::flock(&file, FlockOperation::LockExclusive)?;
         let before = file.metadata()?.len();
         // Whoever cleans up old files may have taken ours: what else is changed is then written down once more.
-        let missing: &[Entry] = if before == 0 { &self.entries } else { &[] };
+        let missing: &[Entry] = if before == 0 { entries.as_slice() } else { &[] };
         let written = missing.iter().chain([&entry]).try_for_each(|entry| append(&file, entry));
         if let Err(error) = written {
             // A disk that is full in the middle of a line: the next line must not be glued to this one.
             let _ = file.set_len(before);
             return Err(error);
         }
-        self.entries.push(entry);
+        entries.push(entry);
         Ok(())
     }
 
     /// Puts back and forgets everything for which `which` says so, the latest first. Returns what could not be put back.
     pub fn restore(&mut self, paths: &Paths, which: impl Fn(&Saved) -> bool) -> Vec<String> {
-        let (undo, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut self.entries).into_iter().partition(|entry| which(&entry.saved));
-        self.entries = keep;
+        let mut entries = self.entries();
+        let (undo, keep): (Vec<_>, Vec<_>) = std::mem::take(&mut *entries).into_iter().partition(|entry| which(&entry.saved));
+        *entries = keep;
         if undo.is_empty() {
             return Vec::new();
         }
         let (_, failed) = put_back(undo, paths, self.boot.as_deref());
         let (left, mut failed): (Vec<_>, Vec<_>) = failed.into_iter().unzip();
         // Kept: the next attempt may succeed, and the next start certainly tries.
-        self.entries.extend(left);
-        if let Err(error) = rewrite(&self.path, &self.entries) {
+        entries.extend(left);
+        if let Err(error) = rewrite(&self.path, &entries) {
             // Harmless: what was put back is put back once more by whoever reads the old file.
             failed.push(format!("{}: {error}", self.path.display()));
         }
@@ -222,11 +256,12 @@ impl UndoLog {
     /// Forgets folders that were removed in the ordinary way, and those that were about to be made and now are: as what they
     /// have become they are on record.
     pub fn forget_missing_folders(&mut self) {
-        let before = self.entries.len();
-        self.entries.retain(|entry| !matches!(&entry.saved, Saved::Folder { path, ino, .. } if *ino == 0 || !path.exists()));
-        if self.entries.len() != before {
+        let mut entries = self.entries();
+        let before = entries.len();
+        entries.retain(|entry| !matches!(&entry.saved, Saved::Folder { path, ino, .. } if *ino == 0 || !path.exists()));
+        if entries.len() != before {
             // A line too many is harmless, as above.
-            let _ = rewrite(&self.path, &self.entries);
+            let _ = rewrite(&self.path, &entries);
         }
     }
 }
@@ -445,7 +480,7 @@ mod tests {
             log.save(Saved::file(&file).unwrap()).unwrap();
             std::fs::write(file.path(), ours).unwrap();
         }
-        assert_eq!(log.entries.len(), 1);
+        assert_eq!(log.entries().len(), 1);
         // The names of a kernel file are of one length here: it is written over, not cut off.
         std::fs::write(file.path(), "......").unwrap();
         assert_eq!(log.restore(&Paths::default(), |saved| saved.is_of(&file)), [] as [String; 0]);
@@ -505,9 +540,28 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lent_is_put_back_only_while_it_says_what_we_put_there() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("memory.high");
+        let folder = Arc::new(Folder::open(root.path()).unwrap());
+        // Numbers of one length: a file that stands for the kernel's is not cut off by a shorter write.
+        for (found, after, restored) in [("4096", "9999", 1), ("8192", "9999", 1), ("1234", "1234", 0), ("9999", "9999", 0)] {
+            std::fs::write(&file, found).unwrap();
+            let log_path = root.path().join("undo.jsonl");
+            let mut log = UndoLog::new(log_path.clone(), &Paths::default());
+            // Lowered once: either value is ours.
+            for set in ["8192", "4096"] {
+                log.save(Saved::lent(&GroupFile { folder: folder.clone(), name: "memory.high" }, "9999", set)).unwrap();
+            }
+            let swept = sweep(&log_path, &Paths::default()).unwrap();
+            assert_eq!((std::fs::read_to_string(&file).unwrap().as_str(), swept.restored), (after, restored), "{found}");
+        }
+    }
+
+    #[test]
     fn a_change_that_cannot_be_written_down_is_an_error() {
         let mut log = UndoLog::new(PathBuf::from("/nonexistent/undo.jsonl"), &Paths::default());
         assert!(log.save(Saved::folder(Path::new("/")).unwrap()).is_err());
-        assert_eq!(log.entries, []);
+        assert!(log.entries().is_empty());
     }
 }

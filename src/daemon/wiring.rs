@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustix::event::EventfdFlags;
 
+use crate::actuators::brake::{self, Brake};
 use crate::actuators::throttle::{Means, Throttle};
 use crate::actuators::undo::{self, Saved, UndoLog};
 use crate::config::{Loaded, Settings, Sources};
@@ -109,7 +110,9 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         duty: sentinel.is_some(),
         nice: sentinel.as_ref().is_some_and(|s| process::can_take_nice_back(s.pid())),
     };
-    let mut throttle = Throttle::new(paths.clone(), means, stops.clone(), log_of_changes);
+    let mut throttle = Throttle::new(paths.clone(), means, stops.clone(), log_of_changes.clone());
+    let memory_means = brake::Means::find(&paths, &groups, sentinel.as_ref().map(Sentinel::pid));
+    let brake = Brake::new(paths.clone(), memory_means, stops.clone(), log_of_changes);
     for folder in groups.made() {
         if let Err(error) = throttle.note_folder(folder) {
             early.push(Event::Degraded { part: "undo log", detail: error.to_string() });
@@ -120,7 +123,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         platform: Platform::detect(&paths, |name| sources.variable(name).map(str::to_owned)).word().to_owned(),
         cgroup: layout.kind.word().to_owned(),
         enforcement: enforcement(means).to_owned(),
-        limitations: groups.limitations().to_vec(),
+        limitations: groups.limitations().iter().cloned().chain(brake.means().limitations()).collect(),
         ..Environment::default()
     };
     let sampler = Sampler::new(&paths, &settings.sampling, &layout, watched_disks(&settings));
@@ -185,6 +188,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         engine,
         planner,
         throttle,
+        brake,
         supervisor,
         journal,
         published,
@@ -220,6 +224,8 @@ fn tally(now: Moment) -> Tally {
         shutting_down: false,
         noted: None,
         levels: BTreeMap::new(),
+        foretold: Default::default(),
+        ration: Default::default(),
         limits: [None, None],
         last_action: 0,
         engaged: BTreeMap::new(),

@@ -12,9 +12,11 @@ use std::sync::Arc;
 
 use super::cgroupfs::{self, Layout, Own, Version};
 use super::folder::{Folder, GroupFile};
+use super::freezer::Freezer;
+use super::memory_group::{self, MemoryGroup};
 
 /// The leaf the daemon moves to on v2, so that its old group can be the parent of worker groups.
-const LEAF: &str = "supervisor";
+pub const LEAF: &str = "supervisor";
 
 /// How the folders of replicas begin: their names share the folder with the kernel's own files.
 pub const REPLICA: &str = "w-";
@@ -167,6 +169,32 @@ impl Groups {
         self.cpu.is_some()
     }
 
+    /// Tries out, on a group made for the purpose, whether a line for memory can be set and memory asked back. `None` where
+    /// no memory groups can be made.
+    pub fn try_memory(&self) -> Option<memory_group::Tried> {
+        let (version, base) = self.memory.as_ref()?;
+        Some(match probe_in(base) {
+            Ok(folder) => {
+                let tried = memory_group::probe(*version, &folder);
+                let _ = folder.remove();
+                tried
+            }
+            Err(error) => memory_group::Tried::failed(*version, &at(base.path(), &error)),
+        })
+    }
+
+    /// Tries out whether a group made for the purpose can be frozen.
+    pub fn try_freeze(&self) -> Result<(), String> {
+        let base = self.unified.as_ref().ok_or("no groups of our own in the v2 tree")?;
+        let tried = probe_in(base).and_then(|folder| {
+            let freezer = Freezer::open(&folder)?;
+            let result = freezer.freeze().and_then(|()| freezer.thaw());
+            let _ = folder.remove();
+            result
+        });
+        tried.map_err(|error| at(base.path(), &error))
+    }
+
     /// What does not work here, each with its reason.
     pub fn limitations(&self) -> &[String] {
         &self.limitations
@@ -275,6 +303,12 @@ impl Group {
         self.unified.as_ref()
     }
 
+    /// Its memory controller's files, bound to this very group.
+    pub fn memory_group(&self) -> Option<MemoryGroup> {
+        let (version, folder) = self.memory.as_ref()?;
+        Some(MemoryGroup::new(*version, folder.clone()))
+    }
+
     pub fn memory_accounting(&self) -> Option<&Arc<Folder>> {
         self.memory.as_ref().map(|(_, folder)| folder)
     }
@@ -350,10 +384,16 @@ fn quota_us(cores: f64) -> (u64, u64) {
     (((cores * period as f64).round() as u64).max(SMALLEST_QUOTA_US), period)
 }
 
+/// A group made for the purpose of trying something out.
+fn probe_in(base: &Folder) -> io::Result<Arc<Folder>> {
+    let path = base.path().join(PROBE);
+    make(&path)?;
+    Ok(Arc::new(Folder::open(&path)?))
+}
+
 /// Sets and unsets a quota on a group made for the purpose.
 fn try_quota(version: Version, base: &Folder) -> io::Result<()> {
-    make(&base.path().join(PROBE))?;
-    let folder = Arc::new(Folder::open(&base.path().join(PROBE))?);
+    let folder = probe_in(base)?;
     let group = Group { cpu: Some((version, folder.clone())), ..Group::default() };
     let result = [Some(0.5), None].into_iter().flat_map(|cores| group.cpu_writes(cores)).try_for_each(|(file, value)| file.write(&value));
     folder.remove()?;

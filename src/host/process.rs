@@ -101,6 +101,11 @@ impl Process {
         self.identity.pid
     }
 
+    /// Names it to the kernel.
+    pub fn pidfd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
     /// Clock ticks since boot.
     pub fn started(&self) -> u64 {
         self.identity.started
