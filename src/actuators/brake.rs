@@ -331,7 +331,10 @@ impl Brake {
             FrozenBy::Signal(held) => {
                 let failed = held.iter().filter_map(|(member, ticket)| {
                     let result = member.signal(Signal(libc::SIGCONT));
-                    self.stops.clear(*ticket);
+                    // Who could not be let go stays on the sentinel's list.
+                    if result.is_ok() {
+                        self.stops.clear(*ticket);
+                    }
                     result.err().map(|error| format!("pid {}: {error}", member.pid()))
                 });
                 complain(failed.collect())
