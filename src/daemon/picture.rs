@@ -146,7 +146,7 @@ impl Guardian {
             low: verdict.low,
             critical: verdict.critical,
             measure: verdict.measure.map(|measure| measure.word().to_owned()),
-            evidence: verdict.evidence.and_then(|evidence| evidence.words()),
+            evidence: verdict.stress(),
             exhaustion_seconds: verdict.exhaustion.map(|left| left.as_secs_f64()),
             throttled: self.tally.engaged.contains_key(&verdict.resource),
             last_action: status.last_action,

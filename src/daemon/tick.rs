@@ -150,7 +150,7 @@ impl Guardian {
                     high: verdict.high,
                     low: verdict.low,
                     measure: verdict.measure.map(Measure::word),
-                    evidence: verdict.evidence.and_then(|evidence| evidence.words()),
+                    evidence: verdict.stress(),
                 });
             }
         }

@@ -232,7 +232,8 @@ pub struct MemoryStat {
     pub hierarchical_limit: Option<u64>,
     /// v1 only; v2 has a file of its own.
     pub swap: Option<u64>,
-    /// Pages that were reclaimed and wanted back, since the group began. Kernels before 4.20 do not say.
+    /// Pages that were reclaimed and wanted back, since the group began: on v2 those the group had room for
+    /// (`workingset_activate`), on v1 all of them, since it does not tell them apart. Old kernels count neither.
     pub refaults: Option<u64>,
 }
 
@@ -264,7 +265,7 @@ pub fn parse_memory_stat(text: &[u8], version: Version) -> Option<MemoryStat> {
             (Version::V1, b"hierarchical_memory_limit") => stat.hierarchical_limit = (value < NO_LIMIT).then_some(value),
             (Version::V1, b"total_swap") => stat.swap = Some(value),
             // One line until 5.9, two since.
-            (Version::V2, b"workingset_refault" | b"workingset_refault_anon" | b"workingset_refault_file")
+            (Version::V2, b"workingset_activate" | b"workingset_activate_anon" | b"workingset_activate_file")
             | (Version::V1, b"total_workingset_refault" | b"total_workingset_refault_anon" | b"total_workingset_refault_file") => {
                 stat.refaults = Some(stat.refaults.unwrap_or(0).saturating_add(value));
             }
@@ -370,7 +371,7 @@ mod tests {
         let old = "total_rss 100\ntotal_inactive_file 7\ntotal_inactive_anon 30\ntotal_active_anon 110\ntotal_workingset_refault 4\n";
         let stat = parse_memory_stat(old.as_bytes(), Version::V1).unwrap();
         assert_eq!((stat.unreclaimable, stat.refaults), (140, Some(4)));
-        let since_5_9 = "anon 1\ninactive_file 2\nworkingset_refault_anon 3\nworkingset_refault_file 4\n";
+        let since_5_9 = "anon 1\ninactive_file 2\nworkingset_refault_file 9\nworkingset_activate_anon 3\nworkingset_activate_file 4\n";
         assert_eq!(parse_memory_stat(since_5_9.as_bytes(), Version::V2).unwrap().refaults, Some(7));
         assert_eq!(parse_memory_stat(b"cache 1\n", Version::V1), None);
         assert_eq!(parse_memory_stat(b"", Version::V2), None);

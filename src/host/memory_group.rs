@@ -217,7 +217,7 @@ mod tests {
         let group = MemoryGroup::new(Version::V2, Arc::new(Folder::open(&folder).unwrap()));
         assert_eq!(group.swap_room(&paths), None, "it cannot be read");
         for (free, room) in [("0 kB", 0), ("1 kB", 400)] {
-            std::fs::write(paths.proc.join("meminfo"), format!("MemTotal: 1000 kB\nMemFree: 0 kB\nSwapFree: {free}\n")).unwrap();
+            std::fs::write(paths.proc.join("meminfo"), format!("MemTotal: 1000 kB\nMemFree: 500 kB\nSwapFree: {free}\n")).unwrap();
             assert_eq!(group.swap_room(&paths), Some(room));
         }
     }

@@ -128,13 +128,13 @@ pub fn parse_meminfo(text: &[u8]) -> Option<Meminfo> {
     (meminfo.total > 0).then_some(meminfo)
 }
 
-/// Of `/proc/vmstat` the pages that were reclaimed and wanted back, since boot. `None` on a kernel that does not count them.
+/// Of `/proc/vmstat` the pages that were reclaimed and wanted back although there was room for them, since boot. `None` on a kernel that does not count them.
 pub fn parse_refaults(text: &[u8]) -> Option<u64> {
     text.split(|byte| *byte == b'\n').fold(None, |sum, line| {
         let mut fields = fields(line);
         match (fields.next(), fields.next().and_then(number::<u64>)) {
             // One line until 5.9, two since.
-            (Some(b"workingset_refault" | b"workingset_refault_anon" | b"workingset_refault_file"), Some(pages)) => {
+            (Some(b"workingset_activate" | b"workingset_activate_anon" | b"workingset_activate_file"), Some(pages)) => {
                 Some(sum.unwrap_or(0).saturating_add(pages))
             }
             _ => sum,
@@ -309,15 +309,16 @@ mod tests {
 
     #[test]
     fn the_kernels_own_memory_is_told_apart() {
-        let text = b"MemTotal: 100 kB\nSReclaimable: 30 kB\nSUnreclaim: 5 kB\nKernelStack: 3 kB\nPageTables: 1 kB\nPercpu: 1 kB\n";
+        let text =
+            b"MemTotal: 100 kB\nMemFree: 50 kB\nSReclaimable: 30 kB\nSUnreclaim: 5 kB\nKernelStack: 3 kB\nPageTables: 1 kB\nPercpu: 1 kB\n";
         assert_eq!(parse_meminfo(text).and_then(|meminfo| meminfo.kernel_share()), Some(0.25));
     }
 
     #[test]
     fn refaults_of_old_and_new_kernels() {
-        assert_eq!(parse_refaults(b"pgfault 1\nworkingset_refault 5\nworkingset_activate 9\n"), Some(5));
-        assert_eq!(parse_refaults(b"workingset_refault_anon 2\nworkingset_refault_file 5\n"), Some(7));
-        assert_eq!(parse_refaults(b"pgfault 1\nworkingset_refault x\n"), None);
+        assert_eq!(parse_refaults(b"pgfault 1\nworkingset_refault 9\nworkingset_activate 5\n"), Some(5));
+        assert_eq!(parse_refaults(b"workingset_activate_anon 2\nworkingset_activate_file 5\n"), Some(7));
+        assert_eq!(parse_refaults(b"pgfault 1\nworkingset_activate x\n"), None);
     }
 
     #[test]

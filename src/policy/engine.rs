@@ -31,8 +31,8 @@ pub struct Engine {
     worker_cores: Mean,
     watches: BTreeMap<Resource, Watch>,
     stress: Stress,
-    /// What the scope's memory is judged by, and the signs for it, as of the last tick.
-    measured: (Measure, Evidence),
+    /// Of the last tick.
+    evidence: Evidence,
     /// Memory of every replica, whether it has a limit or not: growth also decides who is slowed or replaced.
     growth: BTreeMap<SlotId, Slope>,
 }
@@ -68,6 +68,8 @@ struct Look {
     /// What growth and the forecast are taken from: always the same thing, whatever is judged.
     fills: Reading<f64>,
     limit: Reading<f64>,
+    /// Of the scope's memory.
+    measure: Option<Measure>,
     /// Where the share that counts is not `used / limit` (inodes run out before space).
     share: Option<f64>,
     lines: Lines,
@@ -84,7 +86,7 @@ impl Engine {
             worker_cores: Mean::new(CPU_WINDOW),
             watches: BTreeMap::new(),
             stress: Stress::default(),
-            measured: (Measure::Unreclaimable, Evidence::default()),
+            evidence: Evidence::default(),
             growth: BTreeMap::new(),
         }
     }
@@ -101,8 +103,7 @@ impl Engine {
         let gap = self.judged.map_or(Duration::ZERO, |before| now.since(before));
         self.judged = Some(now);
         self.feed(readings, gap, now);
-        let evidence = self.stress.feed(&readings.memory, now);
-        self.measured = (stress::measure(&readings.memory, &evidence), evidence);
+        self.evidence = self.stress.feed(&readings.memory, now);
 
         let mut looks = vec![self.look_at_cpu(readings), self.look_at_memory(readings)];
         looks.extend(self.policy.disks.iter().map(|disk| {
@@ -170,27 +171,30 @@ impl Engine {
             (missing, _) => missing,
         };
         let lines = rule::lines(&self.policy.cpu.rule, limit.known().unwrap_or(1.0), false);
-        Look { resource: Resource::Cpu, basis, used, fills: used, limit, share: None, lines }
+        Look { resource: Resource::Cpu, basis, used, fills: used, limit, measure: None, share: None, lines }
     }
 
     fn look_at_memory(&self, readings: &Readings) -> Look {
         let own = readings.memory.limit.map(|bytes| bytes as f64);
         let (basis, limit) = basis(self.policy.memory.limit.map(|bytes| bytes as f64), own, readings.memory.limit_source);
+        let mut lines = rule::lines(&self.policy.memory.rule, limit.known().unwrap_or(1.0), true);
+        let memory = &readings.memory;
         let bytes = |reading: Reading<u64>| reading.map(|bytes| bytes as f64);
-        let (used, fills) = match (basis, self.measured.0) {
-            (Basis::Workers, _) => {
+        let low = lines.low * limit.known().unwrap_or(0.0);
+        let measure = (basis == Basis::Scope).then(|| stress::measure(memory, &self.evidence, low));
+        let (used, fills) = match measure {
+            None => {
                 let together = sum(readings.workers.iter().map(|worker| bytes(worker.memory)));
                 (together, together)
             }
-            (_, Measure::Unreclaimable) => (bytes(readings.memory.unreclaimable), bytes(readings.memory.unreclaimable)),
-            (_, Measure::WorkingSet) => (bytes(readings.memory.working_set), bytes(readings.memory.judged())),
+            Some(Measure::Unreclaimable) => (bytes(memory.unreclaimable), bytes(memory.unreclaimable)),
+            Some(Measure::WorkingSet) => (bytes(memory.working_set), bytes(memory.judged())),
         };
-        let mut lines = rule::lines(&self.policy.memory.rule, limit.known().unwrap_or(1.0), true);
-        if basis == Basis::Scope && self.measured.0 == Measure::WorkingSet && readings.memory.unreclaimable.known().is_some() {
+        if measure == Some(Measure::WorkingSet) && memory.unreclaimable.known().is_some() {
             // A part of it can be given back: it is not at once that this hurts.
             lines.at_once = None;
         }
-        Look { resource: Resource::Memory, basis, used, fills, limit, share: None, lines }
+        Look { resource: Resource::Memory, basis, used, fills, limit, measure, share: None, lines }
     }
 
     fn look_at_worker(&self, reading: &WorkerReadings) -> Option<Look> {
@@ -202,6 +206,7 @@ impl Engine {
             used: reading.memory.map(|bytes| bytes as f64),
             fills: reading.memory.map(|bytes| bytes as f64),
             limit: Reading::Known(limit),
+            measure: None,
             share: None,
             lines: rule::worker_lines(worker, &self.policy.memory.rule, limit),
         })
@@ -234,10 +239,6 @@ impl Engine {
         }
         let level: Level = watch.hysteresis.step(utilization, &lines, now);
         let over_for = watch.hysteresis.over_for();
-        let (measure, evidence) = match (&look.resource, look.basis) {
-            (Resource::Memory, Basis::Scope) => (Some(self.measured.0), Some(self.measured.1)),
-            _ => (None, None),
-        };
         Verdict {
             resource: look.resource,
             level,
@@ -254,8 +255,8 @@ impl Engine {
             growth,
             exhaustion: exhaustion.and_then(|(_, left)| left),
             early: level == Level::High && lines.sustain < look.lines.sustain && over_for < look.lines.sustain,
-            measure,
-            evidence,
+            measure: look.measure,
+            evidence: look.measure.map(|_| self.evidence),
             fill: watch.fill,
             patience: lines.sustain,
             unknown: match (look.used, look.limit) {
@@ -325,6 +326,7 @@ fn look_at_disk(reading: Option<&DiskReadings>, path: &std::path::Path, rule: &R
         used,
         fills: used,
         limit,
+        measure: None,
         share: full.map(|full| inodes.map_or(full, |inodes| full.max(inodes))),
         lines: rule::lines(rule, limit.known().unwrap_or(1.0), true),
     }

@@ -6,10 +6,10 @@
 //! So while there is evidence, the working set is judged instead: [`Measure::WorkingSet`].
 //!
 //! ```text
-//!                      any sign within the last 10 s
-//!    unreclaimable ─────────────────────────────────► working set
-//!                  ◄─────────────────────────────────
-//!                      no sign for 10 s
+//!                   any sign within the last 10 s, and the working set at `low` or over
+//!    unreclaimable ────────────────────────────────────────────────────────────────────► working set
+//!                  ◄────────────────────────────────────────────────────────────────────
+//!                   no sign for 10 s, or the working set under `low`
 //! ```
 //!
 //! | sign | from | source of the figure |
@@ -19,8 +19,9 @@
 //! | [`Sign::Refaults`] | as many bytes as the cache holds, within the window | the default `thrashing_limit` of Android's lmkd, 100 % |
 //!
 //! Meeting the limit (`max`, `high`; `failcnt` on v1) is no sign: the same reader met it 600 times a second with a working
-//! set of one megabyte, while nothing was short. Neither are its refaults by themselves (eight times the cache each second);
-//! it is the working set that tells such a reader from a cache that is needed.
+//! set of one megabyte, while nothing was short. On v1 it would even show refaults, eight times the cache each second, since
+//! all of them are counted there; v2 counts apart what there was room for. What tells such a reader from a cache that is
+//! needed is the working set: under `low`, where nothing is wrong by either measure, no sign is looked at.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -191,11 +192,11 @@ impl Stress {
     }
 }
 
-/// Which measure is judged.
-pub fn measure(memory: &MemoryReadings, evidence: &Evidence) -> Measure {
+/// Which measure is judged; `low` in bytes.
+pub fn measure(memory: &MemoryReadings, evidence: &Evidence, low: f64) -> Measure {
     match (memory.unreclaimable.known(), memory.working_set.known()) {
         (Some(_), None) => Measure::Unreclaimable,
-        (Some(_), Some(_)) if evidence.sign().is_none() => Measure::Unreclaimable,
+        (Some(_), Some(working_set)) if evidence.sign().is_none() || (working_set as f64) < low => Measure::Unreclaimable,
         _ => Measure::WorkingSet,
     }
 }
@@ -244,7 +245,8 @@ mod tests {
             let evidence = after(&mut Stress::default(), (0.0, 30.0), |now| memory(now, waiting, refaulted, max, 3));
             assert_eq!(evidence.sign(), sign, "{name}: {evidence:?}");
             assert_eq!(evidence.words().is_some(), sign.is_some());
-            assert_eq!(measure(&memory(30.0, 0.0, 0.0, 0.0, 0), &evidence) == Measure::WorkingSet, sign.is_some(), "{name}");
+            assert_eq!(measure(&memory(30.0, 0.0, 0.0, 0.0, 0), &evidence, 700e6) == Measure::WorkingSet, sign.is_some(), "{name}");
+            assert_eq!(measure(&memory(30.0, 0.0, 0.0, 0.0, 0), &evidence, 851e6), Measure::Unreclaimable, "{name}: under low");
         }
     }
 
@@ -279,11 +281,11 @@ mod tests {
     fn the_working_set_stands_in_for_what_is_not_known() {
         let mut memory = memory(1.0, 0.0, 0.0, 0.0, 0);
         memory.unreclaimable = Reading::Unsupported;
-        assert_eq!(measure(&memory, &Evidence::default()), Measure::WorkingSet);
+        assert_eq!(measure(&memory, &Evidence::default(), 0.0), Measure::WorkingSet);
         let stressed = Evidence { ooms: Some(1), ..Evidence::default() };
         memory.unreclaimable = Reading::Known(1);
         memory.working_set = Reading::Unsupported;
-        assert_eq!(measure(&memory, &stressed), Measure::Unreclaimable);
+        assert_eq!(measure(&memory, &stressed, 0.0), Measure::Unreclaimable);
     }
 
     proptest! {

@@ -89,3 +89,10 @@ pub struct Verdict {
     /// Why `used` or `limit` is missing.
     pub unknown: Option<Failure>,
 }
+
+impl Verdict {
+    /// The sign of stress that made the working set count, for people.
+    pub fn stress(&self) -> Option<String> {
+        self.evidence.filter(|_| self.measure == Some(Measure::WorkingSet)).and_then(|evidence| evidence.words())
+    }
+}

@@ -125,7 +125,8 @@ pub struct MemoryReadings {
     pub events: Reading<MemoryEvents>,
     /// Pages of files, shared memory left out.
     pub file_cache: Reading<u64>,
-    /// Reclaimed and wanted back, in bytes since the scope began. Of a machine only in a look that was asked for it.
+    /// Reclaimed and wanted back, in bytes since the scope began; where the kernel tells them apart, only what there was room
+    /// for. Of a machine only in a look that was asked for it.
     pub refaulted: Reading<u64>,
     /// Time the scope itself lost to memory: not that of a whole machine on which it is one container among others.
     pub stalls: Reading<Pressure>,

@@ -22,6 +22,7 @@ mod faults;
 mod instants;
 mod machines;
 mod memory;
+mod memory_truth;
 mod reload;
 mod serving;
 mod supervision;
