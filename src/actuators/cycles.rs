@@ -231,9 +231,10 @@ impl Cycle {
             return freezer.thaw().err().map(|error| format!("{}: {error}", freezer.file().path().display())).into_iter().collect();
         }
         let woken = |member: &Process| member.signal(Signal(libc::SIGCONT)).err().map(|error| format!("pid {}: {error}", member.pid()));
-        let failed = self.tree.members.iter().filter_map(woken).collect();
-        for ticket in self.tickets.drain(..) {
-            stops.clear(ticket);
+        let failed: Vec<String> = self.tree.members.iter().filter_map(woken).collect();
+        // Who could not be let go stays on the sentinel's list.
+        if failed.is_empty() {
+            self.tickets.drain(..).for_each(|ticket| stops.clear(ticket));
         }
         failed
     }

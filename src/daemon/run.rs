@@ -43,6 +43,7 @@ impl Guardian {
             self.reap(now, &mut events);
             self.supervisor.advance(now, &mut events);
             self.throttle.step(&self.supervisor, now.steady);
+            self.brake.step(&self.supervisor, now.steady);
             if !events.is_empty() {
                 self.tell(&events, now);
                 self.throttle.forget_missing_folders();
@@ -167,7 +168,7 @@ impl Guardian {
     }
 
     pub fn release(&mut self, now: Moment) -> Answer {
-        let result = self.throttle.let_all_go(now.steady);
+        let result = self.let_all_go(now);
         self.planner.begin_anew();
         let mut events = Vec::new();
         self.note_released("asked for", now, &mut events);
@@ -186,6 +187,7 @@ impl Guardian {
             self.pace.next_glance(),
             self.bell.next_deadline(now),
             self.throttle.next_deadline(),
+            self.brake.next_deadline(),
             self.supervisor.next_deadline(),
         ];
         let left = due.into_iter().flatten().min().unwrap_or(now).saturating_sub(now);
@@ -201,8 +203,11 @@ impl Guardian {
             None => PollFd::new(&self.wake, PollFlags::empty()),
         };
         let mut fds = [PollFd::new(&self.wake, PollFlags::IN), PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN), bell];
+        self.reserve.keep();
+        let woken = rustix::event::poll(&mut fds, Some(&timeout));
+        self.reserve.lend();
         // An interrupted wait is a signal that has arrived; whatever it was, the loop looks.
-        if rustix::event::poll(&mut fds, Some(&timeout)).is_err() {
+        if woken.is_err() {
             return;
         }
         let [_, _, bell] = fds;

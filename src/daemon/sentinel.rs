@@ -99,13 +99,15 @@ pub fn main(args: &[String]) -> u8 {
         return 0;
     }
     let paths = Paths::from(&HostPaths { proc: PathBuf::from(proc), sys: "/sys".into(), cgroup: "/sys/fs/cgroup".into() });
-    // Whoever cannot be let go now is tried again below.
+    // Whoever cannot be let go now is tried again below, as is everybody if the table is in a file.
     let mut late = table.let_all_go_on(&paths);
+    let undo_log = Path::new(undo_log);
+    let is_left = || undo_log.exists() || undo::stops_beside(undo_log).exists();
     // Limits come off at once. A group stays on record while somebody is in it: workers that end with the daemon take a
     // moment to do so, those that go on keep theirs until the next start.
     for _ in 0..GROUP_LOOKS {
-        let swept = undo::sweep(Path::new(undo_log), &paths);
-        if late.is_empty() && swept.is_ok() && !Path::new(undo_log).exists() {
+        let swept = undo::sweep(undo_log, &paths);
+        if late.is_empty() && swept.is_ok() && !is_left() {
             break;
         }
         std::thread::park_timeout(GROUP_LOOK);

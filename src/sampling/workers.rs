@@ -34,6 +34,8 @@ const PSS_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Workers {
     paths: Paths,
     page: u64,
+    /// See [`memory::Group::kernel_share`].
+    pub kernel_share: Option<f64>,
     workers: Vec<Worker>,
     index: HashMap<SlotId, usize>,
     /// The state of the trees whose members were taken in.
@@ -100,6 +102,7 @@ impl Workers {
         Workers {
             paths: paths.clone(),
             page: rustix::param::page_size() as u64,
+            kernel_share: None,
             workers: Vec::new(),
             index: HashMap::new(),
             met: None,
@@ -142,7 +145,13 @@ impl Workers {
         self.look_at_details(now, scratch, tally);
         into.clear();
         let (paths, page) = (&self.paths, self.page);
-        into.extend(self.workers.iter_mut().map(|worker| worker.read(paths, page, now, scratch, tally)));
+        let kernel_share = self.kernel_share;
+        into.extend(self.workers.iter_mut().map(|worker| {
+            if let Some(group) = &mut worker.memory_group {
+                group.kernel_share = kernel_share;
+            }
+            worker.read(paths, page, now, scratch, tally)
+        }));
     }
 
     /// One replica's memory, over the processes that are known.
