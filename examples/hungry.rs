@@ -10,6 +10,7 @@
 //! | `gives-back=MB` | frees so much of it each time it gets a SIGUSR1 |
 //! | `child=WORDS` | starts a child with those habits (separated by commas); any number of times |
 //! | `astray=WORDS` | starts a descendant that leaves session and parent, as a daemon does |
+//! | `serve=FILE` | answers HTTP on a port of its own, which it writes to the file |
 //! | `deaf` | ignores SIGTERM |
 //! | `log=FILE` | writes a line for each thing that happens to it |
 //! | `after=MS`, `exit=CODE` | ends by itself, with that code |
@@ -17,7 +18,8 @@
 #![expect(clippy::disallowed_methods, reason = "it plays the outside world, which has clocks and starts processes")]
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,6 +41,7 @@ struct Habits {
     gives_back: Option<usize>,
     children: Vec<String>,
     astray: Vec<String>,
+    serve: Option<String>,
     deaf: bool,
     log: Option<String>,
     after: Option<Duration>,
@@ -66,6 +69,9 @@ fn main() {
     for _ in 0..habits.burn {
         let until = habits.until.clone();
         std::thread::spawn(move || burn(until.as_deref()));
+    }
+    if let Some(file) = habits.serve.clone() {
+        std::thread::spawn(move || serve(&file));
     }
     if let Some(percent) = habits.light {
         std::thread::spawn(move || burn_a_little(percent));
@@ -97,6 +103,7 @@ fn read(words: &[String]) -> Habits {
             "gives-back" => habits.gives_back = Some(number() as usize * MB),
             "child" => habits.children.push(value.to_owned()),
             "astray" => habits.astray.push(value.to_owned()),
+            "serve" => habits.serve = Some(value.to_owned()),
             "deaf" => habits.deaf = true,
             "log" => habits.log = Some(value.to_owned()),
             "after" => habits.after = Some(Duration::from_millis(number())),
@@ -109,6 +116,18 @@ fn read(words: &[String]) -> Habits {
 
 fn start(words: &[String]) -> std::process::Child {
     Command::new(std::env::current_exe().expect("this program has a path")).args(words).spawn().expect("a child can be started")
+}
+
+/// One request after the other, each on a connection of its own.
+fn serve(file: &str) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("it is bound").port();
+    std::fs::write(file, port.to_string()).expect("the file can be written");
+    for mut stream in listener.incoming().flatten() {
+        // A client that went away is no reason to stop.
+        let _ = stream.read(&mut [0; 1024]);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+    }
 }
 
 /// The middle of a double fork: leaves the session, starts who is to be left alone, and ends.

@@ -1,7 +1,7 @@
 //! Holds replicas to a share of the processor, by the best method that works for each, and lets them go again.
 //!
-//! Best first: a quota on the replica's own group (exact, costs nothing), a duty cycle of SIGSTOP and SIGCONT (closed
-//! loop on measured CPU time), a worse priority (where it can be taken back: that needs `CAP_SYS_NICE`).
+//! Best first: a quota on the replica's own group (exact, costs nothing), a duty cycle of stopping it and letting it go
+//! (closed loop on measured CPU time), a worse priority (where it can be taken back: that needs `CAP_SYS_NICE`).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,16 +9,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::settings::{Signal, ThrottleMethod, Worker};
+use crate::config::settings::{ThrottleMethod, Worker};
 use crate::host::folder::{Folder, GroupFile};
-use crate::host::process::{self, Delivery, Process};
-use crate::host::stops::{StopTable, Ticket};
-use crate::host::{Paths, cgroupfs, cputime, procfs, scan};
+use crate::host::freezer::Freezer;
+use crate::host::process::{self, Priority, Process, ProcessId};
+use crate::host::stops::StopTable;
+use crate::host::{Paths, cgroupfs, procfs, scan};
 use crate::policy::Resource;
 use crate::sampling::readings::SlotId;
 use crate::supervisor::Supervisor;
 
-use super::duty::{Duty, Hold};
+use super::cycles::{Cycles, Tree};
 use super::undo::{Saved, UndoLog};
 
 /// How a replica is held.
@@ -44,7 +45,7 @@ impl Method {
 pub struct Means {
     /// A quota can be set on groups of our own.
     pub quota: bool,
-    /// Processes can be stopped, noted in a table that the sentinel watches.
+    /// Processes can be stopped: there is a sentinel to let them go should we die.
     pub duty: bool,
     /// A nice value can be taken back.
     pub nice: bool,
@@ -73,6 +74,8 @@ impl Means {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Burden {
     pub method: Method,
+    /// The method in detail, for people.
+    pub by: &'static str,
     /// Cores it may use.
     pub cores: f64,
     /// 0 free, 1 held stopped, over the last second or so.
@@ -83,7 +86,7 @@ pub struct Burden {
 pub struct Throttle {
     paths: Paths,
     means: Means,
-    stops: Arc<StopTable>,
+    cycles: Cycles,
     undo: UndoLog,
     /// What each resource wants of each replica; the smallest counts.
     wishes: BTreeMap<SlotId, BTreeMap<Resource, f64>>,
@@ -105,32 +108,23 @@ struct Held {
 #[derive(Debug)]
 enum Grip {
     Quota { files: Vec<GroupFile>, stat: Option<GroupFile> },
-    Duty(Box<Cycle>),
-    Nice { members: Vec<(i32, u64)> },
+    Duty { freezer: Option<GroupFile>, watch: Watch },
+    Nice { members: Vec<ProcessId> },
 }
 
 impl Grip {
     fn method(&self) -> Method {
         match self {
             Grip::Quota { .. } => Method::Cgroup,
-            Grip::Duty(_) => Method::Duty,
+            Grip::Duty { .. } => Method::Duty,
             Grip::Nice { .. } => Method::Nice,
         }
     }
 }
 
-/// A duty cycle over a whole tree.
-#[derive(Debug)]
-struct Cycle {
-    duty: Duty,
-    next: Duration,
-    /// Opened once and kept: one descriptor each, none of them can reach a stranger.
-    members: Vec<Process>,
-    tickets: Vec<Ticket>,
-    accounting: Option<Arc<Folder>>,
-    /// CPU time of members that are gone, so that the sum never goes down.
-    lost: Duration,
-    sum: Duration,
+/// When a tree was last looked through for new members.
+#[derive(Clone, Copy, Debug, Default)]
+struct Watch {
     scanned: Duration,
     newest_pid: Option<i32>,
 }
@@ -140,7 +134,8 @@ const SCAN_GAP: Duration = Duration::from_millis(100);
 
 impl Throttle {
     pub fn new(paths: Paths, means: Means, stops: Arc<StopTable>, undo: UndoLog) -> Throttle {
-        Throttle { paths, means, stops, undo, wishes: BTreeMap::new(), held: BTreeMap::new(), taken: BTreeMap::new() }
+        let cycles = Cycles::new(paths.clone(), stops);
+        Throttle { paths, means, cycles, undo, wishes: BTreeMap::new(), held: BTreeMap::new(), taken: BTreeMap::new() }
     }
 
     pub fn means(&self) -> Means {
@@ -185,7 +180,7 @@ impl Throttle {
     pub fn let_go(&mut self, slot: SlotId, now: Duration) -> Result<(), String> {
         self.wishes.remove(&slot);
         match self.held.remove(&slot) {
-            Some(held) => self.drop_grip(held, now),
+            Some(held) => self.drop_grip(slot, held, now),
             None => Ok(()),
         }
     }
@@ -215,7 +210,7 @@ impl Throttle {
         let Some(cores) = wish else {
             self.wishes.remove(&slot);
             return match self.held.remove(&slot) {
-                Some(held) => self.drop_grip(held, now),
+                Some(held) => self.drop_grip(slot, held, now),
                 None => Ok(()),
             };
         };
@@ -234,7 +229,7 @@ impl Throttle {
                     let writes = group.map(|group| group.cpu_writes(Some(cores))).unwrap_or_default();
                     write_all(&writes)?;
                 }
-                Grip::Duty(cycle) => cycle.duty.set_rate(cores, longest_stop),
+                Grip::Duty { .. } => self.cycles.set_rate(slot, cores, longest_stop),
                 Grip::Nice { .. } => {}
             }
             held.cores = cores;
@@ -252,7 +247,7 @@ impl Throttle {
         let worker = replica.worker.name.clone();
         let before = match &grip {
             Grip::Quota { stat, .. } => stat.as_ref().and_then(throttled_time).unwrap_or_default(),
-            Grip::Duty(_) | Grip::Nice { .. } => Duration::ZERO,
+            Grip::Duty { .. } | Grip::Nice { .. } => Duration::ZERO,
         };
         self.held.insert(slot, Held { worker, cores, grip, ratio: 0.0, looked: (now, before) });
         Ok(())
@@ -281,45 +276,85 @@ impl Throttle {
                 Ok(Grip::Quota { files, stat: group.cpu_stat() })
             }
             Method::Duty => {
-                let mut cycle = Cycle {
-                    duty: Duty::new(cores, replica.worker.longest_stop, now, Duration::ZERO),
-                    next: now,
-                    members: Vec::new(),
-                    tickets: Vec::new(),
-                    accounting: life.group.as_ref().and_then(|group| group.cpu_accounting().cloned()),
-                    lost: Duration::ZERO,
-                    sum: Duration::ZERO,
-                    scanned: Duration::ZERO,
-                    newest_pid: None,
+                let freezer = life.group.as_ref().and_then(|group| group.freezer()).and_then(|folder| self.freezer(folder));
+                let file = freezer.as_ref().map(|freezer| freezer.file().clone());
+                let accounting = life.group.as_ref().and_then(|group| group.cpu_accounting().cloned());
+                let (members, watch) = if freezer.is_some() && accounting.is_some() {
+                    // The group is stopped and accounted as a whole: no list of its processes is needed.
+                    (Vec::new(), Watch::default())
+                } else {
+                    let found = self.look_for_members(slot, Watch::default(), supervisor, now);
+                    found.ok_or("its processes could not be listed")?
                 };
-                cycle.look_for_members(&self.paths, slot, supervisor, now);
-                let cpu = cycle.cpu(&self.paths);
-                cycle.duty = Duty::new(cores, replica.worker.longest_stop, now, cpu);
-                Ok(Grip::Duty(Box::new(cycle)))
+                let tree = Tree { freezer, accounting, members };
+                if let Err(error) = self.cycles.begin(slot, cores, replica.worker.longest_stop, tree, now) {
+                    self.undo_files(file.as_slice());
+                    return Err(format!("no thread for the duty cycle: {error}"));
+                }
+                Ok(Grip::Duty { freezer: file, watch })
             }
             Method::Nice => {
                 let mut processes = Vec::new();
                 scan::processes(&self.paths, &mut processes, &mut Vec::new())
                     .map_err(|error| format!("/proc could not be read: {error}"))?;
-                let members = supervisor.members(slot, &processes);
-                for member in &members {
-                    let old = process::nice(member.pid()).map_err(|error| error.to_string())?;
-                    let saved = Saved::Nice { pid: member.pid(), started: member.started(), old };
-                    self.undo.save(saved).map_err(|error| format!("the old priority could not be saved: {error}"))?;
-                    process::set_nice(member.pid(), 19)
-                        .and_then(|()| process::set_idle_class(member.pid(), true))
-                        .map_err(|error| format!("pid {}: {error}", member.pid()))?;
+                let members = supervisor.members(slot, &processes).map_err(|error| error.to_string())?;
+                let identities: Vec<ProcessId> = members.iter().map(Process::identity).collect();
+                if let Err(why) = members.iter().try_for_each(|member| self.slow(member, now)) {
+                    self.undo_priorities(&identities);
+                    return Err(why);
                 }
-                Ok(Grip::Nice { members: members.iter().map(|member| (member.pid(), member.started())).collect() })
+                Ok(Grip::Nice { members: identities })
             }
         }
+    }
+
+    /// Gives one process the worst priority there is.
+    fn slow(&mut self, member: &Process, now: Duration) -> Result<(), String> {
+        let since = now.as_secs().saturating_mul(process::ticks_per_second());
+        let of_it = |error: io::Error| format!("pid {}: {error}", member.pid());
+        let old = match member.priority() {
+            Ok(old) => old,
+            // One that has ended needs no slowing.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            Err(error) => return Err(of_it(error)),
+        };
+        let saved = Saved::Nice { process: member.identity(), old, since };
+        self.undo.save(saved).map_err(|error| format!("the old priority could not be saved: {error}"))?;
+        match member.set_priority(Priority::IDLE) {
+            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => Err(of_it(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn undo_priorities(&mut self, members: &[ProcessId]) -> Vec<String> {
+        self.undo.restore(&self.paths, |saved| matches!(saved, Saved::Nice { process, .. } if members.contains(process)))
+    }
+
+    /// The freezer of a group, with its state written down: what is frozen must be thawed even if we are killed. `None` where
+    /// there is none that can be used.
+    fn freezer(&mut self, folder: &Arc<Folder>) -> Option<Freezer> {
+        let freezer = Freezer::open(folder).ok()?;
+        let saved = Saved::file(freezer.file()).ok()?;
+        self.undo.save(saved).ok().map(|()| freezer)
+    }
+
+    /// The processes of a tree, if they can have changed since it was last looked through.
+    fn look_for_members(&self, slot: SlotId, watch: Watch, supervisor: &Supervisor, now: Duration) -> Option<(Vec<Process>, Watch)> {
+        let newest_pid = newest_pid(&self.paths.proc);
+        if newest_pid.is_some() && newest_pid == watch.newest_pid {
+            return None;
+        }
+        let mut processes = Vec::new();
+        scan::processes(&self.paths, &mut processes, &mut Vec::new()).ok()?;
+        // Without a descriptor to hold a member by the old list stands, and the next step looks again.
+        Some((supervisor.members(slot, &processes).ok()?, Watch { scanned: now, newest_pid }))
     }
 
     fn undo_files(&mut self, files: &[GroupFile]) -> Vec<String> {
         self.undo.restore(&self.paths, |saved| files.iter().any(|file| saved.is_of(file)))
     }
 
-    fn drop_grip(&mut self, held: Held, now: Duration) -> Result<(), String> {
+    fn drop_grip(&mut self, slot: SlotId, held: Held, now: Duration) -> Result<(), String> {
         let (_, before) = held.looked;
         let failed = match held.grip {
             Grip::Quota { files, stat } => {
@@ -327,16 +362,13 @@ impl Throttle {
                 self.add_taken(&held.worker, taken.saturating_sub(before));
                 self.undo_files(&files)
             }
-            Grip::Duty(mut cycle) => {
-                // Counts the hold that ends now.
-                let cpu = cycle.sum;
-                let _ = cycle.duty.step(now, cpu);
-                self.add_taken(&held.worker, cycle.duty.held_total().saturating_sub(before));
-                cycle.go_on(&self.stops)
+            Grip::Duty { freezer, .. } => {
+                let (taken, mut failed) = self.cycles.end(slot, now);
+                self.add_taken(&held.worker, taken.saturating_sub(before));
+                failed.extend(self.undo_files(freezer.as_slice()));
+                failed
             }
-            Grip::Nice { members } => self
-                .undo
-                .restore(&self.paths, |saved| matches!(saved, Saved::Nice { pid, started, .. } if members.contains(&(*pid, *started)))),
+            Grip::Nice { members } => self.undo_priorities(&members),
         };
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     }
@@ -345,7 +377,7 @@ impl Throttle {
         *self.taken.entry(worker.clone()).or_default() += more;
     }
 
-    /// Moves every duty cycle on that is due, and lets go whoever is ending: a stopped process gets no signal.
+    /// Lets go whoever is ending, since a stopped process gets no signal, and looks for new members of stopped trees.
     pub fn step(&mut self, supervisor: &Supervisor, now: Duration) {
         let ending: Vec<SlotId> =
             self.held.keys().copied().filter(|slot| !supervisor.replica(*slot).is_some_and(|replica| replica.is_running())).collect();
@@ -353,45 +385,48 @@ impl Throttle {
             // What cannot be put back now stays written down; `let_all_go`, the sentinel and the next start try again.
             let _ = self.let_go(slot, now);
         }
-        for (slot, held) in &mut self.held {
-            let Grip::Duty(cycle) = &mut held.grip else { continue };
-            if cycle.next > now {
-                continue;
+        let due: Vec<(SlotId, Watch)> = self.watched().filter(|(_, watch)| watch.scanned + SCAN_GAP <= now).collect();
+        for (slot, watch) in due {
+            let (found, watch) = match self.look_for_members(slot, watch, supervisor, now) {
+                Some((members, watch)) => (Some(members), watch),
+                None => (None, Watch { scanned: now, ..watch }),
+            };
+            if let Some(members) = found {
+                self.cycles.set_members(slot, members);
             }
-            if cycle.duty.hold() == Hold::Run {
-                cycle.look_for_members(&self.paths, *slot, supervisor, now);
-            }
-            let cpu = cycle.cpu(&self.paths);
-            let was = cycle.duty.hold();
-            let (hold, next) = cycle.duty.step(now, cpu);
-            cycle.next = next;
-            match (was, hold) {
-                (Hold::Run, Hold::Stop) => cycle.stop(&self.stops),
-                (Hold::Stop, Hold::Run) => {
-                    // A member that does not go on has ended.
-                    let _ = cycle.go_on(&self.stops);
-                }
-                _ => {}
+            if let Some(Held { grip: Grip::Duty { watch: old, .. }, .. }) = self.held.get_mut(&slot) {
+                *old = watch;
             }
         }
     }
 
-    /// When the next duty cycle is due.
-    pub fn next_deadline(&self) -> Option<Duration> {
-        let cycles = self.held.values().filter_map(|held| match &held.grip {
-            Grip::Duty(cycle) => Some(cycle.next),
+    /// The trees whose members have to be looked for.
+    fn watched(&self) -> impl Iterator<Item = (SlotId, Watch)> + '_ {
+        let watch = |(slot, held): (&SlotId, &Held)| match &held.grip {
+            Grip::Duty { watch, .. } => Some((*slot, *watch)),
             _ => None,
-        });
-        cycles.min()
+        };
+        self.held.iter().filter_map(watch).filter(|(slot, _)| self.cycles.needs_members(*slot))
+    }
+
+    /// When a tree has to be looked through again.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.watched().map(|(_, watch)| watch.scanned + SCAN_GAP).min()
+    }
+
+    /// Says whether there is a sentinel: without one nobody is stopped, and whoever is held so now is let go.
+    pub fn rely_on_sentinel(&mut self, lives: bool, supervisor: &Supervisor, now: Duration) -> Result<(), String> {
+        self.means.duty = lives;
+        self.apply(supervisor, now)
     }
 
     /// Reads how much was taken away since the last look; called once a tick.
     pub fn measure(&mut self, now: Duration) {
         let mut more: Vec<(Arc<str>, Duration)> = Vec::new();
-        for held in self.held.values_mut() {
+        for (slot, held) in &mut self.held {
             let total = match &held.grip {
                 Grip::Quota { stat, .. } => stat.as_ref().and_then(throttled_time).unwrap_or(held.looked.1),
-                Grip::Duty(cycle) => cycle.duty.held_total(),
+                Grip::Duty { .. } => self.cycles.held_total(*slot),
                 Grip::Nice { .. } => Duration::ZERO,
             };
             let (at, before) = held.looked;
@@ -410,7 +445,9 @@ impl Throttle {
 
     pub fn burden(&self, slot: SlotId) -> Option<Burden> {
         let held = self.held.get(&slot)?;
-        Some(Burden { method: held.grip.method(), cores: held.cores, ratio: held.ratio })
+        let method = held.grip.method();
+        let by = if method == Method::Duty && self.cycles.freezes(slot) { "duty (freezer)" } else { method.word() };
+        Some(Burden { method, by, cores: held.cores, ratio: held.ratio })
     }
 
     /// Time taken away from each worker in all.
@@ -429,70 +466,13 @@ impl Throttle {
     }
 }
 
-impl Cycle {
-    fn look_for_members(&mut self, paths: &Paths, slot: SlotId, supervisor: &Supervisor, now: Duration) {
-        if now.saturating_sub(self.scanned) < SCAN_GAP && !self.members.is_empty() {
-            return;
-        }
-        let newest = newest_pid(&paths.proc);
-        if newest.is_some() && newest == self.newest_pid && !self.members.is_empty() {
-            return;
-        }
-        let mut processes = Vec::new();
-        if scan::processes(paths, &mut processes, &mut Vec::new()).is_err() {
-            return;
-        }
-        (self.scanned, self.newest_pid) = (now, newest);
-        self.members = supervisor.members(slot, &processes);
-    }
-
-    /// CPU time of the tree; never goes down.
-    fn cpu(&mut self, paths: &Paths) -> Duration {
-        if let Some(total) = self.accounting.as_deref().and_then(group_cpu) {
-            self.sum = self.sum.max(total);
-            return self.sum;
-        }
-        let now: Duration = self
-            .members
-            .iter()
-            .map(|member| cputime::of_process(member.pid()).unwrap_or_default() + process::children_cpu(paths, member.pid()))
-            .sum();
-        if now + self.lost < self.sum {
-            // Members that have gone took their clocks with them.
-            self.lost = self.sum - now;
-        }
-        self.sum = now + self.lost;
-        self.sum
-    }
-
-    fn stop(&mut self, stops: &StopTable) {
-        for member in &self.members {
-            // Written down first: what the sentinel does not know of must not be stopped.
-            let Some(ticket) = stops.note(member.pid(), member.started()) else { break };
-            match member.signal(Signal(libc::SIGSTOP)) {
-                Ok(Delivery::Delivered) => self.tickets.push(ticket),
-                Ok(Delivery::Gone) | Err(_) => stops.clear(ticket),
-            }
-        }
-    }
-
-    /// Lets everybody go on; returns what went wrong.
-    fn go_on(&mut self, stops: &StopTable) -> Vec<String> {
-        let failed = self
-            .members
-            .iter()
-            .filter_map(|member| member.signal(Signal(libc::SIGCONT)).err().map(|error| format!("pid {}: {error}", member.pid())))
-            .collect();
-        for ticket in self.tickets.drain(..) {
-            stops.clear(ticket);
-        }
-        failed
-    }
-}
-
-/// Writes each value and makes sure that the kernel took it.
+/// Writes each value that is not there yet, and makes sure that the kernel took it.
 fn write_all(writes: &[(GroupFile, String)]) -> Result<(), String> {
     for (file, value) in writes {
+        // A quota that is written again is granted again at once.
+        if file.read().is_ok_and(|found| found == *value) {
+            continue;
+        }
         file.write(value).map_err(|error| format!("{} = {value}: {error}", file.path().display()))?;
         match file.read() {
             Ok(found) if found == *value => {}
@@ -508,15 +488,6 @@ fn throttled_time(stat: &GroupFile) -> Option<Duration> {
     let text = stat.folder.read(stat.name).ok()?;
     let v2 = cgroupfs::value_of(&text, "throttled_usec").map(Duration::from_micros);
     v2.or_else(|| cgroupfs::value_of(&text, "throttled_time").map(Duration::from_nanos))
-}
-
-/// CPU time of a group: `cpu.stat` (v2) or `cpuacct.usage` (v1).
-fn group_cpu(folder: &Folder) -> Option<Duration> {
-    if let Ok(text) = folder.read("cpuacct.usage") {
-        return cgroupfs::parse_number(&text).map(Duration::from_nanos);
-    }
-    let text = folder.read("cpu.stat").ok()?;
-    cgroupfs::value_of(&text, "usage_usec").map(Duration::from_micros)
 }
 
 /// The last pid that was given away; while it stays the same no process was made.

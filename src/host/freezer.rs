@@ -7,26 +7,28 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::cgroupfs;
+use super::folder::{Folder, GroupFile};
 
 /// The freezer of one group. The kernel binds an open file to the very group it was opened in: a group made anew under the
 /// same name is never touched through it, the writes fail instead (`ENODEV`).
 #[derive(Debug)]
 pub struct Freezer {
-    file: PathBuf,
+    file: GroupFile,
+    /// Kept open: a turn of a duty cycle costs one write.
     freeze: File,
     events: File,
 }
 
 impl Freezer {
-    /// Opens the freezer of the group at `folder`. An error where the kernel or a permission grants none, and where the
-    /// group is frozen already: whoever did that would find it thawed by us.
-    pub fn open(folder: &Path) -> io::Result<Freezer> {
-        let file = folder.join("cgroup.freeze");
-        let freeze = File::options().read(true).write(true).open(&file)?;
-        let freezer = Freezer { file, freeze, events: File::open(folder.join("cgroup.events"))? };
+    /// Opens the freezer of a group. An error where the kernel or a permission grants none, and where the group is frozen
+    /// already: whoever did that would find it thawed by us.
+    pub fn open(folder: &Arc<Folder>) -> io::Result<Freezer> {
+        let file = GroupFile { folder: folder.clone(), name: "cgroup.freeze" };
+        let freeze = File::from(folder.entrance(file.name)?);
+        let freezer = Freezer { file, freeze, events: File::from(folder.file("cgroup.events")?) };
         if freezer.is_asked()? {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "frozen by somebody else"));
         }
@@ -34,7 +36,7 @@ impl Freezer {
     }
 
     /// The file that holds its state: what an undo log has to remember, with the value `0`.
-    pub fn file(&self) -> &Path {
+    pub fn file(&self) -> &GroupFile {
         &self.file
     }
 
@@ -44,15 +46,17 @@ impl Freezer {
         self.freeze.write_all_at(b"1", 0)
     }
 
+    /// Lets everybody go on. A group that was removed holds nobody: that is no error.
     pub fn thaw(&self) -> io::Result<()> {
-        self.freeze.write_all_at(b"0", 0)
+        match self.freeze.write_all_at(b"0", 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+            result => result,
+        }
     }
 
     /// Whether a freeze was asked for, by whomever.
     pub fn is_asked(&self) -> io::Result<bool> {
-        let mut text = [0; 8];
-        let length = self.freeze.read_at(&mut text, 0)?;
-        match cgroupfs::parse_number(&text[..length]) {
+        match cgroupfs::parse_number(self.file.read()?.as_bytes()) {
             Some(value) => Ok(value != 0),
             None => Err(io::Error::new(io::ErrorKind::InvalidData, "cgroup.freeze holds no number")),
         }
@@ -79,26 +83,30 @@ mod tests {
         folder
     }
 
+    fn open(folder: &tempfile::TempDir) -> io::Result<Freezer> {
+        Freezer::open(&Arc::new(Folder::open(folder.path())?))
+    }
+
     #[test]
     fn freezing_and_thawing_write_the_word_of_the_kernel() {
         let folder = group("0\n");
-        let freezer = Freezer::open(folder.path()).unwrap();
+        let freezer = open(&folder).unwrap();
         assert_eq!((freezer.is_asked().unwrap(), freezer.is_frozen().unwrap()), (false, false));
         freezer.freeze().unwrap();
         assert!(freezer.is_asked().unwrap());
         std::fs::write(folder.path().join("cgroup.events"), "populated 1\nfrozen 1\n").unwrap();
         assert!(freezer.is_frozen().unwrap());
         freezer.thaw().unwrap();
-        assert_eq!(std::fs::read(freezer.file()).unwrap(), b"0\n");
+        assert_eq!(freezer.file().read().unwrap(), "0");
     }
 
     #[test]
     fn what_is_frozen_by_others_or_no_group_or_says_nothing_is_refused() {
-        assert_eq!(Freezer::open(group("1\n").path()).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
-        assert_eq!(Freezer::open(group("").path()).unwrap_err().kind(), io::ErrorKind::InvalidData);
-        assert_eq!(Freezer::open(tempfile::tempdir().unwrap().path()).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(open(&group("1\n")).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        assert_eq!(open(&group("")).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(open(&tempfile::tempdir().unwrap()).unwrap_err().kind(), io::ErrorKind::NotFound);
         let folder = group("0\n");
         std::fs::write(folder.path().join("cgroup.events"), "").unwrap();
-        assert_eq!(Freezer::open(folder.path()).unwrap().is_frozen().unwrap_err().kind(), io::ErrorKind::InvalidData);
+        assert_eq!(open(&folder).unwrap().is_frozen().unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 }

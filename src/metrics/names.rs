@@ -215,8 +215,8 @@ pub static TABLE: &[Metric] = &[
     single(
         "plimsoll_cpu_throttled_seconds_total",
         COUNTER,
-        "Time the platform held the scope back by its CPU quota. What Plimsoll takes away is in plimsoll_worker_throttled_seconds_total.",
-        "cpu.stat",
+        "Time the platform held the scope back: by CPU quotas on its group and those above, on a host by steal. What Plimsoll takes away is in plimsoll_worker_throttled_seconds_total.",
+        "cpu.stat, /proc/stat",
         |snapshot, out| out.add(&[], snapshot.cpu.throttled_seconds_total),
     ),
     single(
@@ -236,13 +236,20 @@ pub static TABLE: &[Metric] = &[
     single(
         "plimsoll_memory_unreclaimable_bytes",
         GAUGE,
-        "Memory the kernel cannot take back; this is judged against the line.",
+        "Memory the kernel cannot take back; this is judged against the line, or the working set while there is evidence of stress.",
         "memory.stat, /proc/meminfo",
         |snapshot, out| out.add_whole(&[], snapshot.memory.unreclaimable_bytes),
     ),
     single("plimsoll_memory_swap_bytes", GAUGE, "Swap used by the scope.", "memory.swap.current, /proc/meminfo", |snapshot, out| {
         out.add_whole(&[], snapshot.memory.swap_bytes)
     }),
+    single(
+        "plimsoll_memory_refaulted_bytes_total",
+        COUNTER,
+        "Memory that was reclaimed and wanted back. Of a whole machine only known near its line.",
+        "memory.stat, /proc/vmstat",
+        |snapshot, out| out.add_whole(&[], snapshot.memory.refaulted_bytes_total),
+    ),
     family(
         "plimsoll_memory_events_total",
         COUNTER,
@@ -257,7 +264,7 @@ pub static TABLE: &[Metric] = &[
     per_disk!("plimsoll_filesystem_files_free", "Inodes not in use.", "statvfs", files_free),
     per_pressure!(
         "plimsoll_pressure_waiting_seconds_total",
-        "Time in which at least one task waited for the resource.",
+        "Time in which at least one task waited for the resource. Of CPU this holds what Plimsoll's own quotas make wait, and is never judged.",
         "pressure stall information, some",
         waiting_seconds_total
     ),
@@ -301,6 +308,13 @@ pub static TABLE: &[Metric] = &[
                 }
             }
         },
+    ),
+    per_resource!(
+        "plimsoll_policy_exhaustion_seconds",
+        GAUGE,
+        "How long until the resource is full if it goes on as it does; absent while it is not filling.",
+        "forecast",
+        |resource| resource.exhaustion_seconds
     ),
     single(
         "plimsoll_policy_throttled",

@@ -26,6 +26,7 @@ pub(super) struct Cpu {
     /// The processors of the host that were counted; empty for all.
     counted: Vec<u32>,
     before: Option<(Moment, Duration)>,
+    stolen_before: Option<(Moment, Duration)>,
 }
 
 /// The files of the group that is measured; empty on a host.
@@ -33,7 +34,9 @@ pub(super) struct Cpu {
 struct Meter {
     group: Option<PathBuf>,
     usage: Option<(Version, Kept)>,
-    throttled: Option<(Version, Kept)>,
+    /// `cpu.stat` of our group and of every one above it: each holds back what is below it by its own quota, and counts
+    /// only that (`nr_throttled` and the time are not hierarchical).
+    throttled: Vec<(Version, Kept)>,
 }
 
 impl Cpu {
@@ -46,17 +49,19 @@ impl Cpu {
             host: Kept::new(paths, paths.proc.join("stat")),
             counted: Vec::new(),
             before: None,
+            stolen_before: None,
         }
     }
 
     pub fn read(&mut self, scope: &Scope, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> CpuReadings {
         let (limit_cores, limit_source) = scope.candidates.cpu(scope.machine_only);
-        let (usage_total, throttled_total) = match (scope.extent, &self.accounting) {
-            (Extent::Container, Some(_)) => self.read_group(scope, scratch, tally),
-            (Extent::Container, None) | (Extent::Host, _) => self.read_host(scope, scratch, tally),
-        };
+        let group = scope.extent == Extent::Container && self.accounting.is_some();
+        let (usage_total, throttled_total) =
+            if group { self.read_group(scope, scratch, tally) } else { self.read_host(scope, scratch, tally) };
         let used_cores = usage_total.and_then(|usage| rate(&mut self.before, now, usage));
-        CpuReadings { limit_cores, limit_source, usage_total, used_cores, throttled_total }
+        let stolen_cores =
+            if group { Reading::Unsupported } else { throttled_total.and_then(|stolen| rate(&mut self.stolen_before, now, stolen)) };
+        CpuReadings { limit_cores, limit_source, usage_total, used_cores, throttled_total, stolen_cores }
     }
 
     fn read_group(&mut self, scope: &Scope, scratch: &mut Vec<u8>, tally: &mut Tally) -> (Reading<Duration>, Reading<Duration>) {
@@ -70,17 +75,22 @@ impl Cpu {
             }
             None => Reading::Unsupported,
         };
-        let throttled = match &mut self.meter.throttled {
+        let mut throttled = Reading::Unsupported;
+        for (version, file) in &mut self.meter.throttled {
+            let (key, unit): (_, fn(u64) -> Duration) = match version {
+                Version::V2 => ("throttled_usec", Duration::from_micros),
+                Version::V1 => ("throttled_time", Duration::from_nanos),
+            };
             // A group without a quota of its own, or the top of the tree, has no such line.
-            Some((Version::V2, file)) => tally.reading(Source::Cgroup, file.read(scratch), |text| {
-                Some(cgroupfs::value_of(text, "throttled_usec").map(Duration::from_micros))
-            }),
-            Some((Version::V1, file)) => tally.reading(Source::Cgroup, file.read(scratch), |text| {
-                Some(cgroupfs::value_of(text, "throttled_time").map(Duration::from_nanos))
-            }),
-            None => Reading::Unsupported,
-        };
-        (usage, throttled.and_then(|time| time.map_or(Reading::Unsupported, Reading::Known)))
+            let own = tally.reading(Source::Cgroup, file.read(scratch), |text| Some(cgroupfs::value_of(text, key).map(unit)));
+            throttled = match (throttled, own) {
+                (Reading::Known(sum), Reading::Known(Some(own))) => Reading::Known(sum + own),
+                (Reading::Unsupported, Reading::Known(Some(own))) => Reading::Known(own),
+                (Reading::Failed(failure), _) | (_, Reading::Failed(failure)) => Reading::Failed(failure),
+                (sum, _) => sum,
+            };
+        }
+        (usage, throttled)
     }
 
     /// Measures the group that carries the quota where it can be seen, else our own.
@@ -96,8 +106,8 @@ impl Cpu {
             let file = if accounting.version == Version::V2 { "cpu.stat" } else { "cpuacct.usage" };
             (accounting.version, Kept::new(&self.paths, folder.join(file)))
         });
-        let throttled =
-            self.quota.as_ref().zip(quota_folder).map(|(own, folder)| (own.version, Kept::new(&self.paths, folder.join("cpu.stat"))));
+        let stat = |own: &Own| own.ancestors().map(|folder| (own.version, Kept::new(&self.paths, folder.join("cpu.stat")))).collect();
+        let throttled = self.quota.as_ref().map(stat).unwrap_or_default();
         self.meter = Meter { group: quota_folder.map(Path::to_path_buf), usage, throttled };
         // Another group's account: no rate across the change.
         self.before = None;
@@ -111,7 +121,7 @@ impl Cpu {
         if self.meter.usage.is_some() || self.counted != allowed {
             self.meter = Meter::default();
             self.counted = allowed.to_vec();
-            self.before = None;
+            (self.before, self.stolen_before) = (None, None);
         }
         let total = tally.reading(Source::Procfs, self.host.read(scratch), |text| {
             let counts = |cpu: Option<u32>| if allowed.is_empty() { cpu.is_none() } else { cpu.is_some_and(|cpu| allowed.contains(&cpu)) };

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, Signal};
@@ -92,13 +93,46 @@ pub fn children(parent: i32) -> Vec<Process> {
     processes().into_iter().filter(|process| process.parent == parent).collect()
 }
 
-/// Whether a process is in state T. Threads of one group stop together.
+/// Whether a process is held: in state T (threads of one group stop together), or in a frozen group.
 pub fn is_stopped(process: &Process) -> bool {
-    process.state == 'T'
+    process.state == 'T' || is_frozen(process.pid)
+}
+
+/// Whether the v2 group of a process is frozen.
+pub fn is_frozen(pid: i32) -> bool {
+    let events = v2_group(pid).and_then(|folder| fs::read_to_string(folder.join("cgroup.events")).ok());
+    events.is_some_and(|text| text.lines().any(|line| line == "frozen 1"))
+}
+
+/// The folder of a process's group in the v2 tree, if it is one of ours.
+pub fn v2_group(pid: i32) -> Option<PathBuf> {
+    let v2 = groups(pid).into_iter().find(|(name, _)| name.is_empty()).map(|(_, folder)| folder)?;
+    v2.file_name().is_some_and(|name| name.to_string_lossy().starts_with("w-")).then_some(v2)
+}
+
+/// Nice value and scheduling policy: fields 19 and 41 of `/proc/PID/stat`.
+pub fn priority(pid: i32) -> Option<(i32, u32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    Some((fields.get(16)?.parse().ok()?, fields.get(38)?.parse().ok()?))
+}
+
+/// The sentinel of a daemon.
+pub fn sentinel_of(daemon: i32) -> Option<Process> {
+    let is_sentinel = |child: &Process| {
+        let words = fs::read(format!("/proc/{}/cmdline", child.pid)).unwrap_or_default();
+        words.split(|byte| *byte == 0).nth(1) == Some(b"sentinel".as_slice())
+    };
+    children(daemon).into_iter().find(is_sentinel)
 }
 
 /// Where each hierarchy is mounted, and what it is called in `/proc/PID/cgroup` (`""` for v2).
-fn hierarchies() -> Vec<(String, PathBuf)> {
+fn hierarchies() -> &'static [(String, PathBuf)] {
+    static FOUND: OnceLock<Vec<(String, PathBuf)>> = OnceLock::new();
+    FOUND.get_or_init(find_hierarchies)
+}
+
+fn find_hierarchies() -> Vec<(String, PathBuf)> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let read = |line: &str| {
         let (left, right) = line.split_once(" - ")?;
