@@ -14,7 +14,7 @@ use crate::stage::{Stage, skip, wait_for};
 
 /// One worker that does nothing, held to half a processor: where control groups can be written, that is seen.
 const SETTINGS: &str = "[sampling]
-interval = \"100ms\"
+interval = \"1s\"
 [workers.web]
 command = {hungry}
 limits = { cpu = \"50%\" }";
