@@ -109,7 +109,7 @@ impl Old {
         let seen = Stat { ppid: 4_000_000, session: 4_000_000, ..scan::process(paths, pid, &mut Vec::new()).unwrap() };
         let mut statm = Kept::new(paths, paths.proc.join(format!("{pid}/statm")));
         statm.read_once(&mut Vec::new()).expect("it lives");
-        let saved = Saved::Nice { process: handle.identity(), old: Priority { nice: 7, policy: libc::SCHED_BATCH } };
+        let saved = Saved::Nice { process: handle.identity(), old: Priority { nice: 7, policy: libc::SCHED_BATCH }, since: 0 };
         Old { handle, seen, statm, saved }
     }
 

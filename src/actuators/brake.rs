@@ -17,12 +17,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::time::Duration;
 
-use crate::config::settings::Signal;
+use crate::config::settings::{Signal, ThrottleMethod};
 use crate::host::cgroupfs::Version;
 use crate::host::clock::Moment;
 use crate::host::folder::GroupFile;
 use crate::host::freezer::Freezer;
-use crate::host::memory_group::{self, MemoryGroup};
+use crate::host::memory_group::{self, MemoryGroup, Tried};
 use crate::host::process::{Delivery, Process};
 use crate::host::stops::{StopTable, Ticket};
 use crate::host::{Paths, advice, group, scan};
@@ -70,11 +70,12 @@ impl Means {
             Some(child) => advice::is_taken_for(&child).map_err(|error| format!("process_madvise: {error}")),
             None => Err("there is no process to try it on".to_owned()),
         };
-        let (line, asking) = match groups.try_memory() {
-            Some((Version::V2, line, asking)) => (line.map(|()| LineKind::Slows), asking.map(|()| ReclaimBy::Group)),
-            Some((Version::V1, line, asking)) => (line.map(|()| LineKind::Hints), asking.map(|()| ReclaimBy::Emptying)),
-            None => (Err("no memory groups of our own".to_owned()), Err("no memory groups of our own".to_owned())),
+        let tried = groups.try_memory().unwrap_or_else(|| Tried::failed(Version::V2, "no memory groups of our own"));
+        let (kind, way) = match tried.version {
+            Version::V2 => (LineKind::Slows, ReclaimBy::Group),
+            Version::V1 => (LineKind::Hints, ReclaimBy::Emptying),
         };
+        let (line, asking) = (tried.line.map(|()| kind), tried.reclaim.map(|()| way));
         let reclaim = asking.or_else(|why| match advice {
             Ok(()) => Ok(ReclaimBy::Advice),
             Err(other) => Err(format!("{why}; {other}")),
@@ -330,7 +331,10 @@ impl Brake {
             FrozenBy::Signal(held) => {
                 let failed = held.iter().filter_map(|(member, ticket)| {
                     let result = member.signal(Signal(libc::SIGCONT));
-                    self.stops.clear(*ticket);
+                    // Who could not be let go stays on the sentinel's list.
+                    if result.is_ok() {
+                        self.stops.clear(*ticket);
+                    }
                     result.err().map(|error| format!("pid {}: {error}", member.pid()))
                 });
                 complain(failed.collect())
@@ -343,6 +347,16 @@ impl Brake {
         self.foreign.remove(&slot);
         let results = [self.thaw(slot), self.lift(slot)];
         complain(results.into_iter().filter_map(Result::err).collect())
+    }
+
+    /// Lets go whoever is held in a way that its settings do not allow any more; called after a reload.
+    pub fn apply(&mut self, supervisor: &Supervisor) -> Result<(), String> {
+        let may_be_held = |slot: &SlotId| {
+            let replica = supervisor.replica(*slot);
+            replica.is_some_and(|replica| matches!(replica.worker.throttle, ThrottleMethod::Auto | ThrottleMethod::Cgroup))
+        };
+        let wrong: Vec<SlotId> = self.lines.keys().copied().filter(|slot| !may_be_held(slot)).collect();
+        complain(wrong.into_iter().filter_map(|slot| self.lift(slot).err()).collect())
     }
 
     /// Takes off everything that was put on for the sake of `resource`.
@@ -409,7 +423,7 @@ impl Brake {
     }
 
     /// Watches lines that others have put on groups of ours, a part of all replicas each second. One below use with nothing
-    /// to take back stalls a replica for as long as it stays: it is taken off after [`WITHOUT_PROGRESS`] of that, as ours are.
+    /// to take back stalls a replica for as long as it stays: it is taken off after [`WITHOUT_PROGRESS`] of that. Any other is theirs.
     ///
     /// [`WITHOUT_PROGRESS`]: crate::response::lease::WITHOUT_PROGRESS
     pub fn guard(&mut self, supervisor: &Supervisor, now: Moment) -> Vec<Lifted> {
@@ -442,7 +456,7 @@ impl Brake {
             if watch.line != line {
                 *watch = Lease::new(line, &figures, now);
             }
-            if let Some(Term::End(why)) = watch.look(Some(&figures), now) {
+            if let Some(Term::End(why)) = watch.look_at_others(&figures, group.swap_room(&self.paths), now) {
                 self.foreign.remove(&slot);
                 let failed = group.set_line("max").err().map(|error| error.to_string());
                 lifted.push(Lifted { slot, worker: format!("{}.{}", replica.worker.name, replica.index), line, why, failed });

@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::config::settings::{ThrottleMethod, Worker};
 use crate::host::folder::{Folder, GroupFile};
 use crate::host::freezer::Freezer;
-use crate::host::process::{Priority, Process, ProcessId};
+use crate::host::process::{self, Priority, Process, ProcessId};
 use crate::host::stops::StopTable;
 use crate::host::{Paths, cgroupfs, procfs, scan};
 use crate::policy::Resource;
@@ -280,7 +280,7 @@ impl Throttle {
                 let file = freezer.as_ref().map(|freezer| freezer.file().clone());
                 let accounting = life.group.as_ref().and_then(|group| group.cpu_accounting().cloned());
                 let (members, watch) = if freezer.is_some() && accounting.is_some() {
-                    // The group is stopped and accounted as a whole: no list of its processes is needed.
+                    // The group knows who is in it, and is accounted as a whole.
                     (Vec::new(), Watch::default())
                 } else {
                     let found = self.look_for_members(slot, Watch::default(), supervisor, now);
@@ -299,7 +299,7 @@ impl Throttle {
                     .map_err(|error| format!("/proc could not be read: {error}"))?;
                 let members = supervisor.members(slot, &processes).map_err(|error| error.to_string())?;
                 let identities: Vec<ProcessId> = members.iter().map(Process::identity).collect();
-                if let Err(why) = members.iter().try_for_each(|member| self.slow(member)) {
+                if let Err(why) = members.iter().try_for_each(|member| self.slow(member, now)) {
                     self.undo_priorities(&identities);
                     return Err(why);
                 }
@@ -308,8 +308,30 @@ impl Throttle {
         }
     }
 
-    /// The freezer of a group, with its state written down: what is frozen must be thawed even if we are killed. `None` where
-    /// there is none that can be used.
+    /// Gives one process the worst priority there is.
+    fn slow(&mut self, member: &Process, now: Duration) -> Result<(), String> {
+        let since = now.as_secs().saturating_mul(process::ticks_per_second());
+        let of_it = |error: io::Error| format!("pid {}: {error}", member.pid());
+        let old = match member.priority() {
+            Ok(old) => old,
+            // One that has ended needs no slowing.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            Err(error) => return Err(of_it(error)),
+        };
+        let saved = Saved::Nice { process: member.identity(), old, since };
+        self.undo.save(saved).map_err(|error| format!("the old priority could not be saved: {error}"))?;
+        match member.set_priority(Priority::IDLE) {
+            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => Err(of_it(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn undo_priorities(&mut self, members: &[ProcessId]) -> Vec<String> {
+        self.undo.restore(&self.paths, |saved| matches!(saved, Saved::Nice { process, .. } if members.contains(process)))
+    }
+
+    /// The freezer of a group, with its state written down: what is frozen, if only for a moment, must be thawed even if we
+    /// are killed. `None` where there is none that can be used.
     fn freezer(&mut self, folder: &Arc<Folder>) -> Option<Freezer> {
         let freezer = Freezer::open(folder).ok()?;
         let saved = Saved::file(freezer.file()).ok()?;
@@ -324,30 +346,8 @@ impl Throttle {
         }
         let mut processes = Vec::new();
         scan::processes(&self.paths, &mut processes, &mut Vec::new()).ok()?;
-        // With a member that could not be held the old list stands, and the next step looks again.
-        let members = supervisor.members(slot, &processes).ok()?;
-        Some((members, Watch { scanned: now, newest_pid }))
-    }
-
-    /// Gives one process the worst priority there is.
-    fn slow(&mut self, member: &Process) -> Result<(), String> {
-        let of_it = |error: io::Error| format!("pid {}: {error}", member.pid());
-        let old = match member.priority() {
-            Ok(old) => old,
-            // One that has ended needs no slowing.
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
-            Err(error) => return Err(of_it(error)),
-        };
-        let saved = Saved::Nice { process: member.identity(), old };
-        self.undo.save(saved).map_err(|error| format!("the old priority could not be saved: {error}"))?;
-        match member.set_priority(Priority::IDLE) {
-            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => Err(of_it(error)),
-            _ => Ok(()),
-        }
-    }
-
-    fn undo_priorities(&mut self, members: &[ProcessId]) -> Vec<String> {
-        self.undo.restore(&self.paths, |saved| matches!(saved, Saved::Nice { process, .. } if members.contains(process)))
+        // Without a descriptor to hold a member by the old list stands, and the next step looks again.
+        Some((supervisor.members(slot, &processes).ok()?, Watch { scanned: now, newest_pid }))
     }
 
     fn undo_files(&mut self, files: &[GroupFile]) -> Vec<String> {

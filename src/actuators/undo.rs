@@ -14,8 +14,9 @@ use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::host::folder::{Folder, GroupFile, Identity};
-use crate::host::process::{Priority, Process, ProcessId};
-use crate::host::{Paths, group};
+use crate::host::process::{Priority, Process, ProcessId, Root, tree_of};
+use crate::host::stops::StopTable;
+use crate::host::{Paths, group, scan};
 
 /// One thing to put back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,8 @@ pub enum Saved {
         #[serde(flatten)]
         process: ProcessId,
         old: Priority,
+        /// When it was changed, in clock ticks since boot: who was started later has inherited what we set.
+        since: u64,
     },
     /// A group of ours, to be removed once nobody is in it.
     Folder { path: PathBuf, dev: u64, ino: u64 },
@@ -55,6 +58,12 @@ impl Saved {
     pub fn lent(file: &GroupFile, old: &str, set: &str) -> Saved {
         let (dev, ino) = file.folder.identity();
         Saved::Lent { path: file.path(), dev, ino, old: old.to_owned(), set: set.to_owned() }
+    }
+
+    /// A group that is about to be made. Until [`Saved::folder`] says which it became, whatever is empty under this name,
+    /// which is made of our own pid, counts as it.
+    pub fn folder_to_be(path: &Path) -> Saved {
+        Saved::Folder { path: path.to_path_buf(), dev: 0, ino: 0 }
     }
 
     pub fn folder(path: &Path) -> io::Result<Saved> {
@@ -97,15 +106,17 @@ impl Saved {
                     Err(error) => Err(error),
                 }
             }
-            Saved::Nice { process, old } => match Process::open(paths, *process) {
-                Ok(Some(process)) => process.set_priority(*old),
+            Saved::Nice { process, old, since } => match Process::open(paths, *process) {
+                Ok(Some(process)) => process.set_priority(*old).and_then(|()| restore_heirs(&process, *old, *since, paths)),
                 Ok(None) => return Restored::Gone,
                 Err(error) => Err(error),
             },
-            Saved::Folder { path, dev, ino } => Folder::open(path).and_then(|folder| match folder.identity() == (*dev, *ino) {
-                true => group::remove_with_replicas(&folder),
-                false => Err(io::ErrorKind::NotFound.into()),
-            }),
+            Saved::Folder { path, dev, ino } => {
+                Folder::open(path).and_then(|folder| match [(0, 0), folder.identity()].contains(&(*dev, *ino)) {
+                    true => group::remove_with_replicas(&folder),
+                    false => Err(io::ErrorKind::NotFound.into()),
+                })
+            }
         };
         match result {
             Ok(()) => Restored::Done,
@@ -116,6 +127,25 @@ impl Saved {
         }
     }
 }
+
+/// Gives descendants that were started while `process` was slowed, and so are slowed as well, the priority it has now.
+fn restore_heirs(process: &Process, old: Priority, since: u64, paths: &Paths) -> io::Result<()> {
+    let mut all = Vec::new();
+    scan::processes(paths, &mut all, &mut Vec::new())?;
+    let root = Root { pid: process.pid(), started: process.started(), ended: None };
+    for heir in tree_of(root, NO_KEEPER, &[], &all).iter().filter(|heir| heir.pid != process.pid() && heir.started >= since) {
+        let Some(heir) = Process::open_seen(paths, heir)? else { continue };
+        match heir.priority() {
+            Ok(Priority::IDLE) => heir.set_priority(old)?,
+            // Not ours, or ended just now.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Of a tree whose root lives nobody has to be left out.
+const NO_KEEPER: i32 = 0;
 
 /// A file that is being written in the place of the log, beside it.
 const NEW: &str = "new";
@@ -223,11 +253,12 @@ impl UndoLog {
         failed
     }
 
-    /// Forgets folders that were removed in the ordinary way.
+    /// Forgets folders that were removed in the ordinary way, and those that were about to be made and now are: as what they
+    /// have become they are on record.
     pub fn forget_missing_folders(&mut self) {
         let mut entries = self.entries();
         let before = entries.len();
-        entries.retain(|entry| !matches!(&entry.saved, Saved::Folder { path, .. } if !path.exists()));
+        entries.retain(|entry| !matches!(&entry.saved, Saved::Folder { path, ino, .. } if *ino == 0 || !path.exists()));
         if entries.len() != before {
             // A line too many is harmless, as above.
             let _ = rewrite(&self.path, &entries);
@@ -244,9 +275,30 @@ impl Swept {
     }
 }
 
-/// Puts back everything an earlier run wrote down at `path`, and removes the file once nothing is left. Lines that cannot
-/// be read are skipped: the file may have been cut off by the crash that makes this necessary.
+/// Where a daemon with this log notes whom it holds stopped.
+pub fn stops_beside(log: &Path) -> PathBuf {
+    log.with_extension("stops")
+}
+
+/// Lets everybody go on whom an earlier run held stopped and puts back everything it wrote down at `path`; removes each file
+/// once nothing is left. Lines that cannot be read are skipped: the file may have been cut off by the crash that makes
+/// this necessary.
 pub fn sweep(path: &Path, paths: &Paths) -> io::Result<Swept> {
+    let mut total = Swept::default();
+    // First: whoever is stopped cannot even end by itself.
+    let stops = stops_beside(path);
+    if let Some(table) = StopTable::open_at(&stops)? {
+        total.restored = u32::try_from(table.held().len()).unwrap_or(u32::MAX);
+        total.failed = table.let_all_go_on(paths);
+        if total.failed.is_empty() {
+            gone(std::fs::remove_file(&stops))?;
+        }
+    }
+    total.add(sweep_log(path, paths)?);
+    Ok(total)
+}
+
+fn sweep_log(path: &Path, paths: &Paths) -> io::Result<Swept> {
     let Some(file) = lock(path)? else { return Ok(Swept::default()) };
     let (mut swept, failed) = put_back(read(&file), paths, boot_id(paths).as_deref());
     let mut left = Vec::new();
@@ -317,14 +369,18 @@ fn append(mut file: &File, entry: &Entry) -> io::Result<()> {
     file.write_all(line.as_bytes())
 }
 
+/// What is to be removed may be gone already.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Writes down exactly these; without any there is no file. The old file stands until the new one is whole: a crash in
 /// between, or a full disk, loses nothing.
 fn rewrite(path: &Path, entries: &[Entry]) -> io::Result<()> {
     let new = path.with_extension(NEW);
-    let gone = |result: io::Result<()>| match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    };
     if entries.is_empty() {
         // What a crash has left of an attempt to write it goes as well.
         return gone(std::fs::remove_file(path)).and(gone(std::fs::remove_file(&new)));
@@ -340,6 +396,8 @@ fn rewrite(path: &Path, entries: &[Entry]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     #[test]
     fn old_values_are_put_back_and_another_folder_of_the_same_name_is_left_alone() {
@@ -387,6 +445,98 @@ mod tests {
         std::fs::remove_dir(group.join("orphan")).unwrap();
         sweep(&log_path, &Paths::default()).unwrap();
         assert!(!group.exists());
+    }
+
+    /// A group as a folder, with one file in it.
+    fn group_with(folder: &Path, text: &str) -> GroupFile {
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(folder.join("cpu.max"), text).unwrap();
+        GroupFile { folder: Folder::open(folder).unwrap().into(), name: "cpu.max" }
+    }
+
+    #[test]
+    fn what_was_written_before_the_machine_was_restarted_is_about_nothing_that_is_there_now() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::below(root.path());
+        let boot = paths.proc.join("sys/kernel/random/boot_id");
+        std::fs::create_dir_all(boot.parent().unwrap()).unwrap();
+        let log_path = root.path().join("undo-1.jsonl");
+        let file = group_with(&root.path().join("group"), "max");
+        for (then, now, restored) in [("first\n", "second\n", 0), ("first\n", "first\n", 1)] {
+            std::fs::write(&boot, then).unwrap();
+            UndoLog::new(log_path.clone(), &paths).save(Saved::file(&file).unwrap()).unwrap();
+            std::fs::write(&boot, now).unwrap();
+            let swept = sweep(&log_path, &paths).unwrap();
+            assert_eq!((swept.restored, swept.gone, log_path.exists()), (restored, 1 - restored, false), "{then:?} {now:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_value_is_the_one_that_is_put_back_however_often_it_is_saved() {
+        let root = tempfile::tempdir().unwrap();
+        let file = group_with(&root.path().join("group"), "theirs");
+        let mut log = UndoLog::new(root.path().join("undo-1.jsonl"), &Paths::default());
+        for ours in ["our1", "our2", "our3"] {
+            log.save(Saved::file(&file).unwrap()).unwrap();
+            std::fs::write(file.path(), ours).unwrap();
+        }
+        assert_eq!(log.entries().len(), 1);
+        // The names of a kernel file are of one length here: it is written over, not cut off.
+        std::fs::write(file.path(), "......").unwrap();
+        assert_eq!(log.restore(&Paths::default(), |saved| saved.is_of(&file)), [] as [String; 0]);
+        assert_eq!(file.read().unwrap(), "theirs");
+    }
+
+    #[test]
+    fn a_log_that_was_cleaned_away_is_written_anew_with_all_that_is_changed() {
+        let root = tempfile::tempdir().unwrap();
+        let log_path = root.path().join("undo-1.jsonl");
+        let [one, two] = ["one", "two"].map(|name| group_with(&root.path().join(name), "max"));
+        let mut log = UndoLog::new(log_path.clone(), &Paths::default());
+        log.save(Saved::file(&one).unwrap()).unwrap();
+        std::fs::remove_file(&log_path).unwrap();
+        log.save(Saved::file(&two).unwrap()).unwrap();
+        assert_eq!(sweep(&log_path, &Paths::default()).unwrap().restored, 2);
+    }
+
+    #[test]
+    fn a_crash_while_the_log_is_rewritten_loses_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let log_path = root.path().join("undo-1.jsonl");
+        let file = group_with(&root.path().join("group"), "max");
+        UndoLog::new(log_path.clone(), &Paths::default()).save(Saved::file(&file).unwrap()).unwrap();
+        std::fs::write(log_path.with_extension(NEW), "{\"kind\":\"fi").unwrap();
+        assert_eq!(sweep(&log_path, &Paths::default()).unwrap().restored, 1);
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 1, "only the group is left");
+    }
+
+    #[test]
+    fn a_folder_that_was_only_going_to_be_made_is_removed_while_it_is_empty() {
+        let root = tempfile::tempdir().unwrap();
+        let (log_path, group) = (root.path().join("undo-1.jsonl"), root.path().join("plimsoll-1"));
+        let mut log = UndoLog::new(log_path.clone(), &Paths::default());
+        log.save(Saved::folder_to_be(&group)).unwrap();
+        assert_eq!(log.restore(&Paths::default(), |_| true), [] as [String; 0], "it was not made at all");
+        log.save(Saved::folder_to_be(&group)).unwrap();
+        std::fs::create_dir_all(group.join("w-1")).unwrap();
+        assert_eq!(sweep(&log_path, &Paths::default()).unwrap().restored, 1);
+        assert!(!group.exists());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived_and_hide_no_line(before in vec(any::<u8>(), 0..200), after in vec(any::<u8>(), 0..200)) {
+            let root = tempfile::tempdir().unwrap();
+            let log_path = root.path().join("undo-1.jsonl");
+            let folder = root.path().join("group");
+            std::fs::create_dir(&folder).unwrap();
+            let entry = Entry { boot: None, saved: Saved::folder(&folder).unwrap() };
+            let line = serde_json::to_vec(&entry).unwrap();
+            std::fs::write(&log_path, [&before, b"\n".as_slice(), &line, b"\n", &after].concat()).unwrap();
+            prop_assert!(read(&File::open(&log_path).unwrap()).contains(&entry));
+            sweep(&log_path, &Paths::default()).unwrap();
+            prop_assert!(!folder.exists());
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::actuators::undo;
 use crate::config::settings::HostPaths;
 use crate::host::Paths;
+use crate::host::clock::Moment;
 use crate::host::stops::StopTable;
 
 /// How often, and for how long in all, the groups of a dead daemon's workers are looked at.
@@ -28,6 +29,7 @@ pub const SUBCOMMAND: &str = "sentinel";
 #[derive(Debug)]
 pub struct Sentinel {
     pid: i32,
+    started: Moment,
     lifeline: File,
 }
 
@@ -49,11 +51,15 @@ impl Sentinel {
         }
         let child = command.spawn()?;
         let pid = i32::try_from(child.id()).map_err(|_| io::Error::other("pid out of range"))?;
-        Ok(Sentinel { pid, lifeline: File::from(write) })
+        Ok(Sentinel { pid, started: Moment::now(), lifeline: File::from(write) })
     }
 
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    pub fn started(&self) -> Moment {
+        self.started
     }
 
     /// Tells it that all is undone already; it ends.
@@ -99,13 +105,15 @@ pub fn main(args: &[String]) -> u8 {
         return 0;
     }
     let paths = Paths::from(&HostPaths { proc: PathBuf::from(proc), sys: "/sys".into(), cgroup: "/sys/fs/cgroup".into() });
-    // Whoever cannot be let go now is tried again below.
+    // Whoever cannot be let go now is tried again below, as is everybody if the table is in a file.
     let mut late = table.let_all_go_on(&paths);
+    let undo_log = Path::new(undo_log);
+    let is_left = || undo_log.exists() || undo::stops_beside(undo_log).exists();
     // Limits come off at once. A group stays on record while somebody is in it: workers that end with the daemon take a
     // moment to do so, those that go on keep theirs until the next start.
     for _ in 0..GROUP_LOOKS {
-        let swept = undo::sweep(Path::new(undo_log), &paths);
-        if late.is_empty() && swept.is_ok() && !Path::new(undo_log).exists() {
+        let swept = undo::sweep(undo_log, &paths);
+        if late.is_empty() && swept.is_ok() && !is_left() {
             break;
         }
         std::thread::park_timeout(GROUP_LOOK);

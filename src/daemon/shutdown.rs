@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::actuators::undo;
 use crate::host::clock::Moment;
 use crate::http::listen::{self, SOCKET};
 use crate::journal::Event;
@@ -41,7 +42,10 @@ impl Guardian {
         self.step("undo", |guardian| {
             guardian.supervisor.remove_groups();
             guardian.throttle.forget_missing_folders();
-            guardian.let_all_go(Moment::now()).map(|_| String::new())
+            guardian.let_all_go(Moment::now())?;
+            // Nobody is held any more; where it was kept in memory there is no file.
+            let _ = std::fs::remove_file(undo::stops_beside(&guardian.folders.undo_log()));
+            Ok(String::new())
         });
         self.step("sentinel", |guardian| match guardian.sentinel.take() {
             Some(sentinel) => sentinel.dismiss().map(|()| String::new()).map_err(|error| error.to_string()),

@@ -13,7 +13,7 @@ use rustix::event::EventfdFlags;
 
 use crate::actuators::brake::{self, Brake};
 use crate::actuators::throttle::{Means, Throttle};
-use crate::actuators::undo::{self, UndoLog};
+use crate::actuators::undo::{self, Saved, UndoLog};
 use crate::config::{Loaded, Settings, Sources};
 use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
@@ -21,7 +21,7 @@ use crate::host::clock::Moment;
 use crate::host::group::Groups;
 use crate::host::inventory::Platform;
 use crate::host::pages;
-use crate::host::process;
+use crate::host::process::{self, DescriptorReserve};
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
 use crate::http::control::CommandQueue;
@@ -94,8 +94,13 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     let mut early = sweep(&folders, &paths);
     // Before the sentinel is started: on v2 we can only leave our group to our workers while nobody else is in it.
     let layout = Layout::discover(&paths);
-    let groups = Groups::probe(&layout, pid, &pid.to_string());
-    let stops = Arc::new(StopTable::create()?);
+    let mut log_of_changes = UndoLog::new(folders.undo_log(), &paths);
+    let groups = Groups::probe_noting(&layout, pid, &pid.to_string(), &mut |path| log_of_changes.save(Saved::folder_to_be(path)));
+    let stops = Arc::new(stop_table(&folders, &mut early)?);
+    // Before the sentinel is started, which is to be as unlikely a victim as we are.
+    let inherited_score = process::own_oom_score_adj(&paths).unwrap_or(0);
+    // Lowering it needs a privilege we may not have; workers are above us either way.
+    let ours = if inherited_score > OURS && process::set_own_oom_score_adj(&paths, OURS).is_ok() { OURS } else { inherited_score };
     let sentinel = match Sentinel::start(&stops, &folders.undo_log(), &settings.host) {
         Ok(sentinel) => Some(sentinel),
         Err(error) => {
@@ -108,15 +113,15 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         duty: sentinel.is_some(),
         nice: sentinel.as_ref().is_some_and(|s| process::can_take_nice_back(s.pid())),
     };
-    let undo_log = UndoLog::new(folders.undo_log(), &paths);
-    let mut throttle = Throttle::new(paths.clone(), means, stops.clone(), undo_log.clone());
+    let mut throttle = Throttle::new(paths.clone(), means, stops.clone(), log_of_changes.clone());
     let memory_means = brake::Means::find(&paths, &groups, sentinel.as_ref().map(Sentinel::pid));
-    let brake = Brake::new(paths.clone(), memory_means, stops.clone(), undo_log);
+    let brake = Brake::new(paths.clone(), memory_means, stops.clone(), log_of_changes);
     for folder in groups.made() {
         if let Err(error) = throttle.note_folder(folder) {
             early.push(Event::Degraded { part: "undo log", detail: error.to_string() });
         }
     }
+    throttle.forget_missing_folders();
     let environment = Environment {
         platform: Platform::detect(&paths, |name| sources.variable(name).map(str::to_owned)).word().to_owned(),
         cgroup: layout.kind.word().to_owned(),
@@ -129,10 +134,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     if let Err(error) = process::become_subreaper() {
         early.push(Event::Degraded { part: "subreaper", detail: error.to_string() });
     }
-    let descriptors = process::raise_descriptor_limit();
-    let inherited_score = process::own_oom_score_adj(&paths).unwrap_or(0);
-    // Lowering it needs a privilege we may not have; workers are above us either way.
-    let ours = if inherited_score > OURS && process::set_own_oom_score_adj(&paths, OURS).is_ok() { OURS } else { inherited_score };
+    let reserve = DescriptorReserve::take();
     // Nobody waits for the daemon's own priority; workers get the ordinary one back.
     let _ = process::set_own_nice(-10);
     let command = (!sources.command.is_empty()).then(|| Command {
@@ -145,7 +147,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         env,
         keeper: pid,
         oom_score_adj: Some((ours + ABOVE_OURS).max(inherited_score).clamp(-1000, 1000)),
-        descriptors,
+        descriptors: reserve.found,
         command,
     });
 
@@ -211,6 +213,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         folders,
         stops,
         sentinel,
+        reserve,
         log,
     })
 }
@@ -258,6 +261,16 @@ pub fn watched_disks(settings: &Settings) -> Vec<Arc<Path>> {
 fn ring_bell(bell: &OwnedFd) {
     // Only a counter that is already enormous would refuse, and then the loop is awake anyway.
     let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
+}
+
+/// In a file beside the undo log, or in memory where that cannot be.
+fn stop_table(folders: &Folders, early: &mut Vec<Event>) -> io::Result<StopTable> {
+    let path = undo::stops_beside(&folders.undo_log());
+    StopTable::create_at(&path).or_else(|error| {
+        let detail = format!("{}: {error}; whom we hold stopped is forgotten if the sentinel is killed with us", path.display());
+        early.push(Event::Degraded { part: "undo log", detail });
+        StopTable::create()
+    })
 }
 
 /// Puts back what an earlier run left behind.

@@ -1,11 +1,14 @@
 //! A table of the processes that are held stopped, in memory shared with the sentinel: should the daemon be killed, the
 //! sentinel lets every one of them go on. One entry costs two memory writes, no system call.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{FallocateFlags, MemfdFlags};
 use rustix::mm::{MapFlags, ProtFlags};
 
 use super::paths::Paths;
@@ -41,7 +44,30 @@ unsafe impl Sync for StopTable {}
 pub struct Ticket(usize);
 
 impl StopTable {
-    /// A new, empty table.
+    /// A new, empty table in a file, which is there still when the daemon and the sentinel are both killed.
+    pub fn create_at(path: &Path) -> io::Result<StopTable> {
+        let file = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        // All of it now: writing to a hole on a disk that has become full would end the daemon (SIGBUS).
+        if let Err(error) = rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, BYTES as u64) {
+            let _ = std::fs::remove_file(path);
+            return Err(error.into());
+        }
+        StopTable::map(file.into())
+    }
+
+    /// The table a dead daemon left in a file; `None` where there is none. One that is too short was never used.
+    pub fn open_at(path: &Path) -> io::Result<Option<StopTable>> {
+        match File::options().read(true).write(true).open(path) {
+            Ok(file) => match StopTable::open(file.into()) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => std::fs::remove_file(path).map(|()| None),
+                table => table.map(Some),
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A new, empty table in memory, which dies with the last who holds it.
     pub fn create() -> io::Result<StopTable> {
         let fd = rustix::fs::memfd_create("plimsoll-stops", MemfdFlags::CLOEXEC)?;
         rustix::fs::ftruncate(&fd, BYTES as u64)?;
@@ -127,6 +153,18 @@ impl std::fmt::Debug for StopTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_table_in_a_file_outlives_who_made_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("undo-1.stops");
+        assert!(StopTable::open_at(&path).unwrap().is_none());
+        let one = ProcessId { pid: 10, started: 100, inode: 1000 };
+        StopTable::create_at(&path).unwrap().note(one).unwrap();
+        assert_eq!(StopTable::open_at(&path).unwrap().unwrap().held(), [one]);
+        std::fs::write(&path, "cut off").unwrap();
+        assert!(StopTable::open_at(&path).unwrap().is_none() && !path.exists());
+    }
 
     #[test]
     fn another_mapping_sees_what_is_held_and_a_full_table_says_so() {

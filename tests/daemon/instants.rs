@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::outside::{self, Process};
-use crate::stage::{Stage, skip, wait_for, wait_within};
+use crate::stage::{Stage, hungry, wait_for, wait_within};
 
 /// One worker for each way of being held, all of them far over the budget.
 const SETTINGS: &str = "
@@ -17,6 +17,14 @@ shutdown_timeout = \"1s\"
 [policy.cpu]
 limit = 0.3
 sustain = \"0s\"
+[policy.memory]
+limit = \"60MB\"
+high = \"30%\"
+low = \"20%\"
+critical = \"95%\"
+sustain = \"0s\"
+on_high = [\"throttle\"]
+on_critical = [\"notify\"]
 [sampling]
 interval = \"100ms\"
 [workers.by-quota]
@@ -28,6 +36,9 @@ longest_stop = \"10s\"
 [workers.by-nice]
 command = {hungry burn=1}
 throttle = \"nice\"
+# File cache to give back, and more and more that cannot be.
+[workers.by-line]
+command = [\"sh\", \"-c\", \"dd if=/dev/zero of={here}/ballast bs=1M count=20 2>/dev/null; exec $0 leak=40 cap=40\", \"{program}\"]
 ";
 
 /// After the death of the daemon everything is as it was within this.
@@ -38,6 +49,8 @@ const ROUNDS: u64 = 40;
 
 /// Every so many rounds the sentinel dies with the daemon, …
 const WITH_SENTINEL: u64 = 10;
+/// … every so many there are no groups, so that a duty cycle works by signals, …
+const WITHOUT_GROUPS: u64 = 3;
 /// … and every so many the daemon is told to end first, and dies while it does.
 const WHILE_ENDING: u64 = 4;
 
@@ -100,14 +113,6 @@ fn notes_left(stage: &Stage) -> Vec<PathBuf> {
     entries.filter(|path| !["plimsoll.lock", "plimsoll.sock"].iter().any(|known| path.ends_with(known))).collect()
 }
 
-fn sentinel_of(daemon: i32) -> Option<Process> {
-    let is_sentinel = |child: &Process| {
-        let words = fs::read(format!("/proc/{}/cmdline", child.pid)).unwrap_or_default();
-        words.split(|byte| *byte == 0).nth(1) == Some(b"sentinel".as_slice())
-    };
-    outside::children(daemon).into_iter().find(is_sentinel)
-}
-
 fn end_all(stage: &Stage) {
     wait_for("the orphans have ended", || {
         let left = stage.population();
@@ -122,21 +127,25 @@ fn killed_at_any_instant_it_leaves_nobody_stopped_slowed_or_limited() {
     let rounds = number("PLIMSOLL_ROUNDS").unwrap_or(ROUNDS);
     println!("PLIMSOLL_SEED={seed} PLIMSOLL_ROUNDS={rounds}");
     let mut chance = Chance(seed);
-    let mut stage = Stage::new(SETTINGS);
+    let mut stage = Stage::new(&SETTINGS.replace("{program}", &hungry().display().to_string()));
 
-    // How long it takes until everybody is held: the instants are spread over that and a little more.
+    // How long it takes until everybody is held: the instants are spread over that and as long again.
     let begun = Instant::now();
     stage.launch();
     wait_for("everybody is held", || {
-        let held = |name: &str| stage.events_named("worker_started").iter().any(|event| event["worker"] == name);
-        let engaged = ["by-quota", "by-duty", "by-nice"].into_iter().all(held) && !stage.events_named("throttle_engaged").is_empty();
-        engaged.then_some(())
+        let engaged = |resource: &str| stage.events_named("throttle_engaged").iter().any(|event| event["resource"] == resource);
+        (engaged("cpu") && engaged("memory")).then_some(())
     });
-    let span = begun.elapsed().mul_f64(1.5);
+    let span = begun.elapsed() * 2;
     assert_eq!(stage.stop(), 0);
 
-    let (mut engaged, mut slowest) = (0_u32, Duration::ZERO);
+    let (mut engaged, mut slowest) = ([0_u32; 2], Duration::ZERO);
+    let ordinary = stage.set.clone();
     for round in 1..=rounds {
+        stage.set.clone_from(&ordinary);
+        if round.is_multiple_of(WITHOUT_GROUPS) {
+            stage.set.push(format!("host.cgroup={}", stage.path("none").display()));
+        }
         stage.launch();
         std::thread::sleep(chance.below(span));
         if round.is_multiple_of(WHILE_ENDING) {
@@ -144,12 +153,14 @@ fn killed_at_any_instant_it_leaves_nobody_stopped_slowed_or_limited() {
             std::thread::sleep(chance.below(Duration::from_millis(40)));
         }
         let alone = round.is_multiple_of(WITH_SENTINEL);
-        if alone && let Some(sentinel) = sentinel_of(stage.pid()) {
+        if alone && let Some(sentinel) = outside::sentinel_of(stage.pid()) {
             sentinel.kill();
         }
         stage.kill_or_end();
         let killed = Instant::now();
-        engaged += u32::from(!stage.events_named("throttle_engaged").is_empty());
+        for (count, resource) in engaged.iter_mut().zip(["cpu", "memory"]) {
+            *count += u32::from(stage.events_named("throttle_engaged").iter().any(|event| event["resource"] == resource));
+        }
         let orphans = stage.population();
         if alone {
             // Nobody is there to help: the next start does, or whoever asks by hand.
@@ -171,8 +182,10 @@ fn killed_at_any_instant_it_leaves_nobody_stopped_slowed_or_limited() {
         }
         end_all(&stage);
     }
-    println!("{rounds} rounds, {engaged} of them while somebody was held; the slowest undoing took {slowest:?}");
-    assert!(u64::from(engaged) >= rounds / 10, "only {engaged} of {rounds} rounds came as far as holding anybody");
+    stage.set = ordinary;
+    let [cpu, memory] = engaged;
+    println!("{rounds} rounds, CPU held in {cpu} of them and memory in {memory}; the slowest undoing took {slowest:?}");
+    assert!(u64::from(cpu) >= rounds / 10, "only {cpu} of {rounds} rounds came as far as holding anybody");
 
     // An ordered run takes the last traces away.
     stage.start();

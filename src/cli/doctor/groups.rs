@@ -155,7 +155,7 @@ fn memory(patient: &Patient, report: &mut Report, means: &mut Means, group: &Gro
         means.reclaim = Some(false);
         return;
     };
-    let (line, reclaim) = memory_group::probe(version, folder);
+    let memory_group::Tried { line, reclaim, .. } = memory_group::probe(version, folder);
     let (line_is, reclaim_is) = match version {
         Version::V2 => ("memory.high", "memory.reclaim"),
         Version::V1 => ("memory soft limit (v1)", "memory.force_empty (v1)"),
