@@ -103,3 +103,27 @@ impl PressureFiles {
         self.last = None;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pressure_file_is_never_read_sooner_than_after_ten_milliseconds() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::below(folder.path());
+        std::fs::create_dir_all(paths.proc.join("pressure")).unwrap();
+        let write = |total: u64| std::fs::write(paths.proc.join("pressure/memory"), format!("some avg10=0.00 total={total}\n")).unwrap();
+        let mut files = PressureFiles::new(&paths, &Layout::discover(&paths));
+        let mut waited = |milliseconds: u64| {
+            let now = Moment { steady: Duration::from_millis(milliseconds), wall: std::time::SystemTime::UNIX_EPOCH };
+            let readings = files.read(&Scope::default(), now, &mut Vec::new(), &mut Tally::default());
+            readings.memory.known().map(|pressure| pressure.waiting.as_micros())
+        };
+        write(1);
+        assert_eq!(waited(1000), Some(1));
+        write(2);
+        assert_eq!([waited(1001), waited(1009)], [Some(1), Some(1)], "read again too soon");
+        assert_eq!(waited(1010), Some(2));
+    }
+}
