@@ -165,6 +165,7 @@ impl Stage {
             cores: read.used_cores.known(),
             memory: read.memory.known(),
             growth: 0.0,
+            grasp: Default::default(),
             busy: None,
             lifetime_due: false,
         };

@@ -152,6 +152,9 @@ pub struct MemoryState {
     pub working_set_bytes: Option<u64>,
     pub unreclaimable_bytes: Option<u64>,
     pub swap_bytes: Option<u64>,
+    /// Reclaimed and wanted back.
+    #[serde(default)]
+    pub refaulted_bytes_total: Option<u64>,
     /// `memory.events`, by name (`high`, `max`, `oom`, `oom_kill`); empty where there are none.
     pub events: Vec<(String, u64)>,
 }
@@ -200,6 +203,15 @@ pub struct ResourceState {
     pub high: f64,
     pub low: f64,
     pub critical: Option<f64>,
+    /// Of memory: which number is judged, `unreclaimable` or `working_set`.
+    #[serde(default)]
+    pub measure: Option<String>,
+    /// The sign of stress that made it the working set, for people.
+    #[serde(default)]
+    pub evidence: Option<String>,
+    /// Until it is full, where it fills.
+    #[serde(default)]
+    pub exhaustion_seconds: Option<f64>,
     /// A throttle is on for this resource.
     pub throttled: bool,
     /// The last action taken, for people.

@@ -157,7 +157,7 @@ fn the_numbers_of_the_snapshot_are_on_both_pages() {
         ("plimsoll_worker_exits_total", &[("worker", "web"), ("reason", "error")], Some(1.0)),
         ("plimsoll_worker_recycles_total", &[("worker", "web"), ("cause", "memory")], Some(1.0)),
         ("process_resident_memory_bytes", &[], Some(7_000_000.0)),
-        ("plimsoll_policy_exhaustion_seconds", &[("resource", "memory")], None),
+        ("plimsoll_policy_exhaustion_seconds", &[("resource", "memory")], Some(200.0)),
     ];
     for form in [Form::Text, Form::OpenMetrics] {
         let samples = parse(&page(sample::snapshot(), form), form).expect("the page parses");

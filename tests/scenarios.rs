@@ -113,6 +113,14 @@ struct StepFile {
     others_cores: f64,
     #[serde(default)]
     others_memory: f64,
+    /// File cache: what could be given back, and what is in use all the time. Neither is anybody's.
+    #[serde(default)]
+    idle_cache: f64,
+    #[serde(default)]
+    busy_cache: f64,
+    /// The share of the time in which tasks wait for memory.
+    #[serde(default)]
+    waits: f64,
     /// Percent of the disk in use.
     #[serde(default)]
     disk: f64,
@@ -151,6 +159,10 @@ struct Expected {
     cores: BTreeMap<String, f64>,
     /// Memory never passed this share of the limit.
     memory_under: Option<f64>,
+    /// At the end of the step memory is foretold to be full in so many seconds, within a fifth.
+    full_in: Option<f64>,
+    /// Nothing sooner than this was foretold for memory during the step.
+    foretold_over: Option<f64>,
     /// No resource was over its line for longer than this without an answer.
     unanswered_under: Option<f64>,
 }
@@ -181,6 +193,8 @@ struct World<'a> {
     now: Moment,
     loads: BTreeMap<String, Load>,
     last_action: u64,
+    /// Seconds in which tasks have waited for memory so far.
+    waited: f64,
 }
 
 const MB: f64 = 1e6;
@@ -191,8 +205,18 @@ impl<'a> World<'a> {
         let settings = settings(scenario);
         let now = Moment { steady: Duration::from_secs(1000), wall: SystemTime::UNIX_EPOCH };
         let (engine, planner) = (Engine::new(&settings), Planner::new(&settings));
-        let mut world =
-            World { scenario, settings, engine, planner, lives: Vec::new(), slots: 0, now, loads: BTreeMap::new(), last_action: 0 };
+        let mut world = World {
+            scenario,
+            settings,
+            engine,
+            planner,
+            lives: Vec::new(),
+            slots: 0,
+            now,
+            loads: BTreeMap::new(),
+            last_action: 0,
+            waited: 0.0,
+        };
         for (name, worker) in &scenario.workers {
             for replica in 0..worker.replicas {
                 world.start(name, replica);
@@ -223,6 +247,7 @@ impl<'a> World<'a> {
     fn pass(&mut self, step: &StepFile) {
         let tick = self.scenario.machine.tick;
         self.now = self.now.after(Duration::from_secs_f64(tick));
+        self.waited += step.waits * tick;
         let now = self.now;
         let ended: Vec<(String, u32)> = self
             .lives
@@ -261,7 +286,7 @@ impl<'a> World<'a> {
         let is_readable = |what: &str| !step.unreadable.iter().any(|name| name == what);
         let cores: f64 = self.lives.iter().map(|life| life.used).sum::<f64>() + step.others_cores;
         let memory: f64 = self.lives.iter().map(|life| life.memory).sum::<f64>() + step.others_memory;
-        let memory = if is_readable("memory") { Reading::Known((memory * MB) as u64) } else { Reading::Failed(failure) };
+        let bytes = |amount: f64| if is_readable("memory") { Reading::Known((amount * MB) as u64) } else { Reading::Failed(failure) };
         Readings {
             at: self.now,
             cpu: CpuReadings {
@@ -275,11 +300,14 @@ impl<'a> World<'a> {
             memory: MemoryReadings {
                 limit: Reading::Known(machine.memory * MB as u64),
                 limit_source: source,
-                current: memory,
-                working_set: memory,
-                unreclaimable: memory,
+                current: bytes(memory + step.idle_cache + step.busy_cache),
+                working_set: bytes(memory + step.busy_cache),
+                unreclaimable: bytes(memory),
                 swap: Reading::Unsupported,
                 events: Reading::Unsupported,
+                file_cache: bytes(step.idle_cache + step.busy_cache),
+                refaulted: Reading::Unsupported,
+                stalls: Reading::Known(Pressure { waiting: Duration::from_secs_f64(self.waited), stalled: None }),
             },
             pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },
             disks: self
@@ -331,6 +359,8 @@ impl<'a> World<'a> {
                     cores: Some(life.used),
                     memory: Some((life.memory * MB) as u64),
                     growth: life.growth,
+                    // No groups of their own on this machine.
+                    grasp: plimsoll::response::candidate::Grasp::default(),
                     busy: life.recycling.then_some("recycling"),
                     lifetime_due: settings.recycle.lifetime.is_some_and(|lifetime| age >= lifetime),
                     settings,
@@ -372,7 +402,7 @@ impl<'a> World<'a> {
     fn perform(&mut self, resource: &Resource, deed: &Deed) {
         let now = self.now;
         match deed {
-            Deed::Notify | Deed::Job(_) => {}
+            Deed::Notify | Deed::Job(_) | Deed::Line(_) | Deed::Lift(_) | Deed::Reclaim(_) | Deed::Freeze(_) => {}
             Deed::Shed(slots) => {
                 for life in self.lives.iter_mut().filter(|life| slots.contains(&life.slot)) {
                     life.memory -= life.cache;
@@ -547,6 +577,7 @@ struct Seen {
     limit: f64,
     memory: f64,
     unanswered: f64,
+    soonest: Option<f64>,
 }
 
 impl Seen {
@@ -568,6 +599,8 @@ impl Seen {
         for verdict in &verdicts {
             if verdict.resource == Resource::Memory {
                 self.memory = self.memory.max(verdict.utilization.unwrap_or(0.0));
+                let left = verdict.exhaustion.map(|left| left.as_secs_f64());
+                self.soonest = self.soonest.into_iter().chain(left).reduce(f64::min);
             }
             self.unanswered = self.unanswered.max(world.planner.status(&verdict.resource).unanswered.as_secs_f64());
             let is_silent = verdict.level > Level::Normal
@@ -616,6 +649,18 @@ impl Seen {
             && self.memory >= most
         {
             wrong.push(format!("memory reached {:.3}, not under {most}", self.memory));
+        }
+        let memory = self.verdicts.iter().find(|verdict| verdict.resource == Resource::Memory);
+        let foretold = memory.and_then(|verdict| verdict.exhaustion).map(|left| left.as_secs_f64());
+        if let Some(left) = expected.full_in
+            && foretold.is_none_or(|foretold| (foretold - left).abs() > left / 5.0)
+        {
+            wrong.push(format!("memory is foretold to be full in {foretold:?} s, not in {left}"));
+        }
+        if let Some(least) = expected.foretold_over
+            && self.soonest.is_some_and(|soonest| soonest < least)
+        {
+            wrong.push(format!("memory was foretold to be full in {:?} s, sooner than {least}", self.soonest));
         }
         if let Some(most) = expected.unanswered_under
             && self.unanswered >= most

@@ -16,9 +16,9 @@ use crate::config::settings::Signal;
 use crate::host::clock::Moment;
 use crate::host::folder::Folder;
 use crate::host::freezer::Freezer;
-use crate::host::process::{self, Delivery, Process};
+use crate::host::process::{Delivery, Process};
 use crate::host::stops::{StopTable, Ticket};
-use crate::host::{Paths, cgroupfs, cputime};
+use crate::host::{Paths, cgroupfs};
 use crate::sampling::readings::SlotId;
 
 use super::duty::{Duty, Hold};
@@ -198,8 +198,7 @@ impl Cycle {
             self.sum = self.sum.max(total);
             return self.sum;
         }
-        let clock = |member: &Process| cputime::of_process(member.pid()).unwrap_or_default() + process::children_cpu(paths, member.pid());
-        let now: Duration = self.tree.members.iter().map(clock).sum();
+        let now: Duration = self.tree.members.iter().map(|member| member.cpu(paths).unwrap_or_default()).sum();
         if now + self.lost < self.sum {
             // Members that have gone took their clocks with them.
             self.lost = self.sum - now;
@@ -221,7 +220,7 @@ impl Cycle {
         }
         for member in &self.tree.members {
             // Written down first: what the sentinel does not know of must not be stopped.
-            let Some(ticket) = shared.stops.note(member.pid(), member.started()) else { break };
+            let Some(ticket) = shared.stops.note(member.identity()) else { break };
             match member.signal(Signal(libc::SIGSTOP)) {
                 Ok(Delivery::Delivered) => self.tickets.push(ticket),
                 Ok(Delivery::Gone) | Err(_) => shared.stops.clear(ticket),
@@ -235,15 +234,17 @@ impl Cycle {
 
     /// Everybody in the frozen group; who is known already keeps its descriptor.
     fn take_members_of_group(&mut self, paths: &Paths) {
-        let Some(pids) = self.tree.freezer.as_ref().and_then(|freezer| freezer.file().folder.members().ok()) else { return };
-        self.tree.members.retain(|member| pids.contains(&member.pid()));
-        for pid in pids {
-            if !self.tree.members.iter().any(|member| member.pid() == pid)
-                && let Ok(Some(process)) = Process::open(paths, pid, None)
-            {
-                self.tree.members.push(process);
-            }
+        let Some(folder) = self.tree.freezer.as_ref().map(|freezer| freezer.file().folder.clone()) else { return };
+        let Ok(listed) = folder.members() else { return };
+        let members = &mut self.tree.members;
+        members.retain(|member| listed.contains(&member.pid()) && member.is_here().unwrap_or(true));
+        let unknown = listed.iter().filter(|pid| !members.iter().any(|member| member.pid() == **pid));
+        let opened: Vec<Process> = unknown.filter_map(|pid| Process::open_listed(paths, *pid).ok().flatten()).collect();
+        if opened.is_empty() {
+            return;
         }
+        let Ok(still) = folder.members() else { return };
+        members.extend(opened.into_iter().filter(|member| still.contains(&member.pid())));
     }
 
     /// Lets everybody go on; returns what went wrong.
@@ -254,9 +255,10 @@ impl Cycle {
             .as_ref()
             .and_then(|freezer| freezer.thaw().err().map(|error| format!("{}: {error}", freezer.file().path().display())));
         let woken = |member: &Process| member.signal(Signal(libc::SIGCONT)).err().map(|error| format!("pid {}: {error}", member.pid()));
-        let failed = self.tree.members.iter().filter_map(woken).chain(thawed).collect();
-        for ticket in self.tickets.drain(..) {
-            stops.clear(ticket);
+        let failed: Vec<String> = self.tree.members.iter().filter_map(woken).chain(thawed).collect();
+        // Who could not be let go stays on the sentinel's list.
+        if failed.is_empty() {
+            self.tickets.drain(..).for_each(|ticket| stops.clear(ticket));
         }
         failed
     }
@@ -274,6 +276,7 @@ fn group_cpu(folder: &Folder) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::cputime;
 
     /// Nobody but the thread of its own moves the cycle on: the loop may be as late as it likes.
     #[test]
@@ -282,7 +285,7 @@ mod tests {
         let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         let (paths, stops) = (Paths::default(), Arc::new(StopTable::create().unwrap()));
-        let members = vec![Process::open(&paths, pid, None).unwrap().unwrap()];
+        let members = vec![Process::open_child(&paths, pid).unwrap().unwrap()];
         let mut cycles = Cycles::new(paths, stops.clone());
         let slot = SlotId(1);
         let before = cputime::of_process(pid).unwrap();

@@ -2,6 +2,7 @@
 //! May touch the writing half of `host`, the value it is about to replace, and the supervisor's handles.
 //! Must not hold a threshold, nor choose a victim.
 
+pub mod brake;
 mod cycles;
 pub mod duty;
 pub mod effect;

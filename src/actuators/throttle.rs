@@ -12,7 +12,7 @@ use std::time::Duration;
 use crate::config::settings::{ThrottleMethod, Worker};
 use crate::host::folder::{Folder, GroupFile};
 use crate::host::freezer::Freezer;
-use crate::host::process::{self, Process};
+use crate::host::process::{self, Priority, Process, ProcessId};
 use crate::host::stops::StopTable;
 use crate::host::{Paths, cgroupfs, procfs, scan};
 use crate::policy::Resource;
@@ -109,7 +109,7 @@ struct Held {
 enum Grip {
     Quota { files: Vec<GroupFile>, stat: Option<GroupFile> },
     Duty { freezer: Option<GroupFile>, watch: Watch },
-    Nice { members: Vec<(i32, u64)> },
+    Nice { members: Vec<ProcessId> },
 }
 
 impl Grip {
@@ -297,18 +297,37 @@ impl Throttle {
                 let mut processes = Vec::new();
                 scan::processes(&self.paths, &mut processes, &mut Vec::new())
                     .map_err(|error| format!("/proc could not be read: {error}"))?;
-                let members = supervisor.members(slot, &processes);
-                for member in &members {
-                    let old = process::nice(member.pid()).map_err(|error| error.to_string())?;
-                    let saved = Saved::Nice { pid: member.pid(), started: member.started(), old };
-                    self.undo.save(saved).map_err(|error| format!("the old priority could not be saved: {error}"))?;
-                    process::set_nice(member.pid(), 19)
-                        .and_then(|()| process::set_idle_class(member.pid(), true))
-                        .map_err(|error| format!("pid {}: {error}", member.pid()))?;
+                let members = supervisor.members(slot, &processes).map_err(|error| error.to_string())?;
+                let identities: Vec<ProcessId> = members.iter().map(Process::identity).collect();
+                if let Err(why) = members.iter().try_for_each(|member| self.slow(member, now)) {
+                    self.undo_priorities(&identities);
+                    return Err(why);
                 }
-                Ok(Grip::Nice { members: members.iter().map(|member| (member.pid(), member.started())).collect() })
+                Ok(Grip::Nice { members: identities })
             }
         }
+    }
+
+    /// Gives one process the worst priority there is.
+    fn slow(&mut self, member: &Process, now: Duration) -> Result<(), String> {
+        let since = now.as_secs().saturating_mul(process::ticks_per_second());
+        let of_it = |error: io::Error| format!("pid {}: {error}", member.pid());
+        let old = match member.priority() {
+            Ok(old) => old,
+            // One that has ended needs no slowing.
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(()),
+            Err(error) => return Err(of_it(error)),
+        };
+        let saved = Saved::Nice { process: member.identity(), old, since };
+        self.undo.save(saved).map_err(|error| format!("the old priority could not be saved: {error}"))?;
+        match member.set_priority(Priority::IDLE) {
+            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => Err(of_it(error)),
+            _ => Ok(()),
+        }
+    }
+
+    fn undo_priorities(&mut self, members: &[ProcessId]) -> Vec<String> {
+        self.undo.restore(&self.paths, |saved| matches!(saved, Saved::Nice { process, .. } if members.contains(process)))
     }
 
     /// The freezer of a group, with its state written down: what is frozen, if only for a moment, must be thawed even if we
@@ -327,7 +346,8 @@ impl Throttle {
         }
         let mut processes = Vec::new();
         scan::processes(&self.paths, &mut processes, &mut Vec::new()).ok()?;
-        Some((supervisor.members(slot, &processes), Watch { scanned: now, newest_pid }))
+        // Without a descriptor to hold a member by the old list stands, and the next step looks again.
+        Some((supervisor.members(slot, &processes).ok()?, Watch { scanned: now, newest_pid }))
     }
 
     fn undo_files(&mut self, files: &[GroupFile]) -> Vec<String> {
@@ -348,9 +368,7 @@ impl Throttle {
                 failed.extend(self.undo_files(freezer.as_slice()));
                 failed
             }
-            Grip::Nice { members } => self
-                .undo
-                .restore(&self.paths, |saved| matches!(saved, Saved::Nice { pid, started, .. } if members.contains(&(*pid, *started)))),
+            Grip::Nice { members } => self.undo_priorities(&members),
         };
         if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
     }

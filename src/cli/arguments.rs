@@ -17,7 +17,7 @@ use crate::journal::Event;
 #[command(
     name = "plimsoll",
     version,
-    after_help = "Examples:\n  plimsoll demo                                watch it hold the line for half a minute\n  plimsoll run -- uvicorn app.main:app         guard one command, no file needed\n  plimsoll run -c /etc/plimsoll/plimsoll.toml  guard what the file says\n  plimsoll status                              how things stand\n\nExit codes: 0 ok, 1 failed, 2 usage, 69 daemon not reachable, 77 not permitted, 78 bad configuration;\nin `run -- COMMAND` the command's own code, 128+N for a signal."
+    after_help = "Examples:\n  plimsoll demo                                watch it hold the line for half a minute\n  plimsoll run -- uvicorn app.main:app         guard one command, no file needed\n  plimsoll run -c /etc/plimsoll/plimsoll.toml  guard what the file says\n  plimsoll init                                a file for this machine, to begin from\n  plimsoll doctor                              what works here, found by doing it\n  plimsoll status                              how things stand\n  plimsoll explain memory                      why it is so, and what ends it\n\nExit codes: 0 ok, 1 failed, 2 usage, 69 daemon not reachable, 77 not permitted, 78 bad configuration;\nin `run -- COMMAND` the command's own code, 128+N for a signal."
 )]
 pub struct Arguments {
     #[command(flatten)]
@@ -77,6 +77,23 @@ pub enum Command {
     },
     /// Checks the settings and prints every problem with its place; exit 78 when there is one
     Check,
+    /// Tries out what can be read and done here, and says what to do about what cannot
+    #[command(
+        after_help = "It starts children and makes control groups of its own, does to them what the daemon may have to do to workers, and\nremoves them again. Nothing it changes remains. Run it as the user and in the place the daemon will run in.\nExit 1 when something fails; notes and warnings are no failure."
+    )]
+    Doctor,
+    /// Writes a commented plimsoll.toml for the platform found: here, or where -c says
+    #[command(
+        after_help = "The limits that hold here are in it as comments. A worker is guessed from the folder (Procfile, manage.py, app/main.py …);\nwhat cannot be started as it stands is a comment. The file passes `plimsoll check`."
+    )]
+    Init {
+        /// Prints it instead
+        #[arg(long)]
+        stdout: bool,
+        /// Replaces a file that is there
+        #[arg(long, conflicts_with = "stdout")]
+        force: bool,
+    },
     /// Shows or describes the settings
     Config {
         #[command(subcommand)]

@@ -7,21 +7,8 @@ use crate::snapshot::explain::{ActionWhy, Explanation, ResourceExplained, Resour
 
 /// The heads of the lines stand in a column of their own.
 const HEAD: usize = 10;
-/// Settings of a worker that explain how it is; the others are in `config show`.
-const TELLING: [&str; 12] = [
-    "limits.",
-    "recycle.",
-    "priority",
-    "protected",
-    "throttle",
-    "shed_signal",
-    "replicas",
-    "restart",
-    "backoff.",
-    "stop.",
-    "weight",
-    "longest_stop",
-];
+/// Settings of a worker that always have a part in how it is treated; the others are told where somebody set them.
+const TELLING: [&str; 4] = ["priority", "protected", "restart", "throttle"];
 
 /// The whole answer; `named`: somebody asked for exactly this, so that it is told in full however calm it is.
 pub fn render(explanation: &Explanation, named: bool, style: Style) -> String {
@@ -42,7 +29,7 @@ pub fn render(explanation: &Explanation, named: bool, style: Style) -> String {
     }
     if !named {
         for resource in explanation.resources.iter().filter(|one| one.is_normal()) {
-            page.calm_resource(resource);
+            page.calm_resource(resource, explanation.taken_at);
         }
         for worker in explanation.workers.iter().filter(|one| one.is_normal()) {
             page.calm_worker(&worker.state);
@@ -197,8 +184,10 @@ impl Page {
             head = "";
         }
         let prefix = format!("workers.{}.", state.name);
-        let telling =
-            |one: &&Setting| one.key.strip_prefix(&prefix).is_some_and(|rest| TELLING.iter().any(|known| rest.starts_with(known)));
+        let telling = |one: &&Setting| {
+            let is_set = one.origin != "built-in" && !one.origin.starts_with("follows ");
+            is_set || one.key.strip_prefix(&prefix).is_some_and(|rest| TELLING.contains(&rest))
+        };
         self.settings("settings", why.settings.iter().filter(telling));
         head = "ended";
         for end in &why.ends {
@@ -211,12 +200,16 @@ impl Page {
         }
     }
 
-    fn calm_resource(&mut self, resource: &ResourceExplained) {
+    fn calm_resource(&mut self, resource: &ResourceExplained, now: f64) {
         let state = &resource.state;
         let amount = amount_of(&state.resource);
         let (used, limit) = (state.used.map_or(UNKNOWN.to_owned(), &amount), state.limit.map_or(UNKNOWN.to_owned(), &amount));
         let share = state.utilization.map_or(UNKNOWN.to_owned(), percent);
-        let told = format!("{} is normal: {share}, {used} of {limit}, line at {}", state.resource, percent(state.high));
+        let over = match resource.why.as_ref().and_then(|why| Some((why.over_since?, why.sustain_s))) {
+            Some((since, sustain)) => format!(", over it for {} of {}", duration((now - since).max(0.0)), duration(sustain)),
+            None => String::new(),
+        };
+        let told = format!("{} is normal: {share}, {used} of {limit}, line at {}{over}", state.resource, percent(state.high));
         self.lines.push(clip(&told, self.style.width));
     }
 

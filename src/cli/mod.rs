@@ -4,15 +4,17 @@
 pub mod arguments;
 pub mod client;
 pub mod demo;
+pub mod doctor;
 pub mod events;
 pub mod explain;
+pub mod init;
 pub mod render;
 pub mod settings;
 pub mod status;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -23,9 +25,13 @@ use crate::actuators::undo;
 use crate::config::{self, Loaded, Sources};
 use crate::daemon::{self, folders, sentinel};
 use crate::host::Paths;
+use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
+use crate::host::inventory::Platform;
+use crate::host::process;
 use crate::http::listen::SOCKET;
 use crate::journal::history::{self, Wanted};
+use crate::sampling::sampler::Sampler;
 use crate::snapshot::Snapshot;
 use crate::snapshot::explain::Explanation;
 
@@ -36,6 +42,10 @@ use render::Style;
 /// 0 ok, 1 failed, 2 usage; 69, 77 and 78 as in sysexits.h.
 pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
+pub const NOT_PERMITTED: u8 = 77;
+
+/// There while systemd is the init of the machine.
+const SYSTEMD: &str = "/run/systemd/system";
 
 /// Runs one command; `args` begin with the program's name. Returns the exit code.
 pub fn main(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> u8 {
@@ -79,6 +89,8 @@ impl Session {
             Command::Run { command } => self.run(command),
             Command::Demo { duration } => self.demo(duration),
             Command::Check => settings::check(&self.sources(Vec::new()), self.common.json(), self.stderr_colour()),
+            Command::Doctor => self.doctor(),
+            Command::Init { stdout, force } => self.init(stdout, force),
             Command::Config { command } => match command {
                 ConfigCommand::Show { origin } => self.config_show(origin),
                 ConfigCommand::Schema => print_line(&pretty(&config::schema())),
@@ -179,6 +191,90 @@ impl Session {
             }
         });
         self.answer(result)
+    }
+
+    fn doctor(&self) -> u8 {
+        let sources = self.sources(Vec::new());
+        let loaded = match self.load(&sources) {
+            Ok(loaded) => loaded,
+            Err(code) => return code,
+        };
+        let paths = Paths::from(&loaded.settings.host);
+        // A daemon guards the machine it runs on; of one that is a folder it says nothing.
+        let client = self.client();
+        let daemon = client.as_ref().ok().and_then(|client| client.get_json("/admin/resources/stats").ok());
+        let patient = doctor::Patient {
+            layout: Layout::discover(&paths),
+            platform: Platform::detect(&paths, |name| sources.variable(name).map(str::to_owned)),
+            socket: client.map(|client| client.socket().display().to_string()).map_err(|error| error.to_string()),
+            settings: loaded.settings,
+            sources,
+            paths,
+            daemon,
+        };
+        match doctor::examine(&patient) {
+            Ok(Some(report)) => {
+                let text = if self.common.json() { pretty(&report.to_json()) } else { report.render(self.stdout_style()) };
+                let printed = print_line(text.trim_end());
+                if report.has_failed() { FAILED } else { printed }
+            }
+            // Ended by Ctrl-C, as the shell says it.
+            Ok(None) => 130,
+            Err(error) => {
+                complain(&format!("could not begin: {error}"));
+                FAILED
+            }
+        }
+    }
+
+    fn init(&self, stdout: bool, force: bool) -> u8 {
+        // The file that is to be written is not to be read: it is not there yet, or is to be replaced.
+        let sources = Sources { file: Some("/dev/null".into()), ..self.sources(Vec::new()) };
+        let loaded = match self.load(&sources) {
+            Ok(loaded) => loaded,
+            Err(code) => return code,
+        };
+        let paths = Paths::from(&loaded.settings.host);
+        let layout = Layout::discover(&paths);
+        let readings = Sampler::new(&paths, &loaded.settings.sampling, &layout, []).read(&[], Moment::now());
+        let path = sources.variable("PATH").map(std::ffi::OsStr::new);
+        let is_there = |program: &str| match process::resolve_program(program, path, Some(&sources.working_dir)) {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(format!("{program} was not found here")),
+            Err(error) => Err(error.to_string()),
+        };
+        let platform = match Platform::detect(&paths, |name| sources.variable(name).map(str::to_owned)) {
+            // Whoever types this is no service yet; what is written is for one.
+            Platform::Host if Path::new(SYSTEMD).is_dir() => Platform::Systemd,
+            platform => platform,
+        };
+        let text = init::draft(&init::Found {
+            platform,
+            cpu: readings.cpu.limit_cores.known().map(|limit| (limit, readings.cpu.limit_source.word().to_owned())),
+            memory: readings.memory.limit.known().map(|limit| (limit as f64, readings.memory.limit_source.word().to_owned())),
+            workers: init::guess(&sources.working_dir, is_there),
+        });
+        if stdout {
+            return print_line(text.trim_end());
+        }
+        let file = sources.working_dir.join(self.common.config.as_deref().unwrap_or(Path::new("plimsoll.toml")));
+        match write_settings(&file, &text, force) {
+            Ok(()) => {
+                complain(&format!(
+                    "{} is written; `plimsoll check` it when you have changed it, `plimsoll doctor` says what works here",
+                    file.display()
+                ));
+                0
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                complain(&format!("{} is there already; --force replaces it, --stdout prints what would be written", file.display()));
+                FAILED
+            }
+            Err(error) => {
+                complain(&format!("{} cannot be written: {error}", file.display()));
+                if error.kind() == std::io::ErrorKind::PermissionDenied { NOT_PERMITTED } else { FAILED }
+            }
+        }
     }
 
     fn explain(&self, of: Option<&str>) -> u8 {
@@ -351,6 +447,21 @@ impl Common {
     fn json(&self) -> bool {
         self.json || self.output == Output::Json
     }
+}
+
+/// Writes the file whole or not at all: what is there is replaced by a finished one, if it may be.
+fn write_settings(file: &Path, text: &str, force: bool) -> std::io::Result<()> {
+    if !force {
+        let mut new = std::fs::File::options().write(true).create_new(true).open(file)?;
+        return new.write_all(text.as_bytes());
+    }
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(format!(".new-{}", std::process::id()));
+    std::fs::write(&beside, text)?;
+    std::fs::rename(&beside, file).inspect_err(|_| {
+        // The error that is told is the first one.
+        let _ = std::fs::remove_file(&beside);
+    })
 }
 
 /// A word as a value in the query of an address.

@@ -83,6 +83,9 @@ fn from(limit: &str, source: &str) -> String {
     if source.is_empty() { limit.to_owned() } else { format!("{limit} ({source})") }
 }
 
+/// What will be full within so many seconds is shown in colour.
+const FULL_SOON: f64 = 600.0;
+
 /// Columns beside a resource's bar, which has what is left.
 const LEVEL: usize = 8;
 const SHARE: usize = 5;
@@ -116,6 +119,13 @@ fn resource_lines(resource: &ResourceState, name_width: usize, style: Style) -> 
     if resource.state != "normal" || resource.throttled {
         let throttled = if resource.throttled { ", throttled" } else { "" };
         below(Tone::Quiet, format!("line at {}, recovers below {}{throttled}", percent(resource.high), percent(resource.low)));
+    }
+    if let Some(evidence) = &resource.evidence {
+        below(Tone::Warning, format!("judged by the working set: {evidence}"));
+    }
+    if let Some(left) = resource.exhaustion_seconds {
+        let tone = if left < FULL_SOON { Tone::Warning } else { Tone::Quiet };
+        below(tone, format!("full in {} at this rate", duration(left)));
     }
     if let Some(action) = &resource.last_action {
         below(Tone::Quiet, format!("last action: {action}"));

@@ -1,5 +1,6 @@
 //! The state and runtime folders, and the lock that keeps a second daemon off them.
 
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -82,11 +83,12 @@ impl Folders {
 
 const UNDO: &str = "undo-";
 
-/// What the daemons that had this runtime folder before wrote down.
+/// The undo logs of the daemons that had this runtime folder before, also where only what stands beside a log is left.
 pub fn undo_logs(runtime: &Path) -> Vec<PathBuf> {
-    let ours = |name: &str| name.starts_with(UNDO) && name.ends_with(".jsonl");
-    let entries = std::fs::read_dir(runtime).into_iter().flatten().flatten();
-    entries.filter(|entry| entry.file_name().to_str().is_some_and(ours)).map(|entry| entry.path()).collect()
+    let ours = |path: &PathBuf| path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(UNDO));
+    let entries = std::fs::read_dir(runtime).into_iter().flatten().flatten().map(|entry| entry.path());
+    let logs: BTreeSet<PathBuf> = entries.filter(ours).map(|path| path.with_extension("jsonl")).collect();
+    logs.into_iter().collect()
 }
 
 /// Every folder a daemon with these settings may have taken as its runtime folder, the likeliest first.

@@ -6,6 +6,7 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use crate::actuators::brake::Brake;
 use crate::actuators::throttle::Throttle;
 use crate::config::{Settings, Sources};
 use crate::host::clock::Moment;
@@ -25,7 +26,9 @@ use crate::supervisor::Supervisor;
 use super::bell::Bell;
 use super::explain::Chronicle;
 use super::folders::Folders;
+use super::foretold::Foretold;
 use super::pacing::Pace;
+use super::rationing::Ration;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
 
@@ -41,6 +44,7 @@ pub struct Guardian {
     pub engine: Engine,
     pub planner: Planner,
     pub throttle: Throttle,
+    pub brake: Brake,
     pub supervisor: Supervisor,
 
     // What the outside sees.
@@ -84,6 +88,8 @@ pub struct Tally {
     /// The state of the trees whose members the supervisor knows of.
     pub noted: Option<u64>,
     pub levels: BTreeMap<Resource, Level>,
+    pub foretold: Foretold,
+    pub ration: Ration,
     pub limits: [Option<f64>; 2],
     /// The highest action that was told; a budget that is shared anew keeps its number.
     pub last_action: u64,

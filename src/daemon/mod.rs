@@ -3,12 +3,15 @@
 //! Must not be imported by any of it.
 
 pub mod bell;
+pub mod brakes;
 pub mod events;
 pub mod explain;
 pub mod folders;
+pub mod foretold;
 pub mod guardian;
 pub mod pacing;
 pub mod picture;
+pub mod rationing;
 pub mod reload;
 pub mod run;
 pub mod sentinel;

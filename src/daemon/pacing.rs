@@ -190,6 +190,10 @@ mod tests {
             growth: 0.0,
             fill,
             patience: Duration::from_secs(4),
+            exhaustion: None,
+            early: false,
+            measure: None,
+            evidence: None,
             unknown: None,
         }
     }

@@ -63,6 +63,7 @@ impl Guardian {
                 working_set_bytes: readings.memory.working_set.known(),
                 unreclaimable_bytes: readings.memory.unreclaimable.known(),
                 swap_bytes: readings.memory.swap.known(),
+                refaulted_bytes_total: readings.memory.refaulted.known(),
                 events: readings.memory.events.known().map_or_else(Vec::new, |events| {
                     [("high", events.high), ("max", events.max), ("oom", events.oom), ("oom_kill", events.oom_kill)]
                         .map(|(name, count)| (name.to_owned(), count))
@@ -144,6 +145,9 @@ impl Guardian {
             high: verdict.high,
             low: verdict.low,
             critical: verdict.critical,
+            measure: verdict.measure.map(|measure| measure.word().to_owned()),
+            evidence: verdict.stress(),
+            exhaustion_seconds: verdict.exhaustion.map(|left| left.as_secs_f64()),
             throttled: self.tally.engaged.contains_key(&verdict.resource),
             last_action: status.last_action,
             last_effect: status.last_effect,

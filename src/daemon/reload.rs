@@ -50,6 +50,9 @@ impl Guardian {
                 if let Err(detail) = self.throttle.apply(&self.supervisor, now.steady) {
                     self.tell(&[Event::Degraded { part: "undo", detail }], now);
                 }
+                if let Err(detail) = self.brake.apply(&self.supervisor) {
+                    self.tell(&[Event::Degraded { part: "undo", detail }], now);
+                }
                 self.tally.reload_successful = true;
                 self.tally.reloaded = now;
                 self.tally.next_tick = now.steady;

@@ -13,9 +13,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::actuators::undo;
-use crate::config::settings::{HostPaths, Signal};
+use crate::config::settings::HostPaths;
 use crate::host::Paths;
-use crate::host::process::Process;
 use crate::host::stops::StopTable;
 
 /// How often, and for how long in all, the groups of a dead daemon's workers are looked at.
@@ -100,19 +99,21 @@ pub fn main(args: &[String]) -> u8 {
         return 0;
     }
     let paths = Paths::from(&HostPaths { proc: PathBuf::from(proc), sys: "/sys".into(), cgroup: "/sys/fs/cgroup".into() });
-    for (pid, started) in table.held() {
-        if let Ok(Some(process)) = Process::open(&paths, pid, Some(started)) {
-            // One that has ended needs nothing any more.
-            let _ = process.signal(Signal(libc::SIGCONT));
-        }
-    }
+    // Whoever cannot be let go now is tried again below, as is everybody if the table is in a file.
+    let mut late = table.let_all_go_on(&paths);
+    let undo_log = Path::new(undo_log);
+    let is_left = || undo_log.exists() || undo::stops_beside(undo_log).exists();
     // Limits come off at once. A group stays on record while somebody is in it: workers that end with the daemon take a
     // moment to do so, those that go on keep theirs until the next start.
     for _ in 0..GROUP_LOOKS {
-        if undo::sweep(Path::new(undo_log), &paths).is_err() || !Path::new(undo_log).exists() {
+        let swept = undo::sweep(undo_log, &paths);
+        if late.is_empty() && swept.is_ok() && !is_left() {
             break;
         }
         std::thread::park_timeout(GROUP_LOOK);
+        if !late.is_empty() {
+            late = table.let_all_go_on(&paths);
+        }
     }
     0
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
+use crate::actuators::undo;
 use crate::host::clock::Moment;
 use crate::http::listen::{self, SOCKET};
 use crate::journal::Event;
@@ -31,7 +32,7 @@ impl Guardian {
         // First of all: a stopped process does not get the signal that asks it to end.
         self.step("throttles", |guardian| {
             let now = Moment::now();
-            let result = guardian.throttle.let_all_go(now.steady);
+            let result = guardian.let_all_go(now);
             let mut events = Vec::new();
             guardian.note_released("the daemon is stopping", now, &mut events);
             guardian.tell(&events, now);
@@ -41,7 +42,10 @@ impl Guardian {
         self.step("undo", |guardian| {
             guardian.supervisor.remove_groups();
             guardian.throttle.forget_missing_folders();
-            guardian.throttle.let_all_go(Moment::now().steady).map(|_| String::new())
+            guardian.let_all_go(Moment::now())?;
+            // Nobody is held any more; where it was kept in memory there is no file.
+            let _ = std::fs::remove_file(undo::stops_beside(&guardian.folders.undo_log()));
+            Ok(String::new())
         });
         self.step("sentinel", |guardian| match guardian.sentinel.take() {
             Some(sentinel) => sentinel.dismiss().map(|()| String::new()).map_err(|error| error.to_string()),

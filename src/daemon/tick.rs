@@ -7,17 +7,19 @@ use crate::actuators::Effect;
 use crate::actuators::hands::{DryRun, Hands, Perform};
 use crate::host::clock::Moment;
 use crate::journal::Event;
+use crate::policy::stress::Measure;
 use crate::policy::verdict::Basis;
 use crate::policy::{Level, Resource, Verdict};
 use crate::response::action::{Action, Deed, Outcome};
-use crate::response::candidate::Candidate;
+use crate::response::candidate::{Candidate, Grasp};
 use crate::response::planner::{Measured, Plan};
 use crate::response::refusal::Refusal;
-use crate::sampling::readings::{Reading, WorkerReadings};
+use crate::sampling::readings::{Reading, SlotId, Target, WorkerReadings};
 use crate::supervisor::Replica;
 
 use super::guardian::Guardian;
 use super::pacing;
+use super::rationing::Subject;
 
 /// By then rates are known, if they ever are.
 const RATES_BY: Duration = Duration::from_secs(5);
@@ -35,18 +37,21 @@ impl Guardian {
         self.throttle.measure(now.steady);
 
         let verdicts = self.engine.judge(&self.readings, now);
-        let candidates = self.candidates(now);
+        let mut candidates = self.candidates(now);
+        self.look_at_grasps(&verdicts, &mut candidates);
         let Plan { actions, refusals, measured } = self.planner.plan(&verdicts, &self.readings, &candidates, now);
         let effects = self.perform(actions, now);
         self.planner.note(effects.iter().map(|effect| (&effect.action, &effect.outcome)), now);
 
         let mut events = self.changes(&verdicts);
+        self.foretell(&verdicts, now, &mut events);
         self.tell_effects(&effects, &verdicts, now, &mut events);
         self.tell_measured(measured, &mut events);
         self.tell_refusals(&refusals, &mut events);
+        self.guard_lines(now, &mut events);
         self.report(&verdicts, now, &mut events);
         self.tell(&events, now);
-        self.look_closer(&verdicts);
+        self.look_closer(&verdicts, now);
 
         self.tally.tick += 1;
         self.tally.verdicts = verdicts;
@@ -84,6 +89,7 @@ impl Guardian {
                 cores: read.and_then(|read| read.used_cores.known()),
                 memory: read.and_then(|read| read.memory.known()),
                 growth: self.engine.growth(life.slot),
+                grasp: Grasp::default(),
                 busy: replica.busy(),
                 lifetime_due: life.lifetime_due.is_some_and(|due| due <= now.steady),
             })
@@ -98,7 +104,7 @@ impl Guardian {
                 effects.push(Effect { action, at: begun, took: Duration::ZERO, outcome: Outcome::Gone });
                 continue;
             }
-            let hands = Hands { supervisor: &mut self.supervisor, throttle: &mut self.throttle };
+            let hands = Hands { supervisor: &mut self.supervisor, throttle: &mut self.throttle, brake: &mut self.brake };
             let outcome =
                 if self.settings.policy.dry_run { DryRun(hands).perform(&action, begun) } else { { hands }.perform(&action, begun) };
             let at = Moment::now();
@@ -143,6 +149,8 @@ impl Guardian {
                     utilization: verdict.utilization,
                     high: verdict.high,
                     low: verdict.low,
+                    measure: verdict.measure.map(Measure::word),
+                    evidence: verdict.stress(),
                 });
             }
         }
@@ -152,6 +160,24 @@ impl Guardian {
             self.tally.levels.retain(|resource, _| judged.contains(resource));
         }
         events
+    }
+
+    /// What will be full soon.
+    fn foretell(&mut self, verdicts: &[Verdict], now: Moment, events: &mut Vec<Event>) {
+        for verdict in verdicts {
+            if self.tally.foretold.is_news(verdict, now)
+                && let Some(left) = verdict.exhaustion
+            {
+                events.push(Event::ExhaustionForetold {
+                    resource: self.label(&verdict.resource),
+                    used: verdict.used,
+                    limit: verdict.limit,
+                    utilization: verdict.utilization,
+                    exhaustion_seconds: left.as_secs_f64(),
+                });
+            }
+        }
+        self.tally.foretold.keep(verdicts);
     }
 
     fn tell_effects(&mut self, effects: &[Effect], verdicts: &[Verdict], now: Moment, events: &mut Vec<Event>) {
@@ -178,11 +204,16 @@ impl Guardian {
                 }
                 continue;
             }
+            if matches!(action.deed, Deed::Lift(_)) {
+                self.tell_lifted(action, events);
+                continue;
+            }
             let workers = self.whom(&action.deed);
             let fresh = action.id > self.tally.last_action;
             self.tally.last_action = self.tally.last_action.max(action.id);
             // A worker's own `limits.cpu` is held by the same means, but nothing is over a line.
-            let begins = fresh && matches!(action.deed, Deed::Throttle(_)) && self.planner.status(&action.resource).throttled;
+            let begins =
+                fresh && matches!(action.deed, Deed::Throttle(_) | Deed::Line(_)) && self.planner.status(&action.resource).throttled;
             if begins && matches!(outcome, Outcome::Done) {
                 self.tally.engaged.insert(action.resource.clone(), now);
                 let reason = action.reason.clone();
@@ -201,7 +232,7 @@ impl Guardian {
             if !fresh && !failed {
                 continue;
             }
-            let rung = action.deed.rung().map_or("release", |rung| rung.word());
+            let rung = action.deed.word();
             if matches!(outcome, Outcome::Done | Outcome::Failed(_)) {
                 let counts = self.tally.actions.entry((resource.clone(), rung)).or_default();
                 counts.0 += 1;
@@ -235,7 +266,13 @@ impl Guardian {
 
     /// Tells of every throttle that holds nobody any more.
     pub fn note_released(&mut self, reason: &str, now: Moment, events: &mut Vec<Event>) {
-        let free: Vec<Resource> = self.tally.engaged.keys().filter(|resource| !self.throttle.holds_for(resource)).cloned().collect();
+        let free: Vec<Resource> = self
+            .tally
+            .engaged
+            .keys()
+            .filter(|resource| !self.throttle.holds_for(resource) && !self.brake.holds_for(resource))
+            .cloned()
+            .collect();
         for resource in free {
             let Some(since) = self.tally.engaged.remove(&resource) else { continue };
             let verdict = self.tally.verdicts.iter().find(|verdict| verdict.resource == resource);
@@ -321,19 +358,34 @@ impl Guardian {
         }
     }
 
-    /// Asks for exact figures where a line is near.
-    fn look_closer(&mut self, verdicts: &[Verdict]) {
-        let near = |verdict: &&Verdict| verdict.utilization.is_some_and(|share| share >= NEAR * verdict.high);
-        for verdict in verdicts.iter().filter(near) {
-            match verdict.resource {
-                Resource::Worker(slot) => self.sampler.want_pss(slot),
-                Resource::Memory => {
-                    for target in self.supervisor.targets() {
-                        self.sampler.want_pss(target.slot);
-                    }
-                }
-                Resource::Cpu | Resource::Disk(_) => {}
-            }
+    /// Asks for the dear figures where a line is near: the exact memory of some replicas, and whether what is reclaimed is
+    /// wanted back.
+    fn look_closer(&mut self, verdicts: &[Verdict], now: Moment) {
+        let near = |share: Option<f64>, verdict: &Verdict| share.is_some_and(|share| share >= NEAR * verdict.high);
+        let memory = verdicts.iter().find(|verdict| verdict.resource == Resource::Memory);
+        let working_set = self.readings.memory.working_set.known().map(|bytes| bytes as f64);
+        if memory.is_some_and(|verdict| near(working_set.zip(verdict.limit).map(|(used, limit)| used / limit), verdict)) {
+            self.sampler.want_refaults();
+        }
+        let is_scope_near = memory.is_some_and(|verdict| near(verdict.utilization, verdict));
+        let own_line = |verdict: &Verdict| match verdict.resource {
+            Resource::Worker(slot) if near(verdict.utilization, verdict) => Some(slot),
+            _ => None,
+        };
+        let near_own: BTreeSet<SlotId> = verdicts.iter().filter_map(own_line).collect();
+        if !is_scope_near && near_own.is_empty() {
+            return;
+        }
+        // Read in the order of the targets, which may have changed since. A group of its own knows exactly anyway.
+        let looked = self.supervisor.targets().iter().zip(&self.readings.workers);
+        let subject = |(target, read): (&Target, &WorkerReadings)| {
+            let own_line = near_own.contains(&target.slot);
+            let is_wanted = target.slot == read.slot && target.memory_group.is_none() && (is_scope_near || own_line);
+            Some(Subject { slot: target.slot, bytes: read.memory.known().filter(|_| is_wanted)?, own_line })
+        };
+        let subjects = looked.filter_map(subject).collect();
+        for slot in self.tally.ration.choose(subjects, now) {
+            self.sampler.want_pss(slot);
         }
     }
 
@@ -382,7 +434,9 @@ impl Guardian {
         let slots = match deed {
             Deed::Shed(slots) => slots.clone(),
             Deed::Throttle(shares) => shares.iter().map(|share| share.slot).collect(),
-            Deed::Recycle(slot, _) | Deed::Kill(slot) => vec![*slot],
+            Deed::Line(line) => vec![line.slot],
+            Deed::Reclaim(portions) => portions.iter().map(|portion| portion.slot).collect(),
+            Deed::Recycle(slot, _) | Deed::Kill(slot) | Deed::Lift(slot) | Deed::Freeze(slot) => vec![*slot],
             Deed::Notify | Deed::Job(_) | Deed::Release => Vec::new(),
         };
         let name = |slot| self.supervisor.replica(slot).map(|replica| format!("{}.{}", replica.worker.name, replica.index));

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use rustix::event::EventfdFlags;
 
+use crate::actuators::brake::{self, Brake};
 use crate::actuators::throttle::{Means, Throttle};
-use crate::actuators::undo::{self, UndoLog};
+use crate::actuators::undo::{self, Saved, UndoLog};
 use crate::config::{Loaded, Settings, Sources};
 use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
@@ -90,8 +91,13 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     let mut early = sweep(&folders, &paths);
     // Before the sentinel is started: on v2 we can only leave our group to our workers while nobody else is in it.
     let layout = Layout::discover(&paths);
-    let groups = Groups::probe(&layout, pid, &pid.to_string());
-    let stops = Arc::new(StopTable::create()?);
+    let mut log_of_changes = UndoLog::new(folders.undo_log(), &paths);
+    let groups = Groups::probe_noting(&layout, pid, &pid.to_string(), &mut |path| log_of_changes.save(Saved::folder_to_be(path)));
+    let stops = Arc::new(stop_table(&folders, &mut early)?);
+    // Before the sentinel is started, which is to be as unlikely a victim as we are.
+    let inherited_score = process::own_oom_score_adj(&paths).unwrap_or(0);
+    // Lowering it needs a privilege we may not have; workers are above us either way.
+    let ours = if inherited_score > OURS && process::set_own_oom_score_adj(&paths, OURS).is_ok() { OURS } else { inherited_score };
     let sentinel = match Sentinel::start(&stops, &folders.undo_log(), &settings.host) {
         Ok(sentinel) => Some(sentinel),
         Err(error) => {
@@ -99,19 +105,25 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
             None
         }
     };
-    let means =
-        Means { quota: groups.has_quota(), duty: sentinel.is_some(), nice: sentinel.as_ref().is_some_and(|s| can_take_nice_back(s.pid())) };
-    let mut throttle = Throttle::new(paths.clone(), means, stops.clone(), UndoLog::new(folders.undo_log()));
+    let means = Means {
+        quota: groups.has_quota(),
+        duty: sentinel.is_some(),
+        nice: sentinel.as_ref().is_some_and(|s| process::can_take_nice_back(s.pid())),
+    };
+    let mut throttle = Throttle::new(paths.clone(), means, stops.clone(), log_of_changes.clone());
+    let memory_means = brake::Means::find(&paths, &groups, sentinel.as_ref().map(Sentinel::pid));
+    let brake = Brake::new(paths.clone(), memory_means, stops.clone(), log_of_changes);
     for folder in groups.made() {
         if let Err(error) = throttle.note_folder(folder) {
             early.push(Event::Degraded { part: "undo log", detail: error.to_string() });
         }
     }
+    throttle.forget_missing_folders();
     let environment = Environment {
         platform: Platform::detect(&paths, |name| sources.variable(name).map(str::to_owned)).word().to_owned(),
         cgroup: layout.kind.word().to_owned(),
         enforcement: enforcement(means).to_owned(),
-        limitations: groups.limitations().to_vec(),
+        limitations: groups.limitations().iter().cloned().chain(brake.means().limitations()).collect(),
         ..Environment::default()
     };
     let sampler = Sampler::new(&paths, &settings.sampling, &layout, watched_disks(&settings));
@@ -120,11 +132,8 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         early.push(Event::Degraded { part: "subreaper", detail: error.to_string() });
     }
     let descriptors = process::raise_descriptor_limit();
-    let inherited_score = process::own_oom_score_adj(&paths).unwrap_or(0);
-    // Lowering it needs a privilege we may not have; workers are above us either way.
-    let ours = if inherited_score > OURS && process::set_own_oom_score_adj(&paths, OURS).is_ok() { OURS } else { inherited_score };
     // Nobody waits for the daemon's own priority; workers get the ordinary one back.
-    let _ = process::set_nice(pid, -10);
+    let _ = process::set_own_nice(-10);
     let command = (!sources.command.is_empty()).then(|| Command {
         worker: Arc::from("main"),
         restart_was_set: loaded.effective().iter().any(|setting| setting.key == "workers.main.restart" && setting.origin != "built-in"),
@@ -179,6 +188,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         engine,
         planner,
         throttle,
+        brake,
         supervisor,
         journal,
         published,
@@ -214,6 +224,8 @@ fn tally(now: Moment) -> Tally {
         shutting_down: false,
         noted: None,
         levels: BTreeMap::new(),
+        foretold: Default::default(),
+        ration: Default::default(),
         limits: [None, None],
         last_action: 0,
         engaged: BTreeMap::new(),
@@ -243,6 +255,16 @@ fn ring_bell(bell: &OwnedFd) {
     let _ = rustix::io::write(bell, &1_u64.to_ne_bytes());
 }
 
+/// In a file beside the undo log, or in memory where that cannot be.
+fn stop_table(folders: &Folders, early: &mut Vec<Event>) -> io::Result<StopTable> {
+    let path = undo::stops_beside(&folders.undo_log());
+    StopTable::create_at(&path).or_else(|error| {
+        let detail = format!("{}: {error}; whom we hold stopped is forgotten if the sentinel is killed with us", path.display());
+        early.push(Event::Degraded { part: "undo log", detail });
+        StopTable::create()
+    })
+}
+
 /// Puts back what an earlier run left behind.
 fn sweep(folders: &Folders, paths: &Paths) -> Vec<Event> {
     let mut events = Vec::new();
@@ -265,12 +287,6 @@ fn sweep(folders: &Folders, paths: &Paths) -> Vec<Event> {
         });
     }
     events
-}
-
-/// Finds out by doing it to the sentinel whether a worse nice value can be taken back.
-fn can_take_nice_back(pid: i32) -> bool {
-    let Ok(before) = process::nice(pid) else { return false };
-    process::set_nice(pid, before + 1).is_ok() && process::set_nice(pid, before).is_ok()
 }
 
 /// The best throttle that works here: the label of `plimsoll_environment_info{enforcement}`.

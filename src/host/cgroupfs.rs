@@ -190,9 +190,7 @@ pub fn parse_cpu_max(text: &[u8]) -> Option<Option<f64>> {
     if quota == b"max" {
         return Some(None);
     }
-    // The kernel's own default period, where only a quota is given.
-    let period = fields.next().map_or(Some(100_000), number);
-    cores(number(quota)?, period?).map(Some)
+    cores(number(quota)?, number(fields.next()?)?).map(Some)
 }
 
 /// `cpu.cfs_quota_us`, in microseconds. Outer `None`: not understood; inner `None` (a negative quota): no limit.
@@ -225,12 +223,25 @@ pub struct MemoryStat {
     pub inactive_file: u64,
     pub active_file: u64,
     /// What the kernel cannot give back without swap: anonymous, shared memory and tmpfs, unevictable, kernel stacks,
-    /// page tables, slab that is not reclaimable, socket buffers. v1 does not count the kernel's part.
+    /// page tables, slab that is not reclaimable, socket buffers. v1 does not count the kernel's part here.
+    ///
+    /// File pages that are dirty or being written are not in it. They cannot be dropped at once, but within moments, and
+    /// the kernel makes whoever writes more of them wait: counting them would raise the alarm at every large copy.
     pub unreclaimable: u64,
     /// v1 only: the smallest limit among the group and its ancestors.
     pub hierarchical_limit: Option<u64>,
     /// v1 only; v2 has a file of its own.
     pub swap: Option<u64>,
+    /// Pages that were reclaimed and wanted back, since the group began: on v2 those the group had room for
+    /// (`workingset_activate`), on v1 all of them, since it does not tell them apart. Old kernels count neither.
+    pub refaults: Option<u64>,
+}
+
+impl MemoryStat {
+    /// Pages of files, mapped or not, without shared memory.
+    pub fn file_cache(&self) -> u64 {
+        self.inactive_file.saturating_add(self.active_file)
+    }
 }
 
 /// `memory.stat`. `None` without the lines every kernel since 2.6.31 prints.
@@ -253,6 +264,11 @@ pub fn parse_memory_stat(text: &[u8], version: Version) -> Option<MemoryStat> {
             }
             (Version::V1, b"hierarchical_memory_limit") => stat.hierarchical_limit = (value < NO_LIMIT).then_some(value),
             (Version::V1, b"total_swap") => stat.swap = Some(value),
+            // One line until 5.9, two since.
+            (Version::V2, b"workingset_activate" | b"workingset_activate_anon" | b"workingset_activate_file")
+            | (Version::V1, b"total_workingset_refault" | b"total_workingset_refault_anon" | b"total_workingset_refault_file") => {
+                stat.refaults = Some(stat.refaults.unwrap_or(0).saturating_add(value));
+            }
             _ => {}
         }
     }
@@ -327,7 +343,7 @@ mod tests {
         for (text, limit) in [
             ("max 100000\n", Some(None)),
             ("50000 100000", Some(Some(0.5))),
-            ("150000", Some(Some(1.5))),
+            ("150000", None),
             ("50000 0", None),
             ("0 100000", None),
             ("x 100000", None),
@@ -350,6 +366,13 @@ mod tests {
         let v1 = "rss 1\ntotal_rss 100\ntotal_shmem 50\ntotal_inactive_file 7\ntotal_active_file 8\ntotal_swap 9\nhierarchical_memory_limit 1000\n";
         let stat = parse_memory_stat(v1.as_bytes(), Version::V1).unwrap();
         assert_eq!((stat.unreclaimable, stat.hierarchical_limit, stat.swap), (150, Some(1000), Some(9)));
+        assert_eq!(stat.refaults, None);
+        // Kernels that have no line for shared memory have it on the lists of anonymous pages all the same.
+        let old = "total_rss 100\ntotal_inactive_file 7\ntotal_inactive_anon 30\ntotal_active_anon 110\ntotal_workingset_refault 4\n";
+        let stat = parse_memory_stat(old.as_bytes(), Version::V1).unwrap();
+        assert_eq!((stat.unreclaimable, stat.refaults), (140, Some(4)));
+        let since_5_9 = "anon 1\ninactive_file 2\nworkingset_refault_file 9\nworkingset_activate_anon 3\nworkingset_activate_file 4\n";
+        assert_eq!(parse_memory_stat(since_5_9.as_bytes(), Version::V2).unwrap().refaults, Some(7));
         assert_eq!(parse_memory_stat(b"cache 1\n", Version::V1), None);
         assert_eq!(parse_memory_stat(b"", Version::V2), None);
     }

@@ -12,9 +12,11 @@ use std::sync::Arc;
 
 use super::cgroupfs::{self, Layout, Own, Version};
 use super::folder::{Folder, GroupFile};
+use super::freezer::Freezer;
+use super::memory_group::{self, MemoryGroup};
 
 /// The leaf the daemon moves to on v2, so that its old group can be the parent of worker groups.
-const LEAF: &str = "supervisor";
+pub const LEAF: &str = "supervisor";
 
 /// How the folders of replicas begin: their names share the folder with the kernel's own files.
 pub const REPLICA: &str = "w-";
@@ -30,6 +32,9 @@ const PERIOD_US: u64 = 10_000;
 const SMALLEST_QUOTA_US: u64 = 1_000;
 /// Nor a period above a second.
 const LONGEST_PERIOD_US: u64 = 1_000_000;
+
+/// Writes down which group is about to be made.
+type Note<'a> = &'a mut dyn FnMut(&Path) -> io::Result<()>;
 
 /// Where groups of our own can be made, by what they are good for.
 #[derive(Debug, Default)]
@@ -55,15 +60,20 @@ impl Groups {
 
     /// Tries out what can be made below our own groups. `instance` names the folder on v1 (`plimsoll-INSTANCE`).
     pub fn probe(layout: &Layout, pid: i32, instance: &str) -> Groups {
+        Groups::probe_noting(layout, pid, instance, &mut |_| Ok(()))
+    }
+
+    /// The same; `note` is told of every group that outlives this call before it is made, and may refuse.
+    pub fn probe_noting(layout: &Layout, pid: i32, instance: &str, note: Note) -> Groups {
         let mut groups = Groups::default();
         match &layout.unified {
-            Some(own) if layout.cpu.as_ref().is_some_and(|cpu| cpu.version == Version::V2) => groups.probe_v2(own, pid),
+            Some(own) if layout.cpu.as_ref().is_some_and(|cpu| cpu.version == Version::V2) => groups.probe_v2(own, pid, note),
             unified => {
                 let folder = format!("plimsoll-{instance}");
-                groups.cpu = groups.probe_v1(layout.cpu.as_ref(), "cpu", &folder);
-                groups.cpuacct = groups.probe_v1(layout.cpuacct.as_ref(), "cpuacct", &folder);
-                groups.memory = groups.probe_v1(layout.memory.as_ref(), "memory", &folder);
-                groups.unified = groups.probe_v1(unified.as_ref(), "the v2 tree", &folder).map(|(_, base)| base);
+                groups.cpu = groups.probe_v1(layout.cpu.as_ref(), "cpu", &folder, note);
+                groups.cpuacct = groups.probe_v1(layout.cpuacct.as_ref(), "cpuacct", &folder, note);
+                groups.memory = groups.probe_v1(layout.memory.as_ref(), "memory", &folder, note);
+                groups.unified = groups.probe_v1(unified.as_ref(), "the v2 tree", &folder, note).map(|(_, base)| base);
                 if let Some((_, base)) = groups.cpu.clone()
                     && let Err(error) = try_quota(Version::V1, &base)
                 {
@@ -75,13 +85,13 @@ impl Groups {
         groups
     }
 
-    fn probe_v1(&mut self, own: Option<&Own>, what: &str, folder: &str) -> Option<(Version, Arc<Folder>)> {
+    fn probe_v1(&mut self, own: Option<&Own>, what: &str, folder: &str, note: Note) -> Option<(Version, Arc<Folder>)> {
         let Some(own) = own else {
             self.limitations.push(format!("no group of our own for {what}: not mounted here"));
             return None;
         };
         let base = own.dir.join(folder);
-        match make(&base).and_then(|made| Ok((made, Folder::open(&base)?))) {
+        match note(&base).and_then(|()| make(&base)).and_then(|made| Ok((made, Folder::open(&base)?))) {
             Ok((made, folder)) => {
                 if made {
                     self.made.push(base);
@@ -95,8 +105,8 @@ impl Groups {
         }
     }
 
-    fn probe_v2(&mut self, own: &Own, pid: i32) {
-        match self.enter_leaf(own, pid).and_then(|base| Folder::open(&base).map(Arc::new).map_err(|e| at(&base, &e))) {
+    fn probe_v2(&mut self, own: &Own, pid: i32, note: Note) {
+        match self.enter_leaf(own, pid, note).and_then(|base| Folder::open(&base).map(Arc::new).map_err(|e| at(&base, &e))) {
             Ok(base) => {
                 let enabled = base.read("cgroup.subtree_control").unwrap_or_default();
                 let has = |controller: &str| String::from_utf8_lossy(&enabled).split_whitespace().any(|word| word == controller);
@@ -118,7 +128,7 @@ impl Groups {
     }
 
     /// Makes our own v2 group a parent: moves us to a leaf and gives controllers to children. Returns the parent.
-    fn enter_leaf(&mut self, own: &Own, pid: i32) -> Result<PathBuf, String> {
+    fn enter_leaf(&mut self, own: &Own, pid: i32, note: Note) -> Result<PathBuf, String> {
         // `DelegateSubgroup=supervisor` put us into the leaf already.
         let already = own.dir != own.mount && own.dir.file_name().is_some_and(|name| name == LEAF);
         let base = match own.dir.parent() {
@@ -136,7 +146,7 @@ impl Groups {
                 ));
             }
             let leaf = base.join(LEAF);
-            if make(&leaf).map_err(|e| at(&leaf, &e))? {
+            if note(&leaf).and_then(|()| make(&leaf)).map_err(|e| at(&leaf, &e))? {
                 self.made.push(leaf.clone());
             }
             write(&leaf, "cgroup.procs", &pid.to_string()).map_err(|e| at(&leaf, &e))?;
@@ -157,6 +167,32 @@ impl Groups {
     /// True when a CPU quota can be set on groups made here.
     pub fn has_quota(&self) -> bool {
         self.cpu.is_some()
+    }
+
+    /// Tries out, on a group made for the purpose, whether a line for memory can be set and memory asked back. `None` where
+    /// no memory groups can be made.
+    pub fn try_memory(&self) -> Option<memory_group::Tried> {
+        let (version, base) = self.memory.as_ref()?;
+        Some(match probe_in(base) {
+            Ok(folder) => {
+                let tried = memory_group::probe(*version, &folder);
+                let _ = folder.remove();
+                tried
+            }
+            Err(error) => memory_group::Tried::failed(*version, &at(base.path(), &error)),
+        })
+    }
+
+    /// Tries out whether a group made for the purpose can be frozen.
+    pub fn try_freeze(&self) -> Result<(), String> {
+        let base = self.unified.as_ref().ok_or("no groups of our own in the v2 tree")?;
+        let tried = probe_in(base).and_then(|folder| {
+            let freezer = Freezer::open(&folder)?;
+            let result = freezer.freeze().and_then(|()| freezer.thaw());
+            let _ = folder.remove();
+            result
+        });
+        tried.map_err(|error| at(base.path(), &error))
     }
 
     /// What does not work here, each with its reason.
@@ -267,6 +303,12 @@ impl Group {
         self.unified.as_ref()
     }
 
+    /// Its memory controller's files, bound to this very group.
+    pub fn memory_group(&self) -> Option<MemoryGroup> {
+        let (version, folder) = self.memory.as_ref()?;
+        Some(MemoryGroup::new(*version, folder.clone()))
+    }
+
     pub fn memory_accounting(&self) -> Option<&Arc<Folder>> {
         self.memory.as_ref().map(|(_, folder)| folder)
     }
@@ -342,10 +384,16 @@ fn quota_us(cores: f64) -> (u64, u64) {
     (((cores * period as f64).round() as u64).max(SMALLEST_QUOTA_US), period)
 }
 
+/// A group made for the purpose of trying something out.
+fn probe_in(base: &Folder) -> io::Result<Arc<Folder>> {
+    let path = base.path().join(PROBE);
+    make(&path)?;
+    Ok(Arc::new(Folder::open(&path)?))
+}
+
 /// Sets and unsets a quota on a group made for the purpose.
 fn try_quota(version: Version, base: &Folder) -> io::Result<()> {
-    make(&base.path().join(PROBE))?;
-    let folder = Arc::new(Folder::open(&base.path().join(PROBE))?);
+    let folder = probe_in(base)?;
     let group = Group { cpu: Some((version, folder.clone())), ..Group::default() };
     let result = [Some(0.5), None].into_iter().flat_map(|cores| group.cpu_writes(cores)).try_for_each(|(file, value)| file.write(&value));
     folder.remove()?;

@@ -78,6 +78,18 @@ pub enum Platform {
 }
 
 impl Platform {
+    pub const ALL: [Platform; 9] = [
+        Platform::Kubernetes,
+        Platform::Railway,
+        Platform::Render,
+        Platform::Fly,
+        Platform::Docker,
+        Platform::Podman,
+        Platform::Container,
+        Platform::Systemd,
+        Platform::Host,
+    ];
+
     pub fn word(self) -> &'static str {
         match self {
             Platform::Kubernetes => "kubernetes",

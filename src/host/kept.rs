@@ -21,17 +21,19 @@ pub struct Kept {
     /// Off for a machine that is a folder: nobody tells us there when a file is replaced.
     keep: bool,
     file: Option<OwnedFd>,
+    /// It could be read before: should it not be there any more, it has ended.
+    was_there: bool,
 }
 
 impl Kept {
     /// Opens nothing yet.
     pub fn new(paths: &Paths, path: PathBuf) -> Kept {
-        Kept { path, within: None, keep: paths.is_live(), file: None }
+        Kept { path, within: None, keep: paths.is_live(), file: None, was_there: false }
     }
 
     /// A file of one group: once that is removed there is nothing to read, even where a group of the same name was made.
     pub fn within(paths: &Paths, folder: &Arc<Folder>, name: &'static str) -> Kept {
-        Kept { path: folder.path().join(name), within: Some((folder.clone(), name)), keep: paths.is_live(), file: None }
+        Kept { within: Some((folder.clone(), name)), ..Kept::new(paths, folder.path().join(name)) }
     }
 
     pub fn path(&self) -> &Path {
@@ -41,13 +43,19 @@ impl Kept {
     /// The whole file, read into `buffer`. A cgroup named by its path that was removed and made anew is opened again.
     ///
     /// # Errors
-    /// What the kernel said to opening or reading: `ENOENT` where there is no such file.
+    /// What the kernel said to opening or reading: `ENOENT` where there never was such a file, `ENODEV` (the kernel's own
+    /// word for an open file of a group that was removed) where there is none any more.
     pub fn read<'b>(&mut self, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], Errno> {
         let was_open = self.file.is_some();
-        match self.read_open(buffer) {
+        let again = match self.read_open(buffer) {
             Err(Errno::NODEV | Errno::BADF) if was_open => self.read_open(buffer),
             other => other,
+        };
+        match again {
+            Err(Errno::NOENT | Errno::NOTDIR) if self.was_there => Err(Errno::NODEV),
+            other => other,
         }?;
+        self.was_there = true;
         Ok(buffer.as_slice())
     }
 
@@ -122,6 +130,20 @@ mod tests {
         assert_eq!(kept.read(&mut buffer), Err(Errno::NOENT));
         std::fs::write(kept.path(), "here").unwrap();
         assert_eq!(kept.read(&mut buffer), Ok(&b"here"[..]));
+    }
+
+    #[test]
+    fn a_file_that_was_there_is_gone_and_not_merely_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::below(folder.path());
+        std::fs::write(folder.path().join("here"), "text\n").unwrap();
+        let mut kept = Kept::new(&paths, folder.path().join("here"));
+        let mut buffer = Vec::new();
+        assert_eq!(kept.read(&mut buffer), Ok(&b"text\n"[..]));
+        std::fs::remove_file(kept.path()).unwrap();
+        assert_eq!(kept.read(&mut buffer), Err(Errno::NODEV));
+        std::fs::write(kept.path(), "another\n").unwrap();
+        assert_eq!(kept.read(&mut buffer), Ok(&b"another\n"[..]));
     }
 
     #[test]

@@ -119,8 +119,24 @@ pub fn whole_pages(bytes: u64) -> u64 {
     bytes / page * page
 }
 
+/// What works on groups made here, each else with the reason why not.
+#[derive(Clone, Debug)]
+pub struct Tried {
+    pub version: Version,
+    /// A line can be set.
+    pub line: Result<(), String>,
+    /// Memory can be asked back.
+    pub reclaim: Result<(), String>,
+}
+
+impl Tried {
+    pub fn failed(version: Version, why: &str) -> Tried {
+        Tried { version, line: Err(why.to_owned()), reclaim: Err(why.to_owned()) }
+    }
+}
+
 /// Tries out on a group made for the purpose whether a line can be set and memory asked back.
-pub fn probe(version: Version, folder: &Arc<Folder>) -> (Result<(), String>, Result<(), String>) {
+pub fn probe(version: Version, folder: &Arc<Folder>) -> Tried {
     let said = |what: &str, error: io::Error| format!("{what}: {}: {error}", folder.path().display());
     let group = MemoryGroup::new(version, folder.clone());
     let line = group
@@ -136,7 +152,7 @@ pub fn probe(version: Version, folder: &Arc<Folder>) -> (Result<(), String>, Res
         Version::V2 => group.reclaim(rustix::param::page_size() as u64),
         Version::V1 => group.empty(),
     };
-    (line, reclaim.map_err(|error| said("memory cannot be asked back", error)))
+    Tried { version, line, reclaim: reclaim.map_err(|error| said("memory cannot be asked back", error)) }
 }
 
 #[cfg(test)]
@@ -201,7 +217,7 @@ mod tests {
         let group = MemoryGroup::new(Version::V2, Arc::new(Folder::open(&folder).unwrap()));
         assert_eq!(group.swap_room(&paths), None, "it cannot be read");
         for (free, room) in [("0 kB", 0), ("1 kB", 400)] {
-            std::fs::write(paths.proc.join("meminfo"), format!("MemTotal: 1000 kB\nSwapFree: {free}\n")).unwrap();
+            std::fs::write(paths.proc.join("meminfo"), format!("MemTotal: 1000 kB\nMemFree: 500 kB\nSwapFree: {free}\n")).unwrap();
             assert_eq!(group.swap_room(&paths), Some(room));
         }
     }

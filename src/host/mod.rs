@@ -2,6 +2,7 @@
 //! May touch `/proc`, `/sys`, cgroupfs, pidfds and clocks, all under given roots.
 //! Must not know thresholds, rules or why it was asked.
 
+pub mod advice;
 pub mod cgroupfs;
 pub mod clock;
 pub mod cputime;
@@ -14,6 +15,7 @@ pub mod kept;
 pub mod memory_group;
 pub mod mounts;
 pub mod paths;
+pub mod probe;
 pub mod process;
 pub mod procfs;
 pub mod psi;

@@ -1,4 +1,7 @@
-//! Processes held by pidfd and start time, so that no call ever reaches a stranger who was given a recycled pid.
+//! Processes held by pidfd, so that no call ever reaches a stranger who was given a recycled pid.
+//!
+//! A start time alone is no proof: it is counted in ticks of 10 ms, and a number can be given away within one. Where the
+//! kernel gives each process an inode of its own (`pidfs`, since 6.9) that is part of the identity.
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
@@ -10,17 +13,27 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags};
+use serde::{Deserialize, Serialize};
 
 use super::paths::Paths;
 use super::procfs::Stat;
-use super::scan;
+use super::{cputime, scan};
 use crate::config::settings::Signal;
+
+/// Which process is meant, in words that outlive a descriptor: in the undo log, in the table of stopped processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    pub pid: i32,
+    /// Clock ticks since boot: field 22 of `/proc/PID/stat`.
+    pub started: u64,
+    /// Never given twice while the machine runs; 0 where the kernel gives none.
+    pub inode: u64,
+}
 
 /// A process that cannot be mistaken for another: the descriptor names this very one, whatever becomes of its number.
 #[derive(Debug)]
 pub struct Process {
-    pid: i32,
-    started: u64,
+    identity: ProcessId,
     pidfd: OwnedFd,
 }
 
@@ -32,35 +45,80 @@ pub enum Delivery {
     Gone,
 }
 
+/// Nice value and scheduling policy (`SCHED_OTHER` …) of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Priority {
+    pub nice: i32,
+    pub policy: i32,
+}
+
+impl Priority {
+    /// Runs only when nothing else wants the processor.
+    pub const IDLE: Priority = Priority { nice: 19, policy: libc::SCHED_IDLE };
+}
+
+/// `statfs` says this of a pidfd whose inode is the process's own.
+const PIDFS: i64 = 0x5049_4446;
+
 impl Process {
-    /// Opens `pid` and, when `started` (clock ticks since boot, field 22 of `/proc/PID/stat`) is given, makes sure that it
-    /// is still the process that was meant. `None`: it has ended, or the number belongs to another one now.
-    pub fn open(paths: &Paths, pid: i32, started: Option<u64>) -> io::Result<Option<Process>> {
+    /// Opens the process that was meant. `None`: it has ended, or the number belongs to another one now.
+    pub fn open(paths: &Paths, meant: ProcessId) -> io::Result<Option<Process>> {
+        Ok(Process::open_number(paths, meant.pid)?.map(|(process, _)| process).filter(|process| process.identity == meant))
+    }
+
+    /// Opens a child of ours that was not reaped yet: its number cannot have been given away.
+    pub fn open_child(paths: &Paths, pid: i32) -> io::Result<Option<Process>> {
+        Ok(Process::open_number(paths, pid)?.map(|(process, _)| process))
+    }
+
+    /// Opens a process found by a look at all of them. A stranger who was given its number since, even within the same
+    /// tick, has neither its parent nor its session; the process itself may have changed one of them, not both at once.
+    pub fn open_seen(paths: &Paths, seen: &Stat) -> io::Result<Option<Process>> {
+        let is_it = |now: &Stat| now.started == seen.started && (now.ppid == seen.ppid || now.session == seen.session);
+        Ok(Process::open_number(paths, seen.pid)?.filter(|(_, now)| is_it(now)).map(|(process, _)| process))
+    }
+
+    /// Opens what a frozen group lists as its member. Only if the group still lists the number afterwards it was the
+    /// member: nobody is born in a frozen group, and a stranger is in another.
+    pub fn open_listed(paths: &Paths, pid: i32) -> io::Result<Option<Process>> {
+        Ok(Process::open_number(paths, pid)?.map(|(process, _)| process))
+    }
+
+    fn open_number(paths: &Paths, pid: i32) -> io::Result<Option<(Process, Stat)>> {
         let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
         let pidfd = match rustix::process::pidfd_open(number, PidfdFlags::empty()) {
             Ok(fd) => fd,
             Err(rustix::io::Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        // Read after the descriptor is open: if the start time matches now, the descriptor cannot be of a later process.
-        let found = match scan::process(paths, pid, &mut Vec::new()) {
-            Ok(stat) => stat.started,
+        let stat = match scan::process(paths, pid, &mut Vec::new()) {
+            Ok(stat) => stat,
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        if started.is_some_and(|expected| expected != found) {
-            return Ok(None);
-        }
-        Ok(Some(Process { pid, started: found, pidfd }))
+        let has_own_inode = rustix::fs::fstatfs(&pidfd).is_ok_and(|about| i64::from(about.f_type) == PIDFS);
+        let inode = if has_own_inode { rustix::fs::fstat(&pidfd)?.st_ino } else { 0 };
+        let process = Process { identity: ProcessId { pid, started: stat.started, inode }, pidfd };
+        // Not reaped after its text was read: the text was its own.
+        Ok(process.is_here()?.then_some((process, stat)))
     }
 
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.identity.pid
+    }
+
+    /// Names it to the kernel.
+    pub fn pidfd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.pidfd.as_fd()
     }
 
     /// Clock ticks since boot.
     pub fn started(&self) -> u64 {
-        self.started
+        self.identity.started
+    }
+
+    pub fn identity(&self) -> ProcessId {
+        self.identity
     }
 
     /// Sends `signal` to exactly this process.
@@ -77,15 +135,77 @@ impl Process {
             error => Err(error),
         }
     }
+
+    /// True until it is reaped; so long its number is its own.
+    pub fn is_here(&self) -> io::Result<bool> {
+        match self.signal(Signal(0)) {
+            Ok(delivery) => Ok(delivery == Delivery::Delivered),
+            // Somebody we may not signal is there.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// For what the kernel offers by number only. The number is the process's own before and after the call, and then it was
+    /// in between; else the answer is `ESRCH`. What is left: it is reaped and its number given to a stranger, both between
+    /// the first look and the call, microseconds in which the kernel would have to give out every other number there is.
+    fn by_number<T>(&self, call: impl FnOnce(i32) -> io::Result<T>) -> io::Result<T> {
+        let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+        if !self.is_here()? {
+            return Err(gone());
+        }
+        let result = call(self.pid());
+        if self.is_here()? { result } else { Err(gone()) }
+    }
+
+    /// CPU time it has used, with that of the children it has waited for.
+    pub fn cpu(&self, paths: &Paths) -> io::Result<Duration> {
+        self.by_number(|pid| {
+            let waited = scan::process(paths, pid, &mut Vec::new())?.waited;
+            Ok(cputime::of_process(pid)? + Duration::from_secs_f64(waited as f64 / ticks_per_second().max(1) as f64))
+        })
+    }
+
+    pub fn priority(&self) -> io::Result<Priority> {
+        self.by_number(|pid| {
+            // SAFETY: takes a number only.
+            let policy = unsafe { libc::sched_getscheduler(pid) };
+            if policy < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Priority { nice: rustix::process::getpriority_process(Pid::from_raw(pid))?, policy })
+        })
+    }
+
+    /// Only among the policies that have no priority of their own: what runs in real time is refused.
+    pub fn set_priority(&self, priority: Priority) -> io::Result<()> {
+        let is_ordinary = |policy: i32| [libc::SCHED_OTHER, libc::SCHED_BATCH, libc::SCHED_IDLE].contains(&(policy & !RESET_ON_FORK));
+        if !is_ordinary(priority.policy) || !is_ordinary(self.priority()?.policy) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "it runs in real time"));
+        }
+        self.by_number(|pid| {
+            // SAFETY: sched_param is plain data for which all zeros is the value these policies ask for.
+            let param: libc::sched_param = unsafe { std::mem::zeroed() };
+            // SAFETY: the pointer is to a live local.
+            if unsafe { libc::sched_setscheduler(pid, priority.policy, &param) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(rustix::process::setpriority_process(Pid::from_raw(pid), priority.nice)?)
+        })
+    }
 }
+
+/// Added to a scheduling policy whose bearer's children get the ordinary one (`SCHED_RESET_ON_FORK`).
+const RESET_ON_FORK: i32 = 0x4000_0000;
 
 /// Where a tree began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Root {
     pub pid: i32,
     pub started: u64,
-    /// Once the root itself has been reaped, its number may be given to a stranger: whoever started later than this
-    /// (clock ticks since boot) belongs to the tree only as the child of a member, not by its session.
+    /// Once the root itself has been reaped, its number may be given to a stranger. Whoever started later than this
+    /// (clock ticks since boot) then belongs to the tree only as the child of a member, not by its session; nor does
+    /// whoever was not handed to `keeper`, as all of the root's descendants were that had no other parent in the tree.
     pub ended: Option<u64>,
 }
 
@@ -93,13 +213,14 @@ pub struct Root {
 /// everybody in `known` who is still the same process, and their descendants. `keeper` (the daemon itself) is never one:
 /// orphans are handed to it, and it must not take its other children for theirs.
 pub fn tree_of(root: Root, keeper: i32, known: &[(i32, u64)], processes: &[Stat]) -> Vec<Stat> {
+    let is_root = |process: &Stat| root.ended.is_none() && (process.pid, process.started) == (root.pid, root.started);
     let belongs = |process: &Stat| {
-        (process.pid == root.pid && process.started == root.started)
-            || (process.session == root.pid && root.ended.is_none_or(|ended| process.started <= ended))
+        is_root(process)
+            || (process.session == root.pid && root.ended.is_none_or(|ended| process.started <= ended && process.ppid == keeper))
             || known.contains(&(process.pid, process.started))
     };
     // A stranger with the root's number means that nobody was left in its session when the number was given away.
-    let number_recycled = processes.iter().any(|process| process.pid == root.pid && process.started != root.started);
+    let number_recycled = processes.iter().any(|process| process.pid == root.pid && !is_root(process));
     let mut members: Vec<Stat> = processes
         .iter()
         .filter(|process| process.pid != keeper && belongs(process) && !(number_recycled && process.session == root.pid))
@@ -107,9 +228,11 @@ pub fn tree_of(root: Root, keeper: i32, known: &[(i32, u64)], processes: &[Stat]
         .collect();
     // Children of members join until nobody new is found; the list is short and the depth small.
     let mut next = 0;
-    while let Some(parent) = members.get(next).map(|member| member.pid) {
+    while let Some(parent) = members.get(next).copied() {
         for process in processes {
-            if process.ppid == parent && process.pid != keeper && !members.iter().any(|member| member.pid == process.pid) {
+            // One that is older than its parent is the child of whoever had the number before.
+            let is_child = process.ppid == parent.pid && process.started >= parent.started;
+            if is_child && process.pid != keeper && !members.iter().any(|member| member.pid == process.pid) {
                 members.push(*process);
             }
         }
@@ -190,12 +313,6 @@ pub fn kill_session(child: i32) {
         // One that has ended by itself is what is wanted.
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     }
-}
-
-/// CPU time of the children a process has waited for, which its own clock does not hold; zero once it has ended.
-pub fn children_cpu(paths: &Paths, pid: i32) -> Duration {
-    let waited = scan::process(paths, pid, &mut Vec::new()).map_or(0, |stat| stat.waited);
-    Duration::from_secs_f64(waited as f64 / ticks_per_second().max(1) as f64)
 }
 
 /// What a worker is started with.
@@ -408,22 +525,17 @@ pub fn set_own_oom_score_adj(paths: &Paths, value: i32) -> io::Result<()> {
     File::options().write(true).open(paths.proc.join("self/oom_score_adj"))?.write_all(value.to_string().as_bytes())
 }
 
-/// The nice value of another process.
-pub fn nice(pid: i32) -> io::Result<i32> {
-    Ok(rustix::process::getpriority_process(Pid::from_raw(pid))?)
+/// Gives the daemon itself a nice value.
+pub fn set_own_nice(value: i32) -> io::Result<()> {
+    Ok(rustix::process::setpriority_process(None, value)?)
 }
 
-pub fn set_nice(pid: i32, value: i32) -> io::Result<()> {
-    Ok(rustix::process::setpriority_process(Pid::from_raw(pid), value)?)
-}
-
-/// Makes a process run only when nothing else wants the processor, or an ordinary one again.
-pub fn set_idle_class(pid: i32, idle: bool) -> io::Result<()> {
-    // SAFETY: sched_param is plain data for which all zeros is the value these two policies ask for.
-    let param: libc::sched_param = unsafe { std::mem::zeroed() };
-    let policy = if idle { libc::SCHED_IDLE } else { libc::SCHED_OTHER };
-    // SAFETY: the pointer is to a live local.
-    if unsafe { libc::sched_setscheduler(pid, policy, &param) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+/// Finds out by doing it whether a worse nice value can be taken back, on a child of ours that was not reaped yet.
+pub fn can_take_nice_back(child: i32) -> bool {
+    let child = Pid::from_raw(child);
+    let Ok(before) = rustix::process::getpriority_process(child) else { return false };
+    let set = |value| rustix::process::setpriority_process(child, value).is_ok();
+    set(before + 1) && set(before)
 }
 
 /// The name of a signal, for people.
@@ -489,6 +601,10 @@ mod tests {
         assert_eq!(pids, [20, 21, 22, 23, 24, 25]);
         assert!(!tree_of(root, 10, &[(24, 999)], &processes).iter().any(|stat| stat.pid == 24), "a recycled pid is not the known one");
         // The root has ended at tick 20; number 20 went to a stranger who began a session of that number.
+        let ended = Root { ended: Some(30), ..root };
+        let young = [process(1, 0, 1), process(23, 10, 20), process(26, 1, 20)];
+        let pids: Vec<i32> = tree_of(ended, 10, &[], &young).iter().map(|stat| stat.pid).collect();
+        assert_eq!(pids, [23], "an orphan of ours, not one of a stranger who had the number after the root");
         let ended = Root { ended: Some(20), ..root };
         let strangers = [process(1, 0, 1), process(20, 1, 20), process(26, 20, 20)].map(|stat| Stat { started: 500, ..stat });
         assert_eq!(tree_of(ended, 10, &[], &strangers), []);

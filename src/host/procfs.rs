@@ -84,28 +84,62 @@ pub struct Meminfo {
     /// Kernels before 3.14 do not say.
     pub available: Option<u64>,
     pub inactive_file: u64,
+    pub active_file: u64,
     pub swap_total: u64,
     pub swap_free: u64,
+    /// Of the kernel's own memory, what it could give back (`SReclaimable`) and what it could not.
+    pub kernel_reclaimable: u64,
+    pub kernel_unreclaimable: u64,
 }
 
-/// `None` without a `MemTotal` above zero: a machine without memory is a file that could not be read.
+impl Meminfo {
+    /// The part of the kernel's own memory that it cannot give back. `None` where it does not say what it uses.
+    pub fn kernel_share(&self) -> Option<f64> {
+        let whole = self.kernel_reclaimable.saturating_add(self.kernel_unreclaimable);
+        (self.kernel_unreclaimable > 0).then(|| self.kernel_unreclaimable as f64 / whole as f64)
+    }
+}
+
+/// `None` without a `MemTotal` above zero and a `MemFree`: a machine without memory is a file that could not be read, and
+/// one whose free memory is not known is not full.
 pub fn parse_meminfo(text: &[u8]) -> Option<Meminfo> {
     let mut meminfo = Meminfo::default();
+    let mut free = None;
     for line in text.split(|byte| *byte == b'\n') {
         let mut fields = fields(line);
         let (Some(name), Some(value)) = (fields.next(), fields.next()) else { continue };
         let Some(value) = number::<u64>(value).and_then(|kib| kib.checked_mul(1024)) else { continue };
         match name {
             b"MemTotal:" => meminfo.total = value,
-            b"MemFree:" => meminfo.free = value,
+            b"MemFree:" => free = Some(value),
             b"MemAvailable:" => meminfo.available = Some(value),
             b"Inactive(file):" => meminfo.inactive_file = value,
+            b"Active(file):" => meminfo.active_file = value,
+            b"SReclaimable:" => meminfo.kernel_reclaimable = value,
+            b"SUnreclaim:" | b"KernelStack:" | b"PageTables:" | b"SecPageTables:" | b"Percpu:" => {
+                meminfo.kernel_unreclaimable = meminfo.kernel_unreclaimable.saturating_add(value);
+            }
             b"SwapTotal:" => meminfo.swap_total = value,
             b"SwapFree:" => meminfo.swap_free = value,
             _ => {}
         }
     }
+    meminfo.free = free?;
     (meminfo.total > 0).then_some(meminfo)
+}
+
+/// Of `/proc/vmstat` the pages that were reclaimed and wanted back although there was room for them, since boot. `None` on a kernel that does not count them.
+pub fn parse_refaults(text: &[u8]) -> Option<u64> {
+    text.split(|byte| *byte == b'\n').fold(None, |sum, line| {
+        let mut fields = fields(line);
+        match (fields.next(), fields.next().and_then(number::<u64>)) {
+            // One line until 5.9, two since.
+            (Some(b"workingset_activate" | b"workingset_activate_anon" | b"workingset_activate_file"), Some(pages)) => {
+                Some(sum.unwrap_or(0).saturating_add(pages))
+            }
+            _ => sum,
+        }
+    })
 }
 
 /// One `cpu` line of `/proc/stat`, in clock ticks.
@@ -266,9 +300,25 @@ mod tests {
     #[test]
     fn meminfo_without_a_total_is_no_answer() {
         assert_eq!(parse_meminfo(b"MemFree: 5 kB\n"), None);
-        assert_eq!(parse_meminfo(b"MemTotal: 0 kB\n"), None);
-        let meminfo = parse_meminfo(b"MemTotal: 2 kB\nMemAvailable: 1 kB\nInactive(file):   3 kB\nJunk\nSwapFree: x kB\n");
+        assert_eq!(parse_meminfo(b"MemTotal: 0 kB\nMemFree: 0 kB\n"), None);
+        assert_eq!(parse_meminfo(b"MemTotal: 5 kB\n"), None);
+        let meminfo = parse_meminfo(b"MemTotal: 2 kB\nMemFree: 0 kB\nMemAvailable: 1 kB\nInactive(file):   3 kB\nJunk\nSwapFree: x kB\n");
         assert_eq!(meminfo, Some(Meminfo { total: 2048, available: Some(1024), inactive_file: 3072, ..Meminfo::default() }));
+        assert_eq!(meminfo.and_then(|meminfo| meminfo.kernel_share()), None);
+    }
+
+    #[test]
+    fn the_kernels_own_memory_is_told_apart() {
+        let text =
+            b"MemTotal: 100 kB\nMemFree: 50 kB\nSReclaimable: 30 kB\nSUnreclaim: 5 kB\nKernelStack: 3 kB\nPageTables: 1 kB\nPercpu: 1 kB\n";
+        assert_eq!(parse_meminfo(text).and_then(|meminfo| meminfo.kernel_share()), Some(0.25));
+    }
+
+    #[test]
+    fn refaults_of_old_and_new_kernels() {
+        assert_eq!(parse_refaults(b"pgfault 1\nworkingset_refault 9\nworkingset_activate 5\n"), Some(5));
+        assert_eq!(parse_refaults(b"workingset_activate_anon 2\nworkingset_activate_file 5\n"), Some(7));
+        assert_eq!(parse_refaults(b"pgfault 1\nworkingset_activate x\n"), None);
     }
 
     #[test]
@@ -285,6 +335,7 @@ mod tests {
             parse_stat(&text);
             parse_statm(&text);
             parse_meminfo(&text);
+            parse_refaults(&text);
             parse_cpu_lines(&text).count();
             parse_last_pid(&text);
             parse_cpu_list(&text);
@@ -295,6 +346,7 @@ mod tests {
             parse_stat(text.as_bytes());
             parse_statm(text.as_bytes());
             parse_meminfo(text.as_bytes());
+            parse_refaults(text.as_bytes());
             parse_cpu_lines(text.as_bytes()).count();
             parse_last_pid(text.as_bytes());
             parse_cpu_list(text.as_bytes());

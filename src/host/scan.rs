@@ -115,7 +115,7 @@ fn read_stat(root: &impl std::os::fd::AsFd, pid: i32, scratch: &mut Vec<u8>) -> 
     let file = rustix::fs::openat(root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     scratch.clear();
     scratch.reserve(1024);
-    rustix::io::read(&file, rustix::buffer::spare_capacity(scratch))?;
+    rustix::io::retry_on_intr(|| rustix::io::read(&file, rustix::buffer::spare_capacity(scratch)))?;
     // The pid within a machine that is a folder is the folder's name.
     procfs::parse_stat(scratch).map(|stat| Stat { pid, ..stat }).ok_or(Errno::BADMSG)
 }

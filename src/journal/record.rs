@@ -94,6 +94,16 @@ events! {
         utilization: Option<f64>,
         high: f64,
         low: f64,
+        measure: Option<&'static str>,
+        evidence: Option<String>,
+    }
+    #[doc = "It fills, and will be full within minutes if it goes on."]
+    WARN ExhaustionForetold "exhaustion_foretold" {
+        resource: String,
+        used: Option<f64>,
+        limit: Option<f64>,
+        utilization: Option<f64>,
+        exhaustion_seconds: f64,
     }
     #[doc = "Seeds row B2, with the figures."]
     WARN ThrottleEngaged "throttle_engaged" {
@@ -140,6 +150,14 @@ events! {
         before: Option<f64>,
         after_1s: Option<f64>,
         after_10s: Option<f64>,
+    }
+    #[doc = "A line for a worker's memory was taken off because it only held it up."]
+    WARN MemoryLineLifted "memory_line_lifted" {
+        worker: String,
+        line_bytes: Option<u64>,
+        set_by: &'static str,
+        reason: String,
+        detail: String,
     }
     #[doc = "Over the line with nothing (more) to be done, and why."]
     WARN ActionSuppressed "action_suppressed" {
@@ -292,8 +310,12 @@ impl Event {
                     amount(disk_used_bytes, disk_total_bytes)
                 )
             }
-            Event::VerdictChanged { resource, state, was, utilization, high, .. } => {
-                format!("{resource} is {state} (was {was}): at {}, line {}", percent(utilization), percent(&Some(*high)))
+            Event::VerdictChanged { resource, state, was, utilization, high, evidence, .. } => {
+                let evidence = evidence.as_deref().map_or(String::new(), |evidence| format!("; {evidence}"));
+                format!("{resource} is {state} (was {was}): at {}, line {}{evidence}", percent(utilization), percent(&Some(*high)))
+            }
+            Event::ExhaustionForetold { resource, utilization, exhaustion_seconds, .. } => {
+                format!("{resource} at {}: full in {exhaustion_seconds:.0} s if it goes on like this", percent(utilization))
             }
             Event::ThrottleEngaged { resource, utilization, high, workers, .. } => {
                 format!(
@@ -310,11 +332,17 @@ impl Event {
                 let whom = if workers.is_empty() { String::new() } else { format!(" {}", workers.join(", ")) };
                 format!("{resource}: {action}{whom}: {outcome}{}", tail(detail))
             }
-            Event::ActionEffective { resource, action, before, after_1s, .. } => {
-                format!("{resource}: {action} helped: {} before, {} after a second", percent(before), percent(after_1s))
+            Event::ActionEffective { resource, action, before, after_1s, after_10s, .. } => {
+                let (before, after_1s, after_10s) = (percent(before), percent(after_1s), percent(after_10s));
+                format!("{resource}: {action} helped: {before} before, {after_1s} after a second, {after_10s} after ten")
             }
-            Event::ActionIneffective { resource, action, before, after_1s, .. } => {
-                format!("{resource}: {action} did not help: {} before, {} after a second", percent(before), percent(after_1s))
+            Event::ActionIneffective { resource, action, before, after_1s, after_10s, .. } => {
+                let (before, after_1s, after_10s) = (percent(before), percent(after_1s), percent(after_10s));
+                format!("{resource}: {action} did not help: {before} before, {after_1s} after a second, {after_10s} after ten")
+            }
+            Event::MemoryLineLifted { worker, line_bytes, set_by, reason, detail } => {
+                let line = line_bytes.map_or(String::new(), |line| format!(" of {}", mib(line)));
+                format!("{worker}: the line{line} for its memory, set by {set_by}, was taken off: {reason}{}", tail(detail))
             }
             Event::ActionSuppressed { resource, detail, unanswered_seconds, .. } => {
                 format!("{resource} over its line for {unanswered_seconds:.1} s with nothing more to be done: {detail}")

@@ -236,13 +236,20 @@ pub static TABLE: &[Metric] = &[
     single(
         "plimsoll_memory_unreclaimable_bytes",
         GAUGE,
-        "Memory the kernel cannot take back; this is judged against the line.",
+        "Memory the kernel cannot take back; this is judged against the line, or the working set while there is evidence of stress.",
         "memory.stat, /proc/meminfo",
         |snapshot, out| out.add_whole(&[], snapshot.memory.unreclaimable_bytes),
     ),
     single("plimsoll_memory_swap_bytes", GAUGE, "Swap used by the scope.", "memory.swap.current, /proc/meminfo", |snapshot, out| {
         out.add_whole(&[], snapshot.memory.swap_bytes)
     }),
+    single(
+        "plimsoll_memory_refaulted_bytes_total",
+        COUNTER,
+        "Memory that was reclaimed and wanted back. Of a whole machine only known near its line.",
+        "memory.stat, /proc/vmstat",
+        |snapshot, out| out.add_whole(&[], snapshot.memory.refaulted_bytes_total),
+    ),
     family(
         "plimsoll_memory_events_total",
         COUNTER,
@@ -301,6 +308,13 @@ pub static TABLE: &[Metric] = &[
                 }
             }
         },
+    ),
+    per_resource!(
+        "plimsoll_policy_exhaustion_seconds",
+        GAUGE,
+        "How long until the resource is full if it goes on as it does; absent while it is not filling.",
+        "forecast",
+        |resource| resource.exhaustion_seconds
     ),
     single(
         "plimsoll_policy_throttled",

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use crate::config::settings::{Policy, Rule, Settings, Worker};
 use crate::host::clock::Moment;
+use crate::policy::forecast::Forecast;
 use crate::policy::hysteresis::{Hysteresis, Lines};
 use crate::policy::rule;
 use crate::policy::steal::Stolen;
+use crate::policy::stress::{self, Evidence, Measure, Stress};
 use crate::policy::verdict::{Basis, Level, Resource, Verdict};
 use crate::policy::window::{Fill, Mean, Slope};
 use crate::sampling::readings::{DiskReadings, LimitSource, Reading, Readings, SlotId, WorkerReadings};
@@ -28,6 +30,9 @@ pub struct Engine {
     stolen: Stolen,
     worker_cores: Mean,
     watches: BTreeMap<Resource, Watch>,
+    stress: Stress,
+    /// Of the last tick.
+    evidence: Evidence,
     /// Memory of every replica, whether it has a limit or not: growth also decides who is slowed or replaced.
     growth: BTreeMap<SlotId, Slope>,
 }
@@ -37,12 +42,13 @@ pub struct Engine {
 struct Watch {
     hysteresis: Hysteresis,
     growth: Slope,
+    forecast: Forecast,
     fill: Fill,
 }
 
 impl Watch {
     fn new(now: Moment) -> Self {
-        Watch { hysteresis: Hysteresis::new(now), growth: Slope::new(GROWTH_WINDOW), fill: Fill::default() }
+        Watch { hysteresis: Hysteresis::new(now), growth: Slope::new(GROWTH_WINDOW), fill: Fill::default(), forecast: Forecast::default() }
     }
 
     fn grow(&mut self, used: Option<f64>, now: Moment) -> f64 {
@@ -59,7 +65,11 @@ struct Look {
     resource: Resource,
     basis: Basis,
     used: Reading<f64>,
+    /// What growth and the forecast are taken from: always the same thing, whatever is judged.
+    fills: Reading<f64>,
     limit: Reading<f64>,
+    /// Of the scope's memory.
+    measure: Option<Measure>,
     /// Where the share that counts is not `used / limit` (inodes run out before space).
     share: Option<f64>,
     lines: Lines,
@@ -75,6 +85,8 @@ impl Engine {
             stolen: Stolen::new(CPU_WINDOW),
             worker_cores: Mean::new(CPU_WINDOW),
             watches: BTreeMap::new(),
+            stress: Stress::default(),
+            evidence: Evidence::default(),
             growth: BTreeMap::new(),
         }
     }
@@ -91,6 +103,7 @@ impl Engine {
         let gap = self.judged.map_or(Duration::ZERO, |before| now.since(before));
         self.judged = Some(now);
         self.feed(readings, gap, now);
+        self.evidence = self.stress.feed(&readings.memory, now);
 
         let mut looks = vec![self.look_at_cpu(readings), self.look_at_memory(readings)];
         looks.extend(self.policy.disks.iter().map(|disk| {
@@ -128,6 +141,11 @@ impl Engine {
             self.worker_cores.feed(gap, cores);
         }
         let live: BTreeSet<SlotId> = readings.workers.iter().map(|worker| worker.slot).collect();
+        if self.growth.keys().any(|slot| !live.contains(slot))
+            && let Some(watch) = self.watches.get_mut(&Resource::Memory)
+        {
+            watch.forecast.relieved(now);
+        }
         self.growth.retain(|slot, _| live.contains(slot));
         for worker in &readings.workers {
             let slope = self.growth.entry(worker.slot).or_insert_with(|| Slope::new(GROWTH_WINDOW));
@@ -153,18 +171,30 @@ impl Engine {
             (missing, _) => missing,
         };
         let lines = rule::lines(&self.policy.cpu.rule, limit.known().unwrap_or(1.0), false);
-        Look { resource: Resource::Cpu, basis, used, limit, share: None, lines }
+        Look { resource: Resource::Cpu, basis, used, fills: used, limit, measure: None, share: None, lines }
     }
 
     fn look_at_memory(&self, readings: &Readings) -> Look {
         let own = readings.memory.limit.map(|bytes| bytes as f64);
         let (basis, limit) = basis(self.policy.memory.limit.map(|bytes| bytes as f64), own, readings.memory.limit_source);
-        let used = match basis {
-            Basis::Workers => sum(readings.workers.iter().map(|worker| worker.memory.map(|bytes| bytes as f64))),
-            _ => readings.memory.judged().map(|bytes| bytes as f64),
+        let mut lines = rule::lines(&self.policy.memory.rule, limit.known().unwrap_or(1.0), true);
+        let memory = &readings.memory;
+        let bytes = |reading: Reading<u64>| reading.map(|bytes| bytes as f64);
+        let low = lines.low * limit.known().unwrap_or(0.0);
+        let measure = (basis == Basis::Scope).then(|| stress::measure(memory, &self.evidence, low));
+        let (used, fills) = match measure {
+            None => {
+                let together = sum(readings.workers.iter().map(|worker| bytes(worker.memory)));
+                (together, together)
+            }
+            Some(Measure::Unreclaimable) => (bytes(memory.unreclaimable), bytes(memory.unreclaimable)),
+            Some(Measure::WorkingSet) => (bytes(memory.working_set), bytes(memory.judged())),
         };
-        let lines = rule::lines(&self.policy.memory.rule, limit.known().unwrap_or(1.0), true);
-        Look { resource: Resource::Memory, basis, used, limit, share: None, lines }
+        if measure == Some(Measure::WorkingSet) && memory.unreclaimable.known().is_some() {
+            // A part of it can be given back: it is not at once that this hurts.
+            lines.at_once = None;
+        }
+        Look { resource: Resource::Memory, basis, used, fills, limit, measure, share: None, lines }
     }
 
     fn look_at_worker(&self, reading: &WorkerReadings) -> Option<Look> {
@@ -174,7 +204,9 @@ impl Engine {
             resource: Resource::Worker(reading.slot),
             basis: Basis::Worker,
             used: reading.memory.map(|bytes| bytes as f64),
+            fills: reading.memory.map(|bytes| bytes as f64),
             limit: Reading::Known(limit),
+            measure: None,
             share: None,
             lines: rule::worker_lines(worker, &self.policy.memory.rule, limit),
         })
@@ -185,19 +217,28 @@ impl Engine {
         let limit = sound(look.limit).filter(|limit| *limit > 0.0);
         let utilization = used.zip(limit).map(|(used, limit)| look.share.unwrap_or(used / limit)).filter(|share| share.is_finite());
         let watch = self.watches.entry(look.resource.clone()).or_insert_with(|| Watch::new(now));
+        let fills = sound(look.fills).filter(|fills| *fills >= 0.0);
         let growth = match look.resource {
             // Fed with those of all replicas.
             Resource::Worker(slot) => self.growth.get(&slot).map_or(0.0, Slope::per_second),
-            _ => watch.grow(used, now),
+            _ => watch.grow(fills, now),
         };
-        if let Some(used) = used {
-            watch.fill.feed(now, used);
+        // A processor is busy, it does not fill.
+        let exhaustion = limit.filter(|_| look.resource != Resource::Cpu).and_then(|limit| {
+            // Where inodes run out before space does, their share is what fills.
+            let fills = look.share.map_or(fills, |share| Some(share * limit));
+            fills.inspect(|fills| watch.forecast.feed(now, *fills, limit)).map(|fills| (fills, watch.forecast.exhaustion(now, limit)))
+        });
+        if let Some(fills) = fills {
+            watch.fill.feed(now, fills);
         }
         let mut lines = look.lines;
         if let Some((usage, limit)) = utilization.zip(limit) {
-            lines.sustain = rule::patience(&lines, usage, growth.max(watch.fill.rate()) / limit);
+            let foretold = exhaustion.and_then(|(fills, left)| Some((limit - fills) / left?.as_secs_f64())).filter(|rate| rate.is_finite());
+            lines.sustain = rule::patience(&lines, usage, growth.max(watch.fill.rate()).max(foretold.unwrap_or(0.0)) / limit);
         }
         let level: Level = watch.hysteresis.step(utilization, &lines, now);
+        let over_for = watch.hysteresis.over_for();
         Verdict {
             resource: look.resource,
             level,
@@ -210,8 +251,12 @@ impl Engine {
             low: look.lines.low,
             critical: look.lines.critical,
             over: utilization.is_some_and(|usage| usage >= look.lines.high),
-            over_for: watch.hysteresis.over_for(),
+            over_for,
             growth,
+            exhaustion: exhaustion.and_then(|(_, left)| left),
+            early: level == Level::High && lines.sustain < look.lines.sustain && over_for < look.lines.sustain,
+            measure: look.measure,
+            evidence: look.measure.map(|_| self.evidence),
             fill: watch.fill,
             patience: lines.sustain,
             unknown: match (look.used, look.limit) {
@@ -279,7 +324,9 @@ fn look_at_disk(reading: Option<&DiskReadings>, path: &std::path::Path, rule: &R
         resource: Resource::Disk(reading.map_or_else(|| Arc::from(path), |reading| reading.path.clone())),
         basis: Basis::Scope,
         used,
+        fills: used,
         limit,
+        measure: None,
         share: full.map(|full| inodes.map_or(full, |inodes| full.max(inodes))),
         lines: rule::lines(rule, limit.known().unwrap_or(1.0), true),
     }

@@ -5,9 +5,11 @@
 pub mod verdict;
 
 pub mod engine;
+pub mod forecast;
 pub mod hysteresis;
 pub mod rule;
 mod steal;
+pub mod stress;
 pub mod window;
 
 pub use engine::Engine;

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use crate::config::settings::*;
 use crate::host::clock::Moment;
+use crate::policy::stress::Measure;
 use crate::policy::verdict::Basis;
 use crate::policy::{Engine, Level, Resource, Verdict};
 use crate::sampling::readings::*;
@@ -106,6 +107,9 @@ pub(crate) fn readings(now: Moment) -> Readings {
             unreclaimable: Reading::Known(0),
             swap: Reading::Unsupported,
             events: Reading::Unsupported,
+            file_cache: Reading::Unsupported,
+            refaulted: Reading::Unsupported,
+            stalls: Reading::Unsupported,
         },
         pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },
         disks: Vec::new(),
@@ -261,6 +265,113 @@ fn a_reload_keeps_levels_and_windows() {
     let memory = find(&verdicts, &Resource::Memory);
     assert_eq!((memory.level, memory.critical), (Level::High, Some(0.99)), "still in the band");
     assert!(memory.growth < 0.0, "{}", memory.growth);
+}
+
+/// A container of 1000 MB: `anonymous` and a working set of 900 MB; tasks wait for memory `waiting` of the time.
+fn under_stress(now: f64, anonymous: u64, waiting: f64) -> Readings {
+    let mut seen = readings(at(now));
+    seen.memory.unreclaimable = Reading::Known(anonymous * MB);
+    seen.memory.working_set = Reading::Known(900 * MB);
+    seen.memory.stalls = Reading::Known(Pressure { waiting: Duration::from_secs_f64(now * waiting), stalled: None });
+    seen
+}
+
+#[test]
+fn the_working_set_counts_only_while_there_is_evidence_of_stress() {
+    let mut engine = Engine::new(&settings(vec![]));
+    let mut second = 0.0;
+    let mut judge = |engine: &mut Engine, lasts: f64, waiting: f64| {
+        let until = second + lasts;
+        let mut last = None;
+        while second < until {
+            second += 1.0;
+            let verdicts = engine.judge(&under_stress(second, 400, waiting), at(second));
+            last = Some(find(&verdicts, &Resource::Memory).clone());
+        }
+        last.unwrap()
+    };
+    let full_of_cache = judge(&mut engine, 60.0, 0.0);
+    assert_eq!((full_of_cache.level, full_of_cache.measure), (Level::Normal, Some(Measure::Unreclaimable)));
+    assert_eq!(full_of_cache.used, Some(400.0 * MB as f64));
+    // Nearly everything the tasks do is waiting. It fills nothing: what grows is not what is judged.
+    let thrashing = judge(&mut engine, 30.0, 0.9);
+    assert_eq!((thrashing.level, thrashing.measure), (Level::High, Some(Measure::WorkingSet)));
+    assert_eq!((thrashing.used, thrashing.exhaustion), (Some(900.0 * MB as f64), None));
+    assert!(thrashing.growth.abs() < 1.0, "{}", thrashing.growth);
+    assert!(thrashing.evidence.unwrap().words().unwrap().contains("90 %"), "{:?}", thrashing.evidence);
+    let over = judge(&mut engine, 30.0, 0.9);
+    assert_eq!(over.level, Level::High, "under critical");
+}
+
+#[test]
+fn a_working_set_at_critical_is_waited_for() {
+    let mut engine = Engine::new(&settings(vec![]));
+    let levels: Vec<Level> = (0..20u32)
+        .map(|second| {
+            let now = f64::from(second);
+            let mut seen = under_stress(now, 400, 0.9);
+            seen.memory.working_set = Reading::Known(990 * MB);
+            find(&engine.judge(&seen, at(now)), &Resource::Memory).level
+        })
+        .collect();
+    let first = |level| levels.iter().position(|seen| *seen == level);
+    assert_eq!((levels[0], levels[19]), (Level::Normal, Level::Critical), "{levels:?}");
+    // Evidence after one second, and then `sustain`.
+    assert!(first(Level::Critical) >= Some(5), "{levels:?}");
+}
+
+#[test]
+fn what_fills_says_when_it_is_full_and_what_rests_does_not() {
+    let mut engine = Engine::new(&settings(vec![]));
+    let mut last = Vec::new();
+    for second in 0..120u32 {
+        let now = f64::from(second);
+        let mut seen = readings(at(now));
+        seen.memory.unreclaimable = Reading::Known(100 * MB + 4 * MB * u64::from(second));
+        last = engine.judge(&seen, at(now));
+    }
+    let memory = find(&last, &Resource::Memory);
+    assert!(memory.exhaustion.is_some_and(|left| (left.as_secs_f64() - 106.0).abs() < 5.0), "{:?}", memory.exhaustion);
+    assert_eq!(find(&last, &Resource::Cpu).exhaustion, None);
+}
+
+#[test]
+fn a_replica_that_ended_leaves_no_tooth_behind() {
+    let mut engine = Engine::new(&settings(vec![worker("web")]));
+    let mut last = Vec::new();
+    for second in 0..300u32 {
+        let now = f64::from(second);
+        let mut seen = readings(at(now));
+        // Replaced every 100 seconds, found out two seconds after it was gone.
+        let bytes = 100 * MB + 5 * MB * u64::from(second % 100);
+        seen.memory.unreclaimable = Reading::Known(bytes);
+        seen.workers = vec![replica(u64::from(second.saturating_sub(2) / 100), "web", 0.0, bytes)];
+        last = engine.judge(&seen, at(now));
+        if second == 160 {
+            let left = find(&last, &Resource::Memory).exhaustion;
+            assert!(left.is_some_and(|left| (left.as_secs_f64() - 120.0).abs() < 20.0), "{left:?}");
+        }
+    }
+    assert!(find(&last, &Resource::Memory).exhaustion.is_some());
+}
+
+#[test]
+fn a_fast_fill_over_high_is_early_until_sustain_is_over() {
+    let mut engine = Engine::new(&settings(vec![]));
+    let mut early = Vec::new();
+    for tick in 0..60u32 {
+        let now = f64::from(tick) * 0.25;
+        let mut seen = readings(at(now));
+        // To 850 MB at 100 MB/s, and there it stays.
+        seen.memory.unreclaimable = Reading::Known((400 * MB + 25 * MB * u64::from(tick)).min(850 * MB));
+        let verdicts = engine.judge(&seen, at(now));
+        let memory = find(&verdicts, &Resource::Memory);
+        if memory.level == Level::High {
+            early.push((now, memory.early));
+        }
+    }
+    assert!(early.first().is_some_and(|(now, early)| *now < 5.0 && *early), "{early:?}");
+    assert!(early.last().is_some_and(|(_, early)| !early), "{early:?}");
 }
 
 fn any_number() -> impl Strategy<Value = Reading<f64>> {

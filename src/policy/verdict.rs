@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::host::clock::Moment;
+use crate::policy::stress::{Evidence, Measure};
 use crate::policy::window::Fill;
 use crate::sampling::readings::{Failure, SlotId};
 
@@ -74,10 +75,24 @@ pub struct Verdict {
     pub over_for: Duration,
     /// Per second; positive while filling.
     pub growth: f64,
+    /// How long until the limit is reached, where it is being filled as far as can be told (`policy::forecast`).
+    pub exhaustion: Option<Duration>,
+    /// `high` sooner than `sustain` asks for, because it fills too fast to be waited for: nobody is ended on that alone.
+    pub early: bool,
+    /// Of the scope's memory: which number is judged, and the counters that decided it.
+    pub measure: Option<Measure>,
+    pub evidence: Option<Evidence>,
     /// The same for the sudden case: from one look to the next.
     pub fill: Fill,
     /// How long usage must stay over a line before the level follows: `sustain`, or less where there is no time for it.
     pub patience: Duration,
     /// Why `used` or `limit` is missing.
     pub unknown: Option<Failure>,
+}
+
+impl Verdict {
+    /// The sign of stress that made the working set count, for people.
+    pub fn stress(&self) -> Option<String> {
+        self.evidence.filter(|_| self.measure == Some(Measure::WorkingSet)).and_then(|evidence| evidence.words())
+    }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::config::settings::Rung;
 use crate::policy::Resource;
+use crate::response::candidate::ReclaimBy;
 use crate::sampling::readings::SlotId;
 
 /// One action: a rung of a resource's ladder, or the undoing of one.
@@ -25,6 +26,14 @@ pub enum Deed {
     Shed(Vec<SlotId>),
     /// Hold each replica to its share. Sent anew whenever a share changes; a replica that is not listed is left as it is.
     Throttle(Vec<Share>),
+    /// Slow one replica's growth by a line for its memory. Sent anew when the line is lowered.
+    Line(Line),
+    /// Take the line off one replica.
+    Lift(SlotId),
+    /// Ask the kernel to take back so much of each.
+    Reclaim(Vec<Portion>),
+    /// Stop one replica for a moment, while the memory of another comes back.
+    Freeze(SlotId),
     /// Replace it gracefully.
     Recycle(SlotId, Cause),
     /// Kill its whole tree at once.
@@ -41,11 +50,22 @@ impl Deed {
         match self {
             Deed::Notify => Some(Rung::Notify),
             Deed::Shed(_) => Some(Rung::Shed),
-            Deed::Throttle(_) => Some(Rung::Throttle),
+            Deed::Throttle(_) | Deed::Line(_) => Some(Rung::Throttle),
+            Deed::Reclaim(_) => Some(Rung::Reclaim),
             Deed::Recycle(..) => Some(Rung::Recycle),
             Deed::Kill(_) => Some(Rung::Kill),
             Deed::Job(name) => Some(Rung::Job(name.clone())),
-            Deed::Release => None,
+            Deed::Lift(_) | Deed::Freeze(_) | Deed::Release => None,
+        }
+    }
+
+    /// The rung's word, or that of what is on no ladder.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Deed::Lift(_) => "lift",
+            Deed::Freeze(_) => "freeze",
+            Deed::Release => "release",
+            _ => self.rung().map_or("release", |rung| rung.word()),
         }
     }
 }
@@ -80,6 +100,27 @@ pub struct Share {
     pub slot: SlotId,
     /// Cores it may use; `None`: as many as it likes.
     pub cores: Option<f64>,
+}
+
+/// A line for one replica's memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Line {
+    pub slot: SlotId,
+    pub bytes: u64,
+    /// Its share of the processor where the line cannot be set.
+    pub cores: f64,
+    /// Hold it to `cores` as well: this line only gives a hint.
+    pub also_cores: bool,
+    /// Slowed until now, and let go for this one.
+    pub instead_of: Option<SlotId>,
+}
+
+/// What the kernel is asked to take back from one replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Portion {
+    pub slot: SlotId,
+    pub bytes: u64,
+    pub by: ReclaimBy,
 }
 
 /// What became of an action when it was performed: the answer the planner is given before it plans again.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::config::settings::Worker;
 use crate::host::clock::Moment;
+use crate::host::memory_group::Figures;
 use crate::sampling::readings::SlotId;
 
 /// One replica as the daemon sees it in this tick: from the supervisor, the readings and the engine's windows.
@@ -26,10 +27,55 @@ pub struct Candidate {
     pub memory: Option<u64>,
     /// Of its memory, in bytes a second; negative while it shrinks.
     pub growth: f64,
+    /// How its memory can be held; only filled in while that may be wanted.
+    pub grasp: Grasp,
     /// What keeps it from being chosen: `starting`, `stopping`, `recycling`.
     pub busy: Option<&'static str>,
     /// It has lived as long as `recycle.lifetime` allows, jitter taken off.
     pub lifetime_due: bool,
+}
+
+/// What is known of a replica's memory beyond its size, and what can be done about it here.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Grasp {
+    /// `None` where it has no group of its own, or that cannot be read.
+    pub figures: Option<Figures>,
+    /// Bytes of it that could go to swap.
+    pub swap_room: Option<u64>,
+    /// Its group takes a line for memory.
+    pub line: Option<LineKind>,
+    /// The line we hold it at.
+    pub held: Option<Held>,
+    pub reclaim: Option<ReclaimBy>,
+    /// It can be stopped for a moment.
+    pub can_freeze: bool,
+}
+
+/// What a line for memory does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LineKind {
+    /// `memory.high`: whoever goes over it is slowed.
+    Slows,
+    /// v1's soft limit: the kernel takes from this group first, and slows nobody.
+    Hints,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// The kernel has not answered yet.
+    Writing,
+    Set(u64),
+}
+
+/// How memory is asked back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReclaimBy {
+    /// `memory.reclaim`: so many bytes.
+    Group,
+    /// v1 `memory.force_empty`: all the kernel can get.
+    Emptying,
+    /// `process_madvise(MADV_PAGEOUT)` on each process.
+    Advice,
 }
 
 impl Candidate {

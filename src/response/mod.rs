@@ -10,6 +10,7 @@ pub mod cooldown;
 pub mod flight;
 pub mod hold;
 pub mod ladder;
+pub mod lease;
 pub mod planner;
 pub mod refusal;
 pub mod victim;

@@ -13,12 +13,13 @@ use std::time::Duration;
 use crate::config::settings::{Policy, Rung, Settings};
 use crate::host::clock::Moment;
 use crate::policy::{Level, Resource, Verdict};
-use crate::response::action::{Action, Cause, Deed, Outcome, Share};
-use crate::response::candidate::Candidate;
+use crate::response::action::{Action, Cause, Deed, Line, Outcome, Share};
+use crate::response::candidate::{Candidate, LineKind};
 use crate::response::cooldown::{Cooldowns, PAUSE};
-use crate::response::flight::Flights;
-use crate::response::hold::Hold;
+use crate::response::flight::{Flights, OVERDUE};
+use crate::response::hold::{self, Hold};
 use crate::response::ladder::{self, Progress, Round, THROTTLE_SETTLING, TOLERANCE, Tier, Trial};
+use crate::response::lease::{self, Lease, Term};
 use crate::response::refusal::{Reason, Refusal};
 use crate::response::words;
 use crate::sampling::readings::{Readings, SlotId};
@@ -36,6 +37,10 @@ const AFTER: Duration = Duration::from_secs(1);
 const AFTER_LONG: Duration = Duration::from_secs(10);
 /// A limit is kept when usage is over it by no more than this part of it.
 const LIMIT_TOLERANCE: f64 = 0.1;
+/// Usage so many times what the kernel cannot take back is more than that.
+const MORE_THAN_FIXED: f64 = 1.01;
+/// While memory comes back, all the stops of a fast grower together last no longer.
+const FROZEN_MOST: Duration = Duration::from_secs(5);
 /// What follows an action that did its work.
 const ENOUGH: &str = "nothing, it was enough";
 
@@ -121,6 +126,12 @@ struct Course {
     critical_round: Round,
     /// The replica slowed for memory, and the action that slowed it.
     slowed: Option<(SlotId, u64)>,
+    /// The line it is slowed by, if it is by one.
+    lease: Option<Lease>,
+    /// A replica that gets no line until then.
+    barred: Option<(SlotId, Moment)>,
+    /// Stops while memory comes back: the action, when the last began, and how long all of them were.
+    frozen: Option<(u64, Moment, Duration)>,
     /// Since when a budget that is on has not held the line.
     slipped: Option<Moment>,
     /// Asked to end gracefully by this course, and not known to have ended.
@@ -228,6 +239,8 @@ struct Scene<'a> {
     candidates: &'a [Candidate],
     /// Memory in use, of all.
     memory: Option<f64>,
+    /// What is judged is more than what the kernel cannot take back: file cache counts.
+    counts_cache: bool,
     now: Moment,
     dry: bool,
 }
@@ -276,11 +289,13 @@ impl Planner {
 
     /// Plans one tick. Every verdict of the tick is to be given, the calm ones too: they end what was begun. The readings are
     /// those the verdicts were formed from; no rung of today looks further than the candidates.
-    pub fn plan(&mut self, verdicts: &[Verdict], _readings: &Readings, candidates: &[Candidate], now: Moment) -> Plan {
+    pub fn plan(&mut self, verdicts: &[Verdict], readings: &Readings, candidates: &[Candidate], now: Moment) -> Plan {
         let gap = self.planned.map_or(Duration::ZERO, |before| now.since(before));
         self.planned = Some(now);
         let memory = verdicts.iter().find(|verdict| verdict.resource == Resource::Memory).and_then(|verdict| verdict.used);
-        let scene = Scene { candidates, memory, now, dry: self.policy.dry_run };
+        let fixed = readings.memory.unreclaimable.known().map(|bytes| bytes as f64);
+        let counts_cache = memory.is_some_and(|used| fixed.is_none_or(|fixed| used > fixed * MORE_THAN_FIXED));
+        let scene = Scene { candidates, memory, counts_cache, now, dry: self.policy.dry_run };
         self.hold.feed(candidates, gap);
         self.cooldowns.expire(now);
         self.watch_endings(&scene);
@@ -390,7 +405,7 @@ impl Planner {
             course.release_again = Some(now);
             match action.resource {
                 Resource::Cpu => self.hold.let_go(),
-                _ => course.slowed = None,
+                _ => (course.slowed, course.lease) = (None, None),
             }
         }
     }
@@ -458,7 +473,7 @@ impl Planner {
             course.asked = None;
         }
         if course.slowed.is_some_and(|(slot, _)| scene.candidate(slot).is_none()) {
-            course.slowed = None;
+            (course.slowed, course.lease) = (None, None);
             self.act(verdict.resource.clone(), Deed::Release, "the replica that was slowed has ended".to_owned(), plan);
         }
         if verdict.level == Level::Normal {
@@ -471,8 +486,13 @@ impl Planner {
         }
         course.critical = is_critical;
 
-        if verdict.resource == Resource::Cpu {
-            self.keep_budget(verdict, scene, plan);
+        match verdict.resource {
+            Resource::Cpu => self.keep_budget(verdict, scene, plan),
+            Resource::Memory => {
+                keep_lease(verdict, course, scene, plan);
+                self.freeze_for_a_moment(verdict, course, scene, plan);
+            }
+            _ => {}
         }
         self.settle_trial(verdict, course, scene);
         if course.trial.is_some() {
@@ -512,7 +532,7 @@ impl Planner {
             let reason = format!("{}, back under {}", words::standing(verdict), words::percent(verdict.low));
             let id = self.act(verdict.resource.clone(), Deed::Release, reason, plan);
             course.last_action = Some(format!("release (action {id})"));
-            course.slowed = None;
+            (course.slowed, course.lease) = (None, None);
             course.release_again = None;
             if is_cpu {
                 self.hold.let_go();
@@ -673,7 +693,13 @@ impl Planner {
                 self.hold.engage(id);
                 self.hold.remember(shares);
             }
+            Deed::Line(line) => {
+                course.slowed = Some((line.slot, id));
+                let figures = scene.candidate(line.slot).and_then(|candidate| candidate.grasp.figures);
+                course.lease = figures.map(|figures| Lease::new(line.bytes, &figures, scene.now));
+            }
             Deed::Throttle(shares) => {
+                course.lease = None;
                 course.slowed = shares.iter().find(|share| share.cores.is_some()).map(|share| (share.slot, id));
             }
             _ => {}
@@ -752,6 +778,40 @@ impl Planner {
         plan.actions.push(Action { id: engaged, resource: Resource::Cpu, deed: Deed::Throttle(shares), reason });
     }
 
+    /// While the memory of somebody who was ended comes back, the fastest grower is stopped again and again, so that it does
+    /// not take what comes. Each stop is as long as its `longest_stop` allows at most, and followed by as long a run.
+    fn freeze_for_a_moment(&mut self, verdict: &Verdict, course: &mut Course, scene: &Scene, plan: &mut Plan) {
+        if self.flights.is_empty() || verdict.level != Level::Critical || scene.dry {
+            course.frozen = None;
+            return;
+        }
+        let (Some(used), Some(limit)) = (verdict.used, verdict.limit) else { return };
+        let is_free = |one: &&Candidate| {
+            hold::is_throttleable(one)
+                && one.busy.is_none()
+                && one.grasp.can_freeze
+                && !self.flights.each().any(|(slot, _)| slot == one.slot)
+        };
+        // Only one that could fill the rest by itself meanwhile is worth stopping.
+        let could_fill = |one: &&Candidate| one.growth > 0.0 && used + one.growth * OVERDUE.as_secs_f64() >= limit;
+        let fastest = scene.candidates.iter().filter(is_free).filter(could_fill).max_by(|a, b| a.growth.total_cmp(&b.growth));
+        let Some(fastest) = fastest else { return };
+        let stop = fastest.settings.longest_stop;
+        let (before, all) = course.frozen.map_or((None, Duration::ZERO), |(_, at, all)| (Some(at), all));
+        if before.is_some_and(|at| scene.now.since(at) < stop * 2) || all + stop > FROZEN_MOST {
+            return;
+        }
+        let reason = format!("{} grows {} while memory comes back", fastest.name(), words::rate(fastest.growth));
+        let id = match course.frozen {
+            Some((id, ..)) => {
+                plan.actions.push(Action { id, resource: Resource::Memory, deed: Deed::Freeze(fastest.slot), reason });
+                id
+            }
+            None => self.act(Resource::Memory, Deed::Freeze(fastest.slot), reason, plan),
+        };
+        course.frozen = Some((id, scene.now, all + stop));
+    }
+
     /// `limits.cpu` holds whether the machine is busy or not; while the budget is on it is a part of that.
     fn keep_own_limits(&mut self, scene: &Scene, plan: &mut Plan) {
         let is_waiting = self.limits_again.is_some_and(|at| scene.now.steady < at.steady);
@@ -797,6 +857,32 @@ impl Planner {
         self.ending.insert(due.slot, Ending { worker: due.worker.clone(), at: scene.now, within });
         let deed = Deed::Recycle(due.slot, Cause::Lifetime);
         self.act(Resource::Worker(due.slot), deed, reason, plan);
+    }
+}
+
+/// Looks after a line that is lent: lowers it, or takes it off and goes on with the processor instead.
+fn keep_lease(verdict: &Verdict, course: &mut Course, scene: &Scene, plan: &mut Plan) {
+    let Some((slot, action)) = course.slowed else { return };
+    let (Some(lease), Some(candidate)) = (course.lease.as_mut(), scene.candidate(slot)) else { return };
+    if scene.dry {
+        return;
+    }
+    let cores = choice::slowed_cores(candidate);
+    let mut go_on = |deed, reason| plan.actions.push(Action { id: action, resource: Resource::Memory, deed, reason });
+    match lease.step(&candidate.grasp, verdict.over, scene.now) {
+        Term::Keep => {}
+        Term::Lower(bytes) => {
+            let also_cores = candidate.grasp.line == Some(LineKind::Hints);
+            let line = Line { slot, bytes, cores, also_cores, instead_of: None };
+            go_on(Deed::Line(line), format!("{} follows: slowed over {}", candidate.name(), words::bytes(bytes as f64)));
+        }
+        Term::End(why) => {
+            course.lease = None;
+            course.barred = Some((slot, scene.now.after(lease::BARRED)));
+            go_on(Deed::Lift(slot), why.clone());
+            let shares = vec![Share { slot, cores: Some(cores) }];
+            go_on(Deed::Throttle(shares), format!("{why}; held to {} instead", words::cores(cores)));
+        }
     }
 }
 

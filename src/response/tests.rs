@@ -20,6 +20,7 @@ pub(crate) fn candidate(slot: u64, name: &str, cores: f64, memory: u64) -> Candi
         cores: Some(cores),
         memory: Some(memory * MB),
         growth: 0.0,
+        grasp: crate::response::candidate::Grasp::default(),
         busy: None,
         lifetime_due: false,
     }

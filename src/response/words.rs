@@ -1,5 +1,6 @@
 //! Figures as people read them, for reasons.
 
+use crate::policy::stress::Measure;
 use crate::policy::{Resource, Verdict};
 
 /// `312.5 MB`: decimal, as sizes are written in the file.
@@ -38,6 +39,7 @@ pub fn percent(share: f64) -> String {
 pub fn standing(verdict: &Verdict) -> String {
     let name = match &verdict.resource {
         Resource::Cpu => "cpu".to_owned(),
+        Resource::Memory if verdict.measure == Some(Measure::WorkingSet) => "memory (working set)".to_owned(),
         Resource::Memory => "memory".to_owned(),
         Resource::Disk(path) => format!("disk {}", path.display()),
         Resource::Worker(_) => "its memory".to_owned(),

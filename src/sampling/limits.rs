@@ -98,6 +98,8 @@ pub(super) struct Limits {
     /// Where the processors online are counted when `/sys` is not there.
     stat: Kept,
     status: Kept,
+    /// What the machine had when it last said so: it does not become smaller because a read has failed.
+    machine: (Option<f64>, Option<u64>),
 }
 
 /// The groups from ours up to the top of the tree.
@@ -115,6 +117,8 @@ struct Group {
     first: Kept,
     /// v2: `memory.high`; v1: `cpu.cfs_period_us`.
     second: Kept,
+    /// Its limit was read before.
+    was_read: bool,
 }
 
 impl Ladder {
@@ -125,6 +129,7 @@ impl Ladder {
             at_top: folder == own.mount,
             first: Kept::new(paths, folder.join(first)),
             second: Kept::new(paths, folder.join(second)),
+            was_read: false,
         };
         Ladder { version: own.version, groups: own.ancestors().map(group).collect() }
     }
@@ -149,27 +154,45 @@ impl Limits {
             online: Kept::new(paths, paths.sys.join("devices/system/cpu/online")),
             stat: Kept::new(paths, paths.proc.join("stat")),
             status: Kept::new(paths, paths.proc.join("self/status")),
+            machine: (None, None),
         }
     }
 
     /// `total` is the machine's memory in bytes, read beforehand.
-    pub fn read(&mut self, total: Option<u64>, scratch: &mut Vec<u8>, tally: &mut Tally) -> Candidates {
-        let mut found = Candidates { total, online: self.online(scratch), ..Candidates::default() };
+    pub fn read(&mut self, total: Reading<u64>, scratch: &mut Vec<u8>, tally: &mut Tally) -> Candidates {
+        let online = self.online(scratch, tally);
+        self.machine = (online.known().or(self.machine.0), total.known().or(self.machine.1));
+        let mut found = Candidates { online: self.machine.0, total: self.machine.1, ..Candidates::default() };
         let allowed = self.allowed(found.online, scratch);
         found.affinity = allowed.as_ref().map_or(found.online, |cpus| Some(cpus.len() as f64));
         found.allowed = allowed.unwrap_or_default();
-        found.cpuset = self.cpuset.as_mut().and_then(|file| count(file.read(scratch)));
+        if let Some(file) = &mut self.cpuset {
+            let parse = |text: &[u8]| if text.is_empty() { None } else { procfs::count_cpu_list(text) };
+            let cpuset = tally.reading(Source::Cgroup, file.read(scratch), parse);
+            // An empty list is a group that has not been given any of its own.
+            found.cpuset = cpuset.known().filter(|cpus| *cpus > 0).map(|cpus| cpus as f64);
+            found.cpu_failure = found.cpu_failure.or(failure(&cpuset, tally));
+        }
         self.read_cpu(&mut found, scratch, tally);
         self.read_memory(&mut found, scratch, tally);
+        // With nothing else to go by, a machine that cannot be read is not a machine without limits.
+        if found.online.is_none() && found.quota.is_none() {
+            found.cpu_failure = found.cpu_failure.or(failure(&online, tally));
+        }
+        if found.total.is_none() && found.memory.is_none() {
+            found.memory_failure = found.memory_failure.or(failure(&total, tally));
+        }
         found
     }
 
-    fn online(&mut self, scratch: &mut Vec<u8>) -> Option<f64> {
-        count(self.online.read(scratch)).or_else(|| {
-            let text = self.stat.read(scratch).ok()?;
-            let cpus = procfs::parse_cpu_lines(text).filter(|(cpu, _)| cpu.is_some()).count();
-            (cpus > 0).then_some(cpus as f64)
-        })
+    fn online(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) -> Reading<f64> {
+        let some = |cpus: usize| (cpus > 0).then_some(cpus as f64);
+        match tally.reading(Source::Procfs, self.online.read(scratch), |text| procfs::count_cpu_list(text).and_then(some)) {
+            Reading::Unsupported => tally.reading(Source::Procfs, self.stat.read(scratch), |text| {
+                some(procfs::parse_cpu_lines(text).filter(|(cpu, _)| cpu.is_some()).count())
+            }),
+            known_or_failed => known_or_failed,
+        }
     }
 
     /// The processors we may run on, when they are fewer than are online.
@@ -197,7 +220,7 @@ impl Limits {
                     none => none.map(|_| None),
                 },
             };
-            take(limit, group, &mut found.quota, &mut found.cpu_failure);
+            take(limit, group, &mut found.quota, &mut found.cpu_failure, tally);
         }
     }
 
@@ -205,7 +228,7 @@ impl Limits {
         let Some(ladder) = &mut self.memory else { return };
         for group in &mut ladder.groups {
             let limit = tally.reading(Source::Cgroup, group.first.read(scratch), cgroupfs::parse_limit);
-            take(limit, group, &mut found.memory, &mut found.memory_failure);
+            take(limit, group, &mut found.memory, &mut found.memory_failure, tally);
             if ladder.version == Version::V2
                 && let Reading::Known(Some(high)) = tally.reading(Source::Cgroup, group.second.read(scratch), cgroupfs::parse_limit)
             {
@@ -213,8 +236,9 @@ impl Limits {
             }
         }
         let Some(file) = &mut self.memory_stat else { return };
-        let stat = file.read(scratch).ok().and_then(|text| cgroupfs::parse_memory_stat(text, Version::V1));
-        if let Some(above) = stat.and_then(|stat| stat.hierarchical_limit)
+        let stat = tally.reading(Source::Cgroup, file.read(scratch), |text| cgroupfs::parse_memory_stat(text, Version::V1));
+        found.memory_failure = found.memory_failure.or(failure(&stat, tally));
+        if let Some(above) = stat.known().and_then(|stat| stat.hierarchical_limit)
             && found.memory.as_ref().is_none_or(|limit| above < limit.amount)
         {
             found.memory = Some(Carried { amount: above, group: None, at_top: false });
@@ -223,22 +247,33 @@ impl Limits {
 }
 
 /// Keeps the smallest; of equals the one nearest to us, which is where our own usage is accounted.
-fn take<T: PartialOrd>(limit: Reading<Option<T>>, group: &Group, least: &mut Option<Carried<T>>, failure: &mut Option<Failure>) {
+fn take<T: PartialOrd + Copy>(
+    limit: Reading<Option<T>>,
+    group: &mut Group,
+    least: &mut Option<Carried<T>>,
+    failed: &mut Option<Failure>,
+    tally: &mut Tally,
+) {
+    let could_be_read = group.was_read;
+    group.was_read |= matches!(limit, Reading::Known(_));
     match limit {
         Reading::Known(Some(amount)) if least.as_ref().is_none_or(|smallest| amount < smallest.amount) => {
             *least = Some(Carried { amount, group: Some(group.folder.clone()), at_top: group.at_top });
         }
         // Somebody else's group we may not look into: counted, but no reason to know nothing at all.
-        Reading::Failed(Failure { errno: Some(errno), .. }) if errno == Errno::ACCESS.raw_os_error() => {}
-        Reading::Failed(reason) => *failure = Some(reason),
-        _ => {}
+        Reading::Failed(Failure { errno: Some(errno), .. }) if errno == Errno::ACCESS.raw_os_error() && !could_be_read => {}
+        limit => *failed = failed.or(failure(&limit, tally)),
     }
 }
 
-/// How many processors a list names; an empty list is no answer.
-fn count(list: Result<&[u8], Errno>) -> Option<f64> {
-    let cpus = procfs::count_cpu_list(list.ok()?)?;
-    (cpus > 0).then_some(cpus as f64)
+/// Why a limit that may be there is not known. One that was there and has gone is not "no limit".
+fn failure<T>(limit: &Reading<T>, tally: &mut Tally) -> Option<Failure> {
+    let reading = match limit {
+        Reading::Gone => tally.failed::<()>(Source::Cgroup, Some(Errno::NODEV)),
+        Reading::Failed(failure) => Reading::Failed(*failure),
+        Reading::Known(_) | Reading::Unsupported => return None,
+    };
+    if let Reading::Failed(failure) = reading { Some(failure) } else { None }
 }
 
 /// The folder in `tree` that stands where `folder` stands in the tree of `from`, if it is there.

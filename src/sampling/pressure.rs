@@ -19,6 +19,8 @@ const SHORTEST: Duration = Duration::from_millis(10);
 pub(super) struct PressureFiles {
     paths: Paths,
     unified: Option<Own>,
+    /// The v2 tree is the one that accounts memory.
+    has_memory: bool,
     files: Option<Files>,
     last: Option<(Moment, PressureReadings)>,
 }
@@ -30,11 +32,14 @@ struct Files {
     cpu: Kept,
     memory: Kept,
     io: Kept,
+    /// `memory` is the group's, not the machine's.
+    memory_is_own: bool,
 }
 
 impl PressureFiles {
     pub fn new(paths: &Paths, layout: &Layout) -> PressureFiles {
-        PressureFiles { paths: paths.clone(), unified: layout.unified.clone(), files: None, last: None }
+        let has_memory = layout.memory.as_ref().is_some_and(|own| own.version == Version::V2);
+        PressureFiles { paths: paths.clone(), unified: layout.unified.clone(), has_memory, files: None, last: None }
     }
 
     pub fn read(&mut self, scope: &Scope, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> PressureReadings {
@@ -62,6 +67,11 @@ impl PressureFiles {
         readings
     }
 
+    /// Whether what was read is about the scope alone: a container without files of its own shows the whole machine's.
+    pub fn is_of(&self, scope: &Scope) -> bool {
+        scope.extent == Extent::Host || self.files.as_ref().is_some_and(|files| files.memory_is_own)
+    }
+
     /// Where the scope's memory pressure is read, once it has been.
     pub fn memory_file(&self) -> Option<&Path> {
         self.files.as_ref().map(|files| files.memory.path())
@@ -77,6 +87,8 @@ impl PressureFiles {
         if self.files.as_ref().is_some_and(|files| files.group.as_deref() == group) {
             return;
         }
+        // Beside memory groups of v1 the top of the v2 tree may well be the whole machine.
+        let at_top = self.unified.as_ref().is_some_and(|own| own.dir == own.mount);
         let file = |group_file: &str, machine_file: &str| {
             let of_group = group.map(|folder| folder.join(group_file)).filter(|path| path.exists());
             Kept::new(&self.paths, of_group.unwrap_or_else(|| self.paths.proc.join("pressure").join(machine_file)))
@@ -86,6 +98,7 @@ impl PressureFiles {
             cpu: file("cpu.pressure", "cpu"),
             memory: file("memory.pressure", "memory"),
             io: file("io.pressure", "io"),
+            memory_is_own: group.is_some_and(|folder| (self.has_memory || !at_top) && folder.join("memory.pressure").exists()),
         });
         self.last = None;
     }

@@ -123,10 +123,17 @@ pub struct MemoryReadings {
     pub swap: Reading<u64>,
     /// `memory.events` counters, hierarchical where the kernel offers that.
     pub events: Reading<MemoryEvents>,
+    /// Pages of files, shared memory left out.
+    pub file_cache: Reading<u64>,
+    /// Reclaimed and wanted back, in bytes since the scope began; where the kernel tells them apart, only what there was room
+    /// for. Of a machine only in a look that was asked for it.
+    pub refaulted: Reading<u64>,
+    /// Time the scope itself lost to memory: not that of a whole machine on which it is one container among others.
+    pub stalls: Reading<Pressure>,
 }
 
 impl MemoryReadings {
-    /// The number that is judged: what cannot be given back, else the working set.
+    /// The number that is judged without evidence of stress: what cannot be given back, else the working set.
     pub fn judged(&self) -> Reading<u64> {
         match self.unreclaimable {
             Reading::Known(_) => self.unreclaimable,

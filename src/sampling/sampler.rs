@@ -66,13 +66,17 @@ impl Sampler {
         let Sampler { scratch, .. } = self;
         let mut tally = Tally::default();
         let machine = tally.reading(Source::Procfs, self.meminfo.read(scratch), procfs::parse_meminfo);
-        let total = machine.known().map(|info| info.total);
-        self.scope = Scope::decide(self.setting, self.limits.read(total, scratch, &mut tally));
+        let total = machine.map(|info| info.total);
+        self.scope = Scope::decide(self.setting, self.limits.read(total, scratch, &mut tally), &self.scope);
 
         readings.at = now;
         readings.cpu = self.cpu.read(&self.scope, now, scratch, &mut tally);
         readings.memory = self.memory.read(&self.scope, machine, scratch, &mut tally);
         readings.pressure = self.pressure.read(&self.scope, now, scratch, &mut tally);
+        if self.pressure.is_of(&self.scope) {
+            readings.memory.stalls = readings.pressure.memory;
+        }
+        self.workers.kernel_share = self.memory.kernel_share();
         self.disks.read(now, &mut tally, &mut readings.disks);
         self.workers.read(targets, &mut self.trees, now, scratch, &mut tally, &mut readings.workers);
         readings.failures = tally.0;
@@ -119,6 +123,11 @@ impl Sampler {
         &mut self.trees
     }
 
+    /// The next look says how much of what was reclaimed is wanted back, on a whole machine too.
+    pub fn want_refaults(&mut self) {
+        self.memory.want_refaults();
+    }
+
     /// The next look measures this replica's memory by proportional shares, at most once in ten seconds: exact where
     /// processes share memory, and dear. Without effect for a replica with a cgroup of its own.
     pub fn want_pss(&mut self, slot: SlotId) {
@@ -147,6 +156,9 @@ pub fn blank(at: Moment) -> Readings {
             unreclaimable: none,
             swap: none,
             events: Reading::Unsupported,
+            file_cache: none,
+            refaulted: none,
+            stalls: Reading::Unsupported,
         },
         pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },
         disks: Vec::new(),

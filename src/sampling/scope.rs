@@ -40,25 +40,32 @@ pub struct Scope {
 
 impl Scope {
     /// `Auto` is the container when a group's limit is smaller than the machine, or when the topmost group to be seen
-    /// carries one at all: the real top of a tree cannot be limited, so that is a container looking at itself.
-    pub fn decide(setting: settings::Scope, candidates: Candidates) -> Scope {
+    /// carries one at all: the real top of a tree cannot be limited, so that is a container looking at itself. While a
+    /// limit cannot be read everything stays as it was `before`: whose usage is judged must not hang on a failed read.
+    pub fn decide(setting: settings::Scope, candidates: Candidates, before: &Scope) -> Scope {
         let below = |amount: f64, machine: Option<f64>| machine.is_none_or(|machine| amount < machine);
         let memory = candidates.memory.as_ref();
         let quota = candidates.quota.as_ref();
         let limited = memory.is_some_and(|limit| limit.at_top || below(limit.amount as f64, candidates.total.map(|total| total as f64)))
             || quota.is_some_and(|limit| limit.at_top || below(limit.amount, candidates.online))
             || candidates.cpuset.is_some_and(|cores| below(cores, candidates.online));
+        let (no_cpu, no_memory) = (candidates.cpu_failure.is_some(), candidates.memory_failure.is_some());
+        // Before the first look there is nothing to go by but what was found.
+        let unknown = (no_cpu || no_memory) && *before != Scope::default();
+        let cpu_group = quota.and_then(|limit| limit.group.clone());
+        let memory_group = memory.and_then(|limit| limit.group.clone());
         let extent = match setting {
             settings::Scope::Container => Extent::Container,
             settings::Scope::Host => Extent::Host,
+            settings::Scope::Auto if unknown => before.extent,
             settings::Scope::Auto if limited => Extent::Container,
             settings::Scope::Auto => Extent::Host,
         };
         Scope {
             extent,
             machine_only: setting == settings::Scope::Host,
-            cpu_group: quota.and_then(|limit| limit.group.clone()),
-            memory_group: memory.and_then(|limit| limit.group.clone()),
+            cpu_group: if no_cpu && unknown { before.cpu_group.clone() } else { cpu_group },
+            memory_group: if no_memory && unknown { before.memory_group.clone() } else { memory_group },
             candidates,
         }
     }

@@ -13,6 +13,8 @@ impl Tally {
     /// offer; one that was there and cannot be read any more has ended.
     pub fn reading<T>(&mut self, source: Source, text: Result<&[u8], Errno>, parse: impl FnOnce(&[u8]) -> Option<T>) -> Reading<T> {
         match text {
+            // The kernel ends each of its texts with a line break. What has none was cut short, and its last number with it.
+            Ok(text) if text.last().is_some_and(|last| *last != b'\n') => self.failed(source, None),
             Ok(text) => parse(text).map_or_else(|| self.failed(source, None), Reading::Known),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::OPNOTSUPP) => Reading::Unsupported,
             Err(Errno::SRCH | Errno::NODEV) => Reading::Gone,

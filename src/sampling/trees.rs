@@ -230,7 +230,8 @@ impl Trees {
                     break;
                 }
                 path.push(here);
-                at = find(&self.all, self.all[here].ppid);
+                // One that is older than its parent is the child of whoever had the number before.
+                at = find(&self.all, self.all[here].ppid).filter(|parent| self.all[*parent].started <= self.all[here].started);
             }
             if let Some(owner) = owner {
                 for here in &path {

@@ -34,6 +34,8 @@ const PSS_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Workers {
     paths: Paths,
     page: u64,
+    /// See [`memory::Group::kernel_share`].
+    pub kernel_share: Option<f64>,
     workers: Vec<Worker>,
     index: HashMap<SlotId, usize>,
     /// The state of the trees whose members were taken in.
@@ -100,6 +102,7 @@ impl Workers {
         Workers {
             paths: paths.clone(),
             page: rustix::param::page_size() as u64,
+            kernel_share: None,
             workers: Vec::new(),
             index: HashMap::new(),
             met: None,
@@ -142,7 +145,13 @@ impl Workers {
         self.look_at_details(now, scratch, tally);
         into.clear();
         let (paths, page) = (&self.paths, self.page);
-        into.extend(self.workers.iter_mut().map(|worker| worker.read(paths, page, now, scratch, tally)));
+        let kernel_share = self.kernel_share;
+        into.extend(self.workers.iter_mut().map(|worker| {
+            if let Some(group) = &mut worker.memory_group {
+                group.kernel_share = kernel_share;
+            }
+            worker.read(paths, page, now, scratch, tally)
+        }));
     }
 
     /// One replica's memory, over the processes that are known.
@@ -392,7 +401,7 @@ impl Worker {
         let estimate = self.estimate(page);
         let due = self.pss.measured.is_none_or(|(then, _)| now.since(then) >= PSS_EVERY);
         if std::mem::take(&mut self.pss.wanted) && due {
-            let total: Result<u64, Errno> = self.processes.iter().map(|process| pss(paths, process.member.pid)).sum();
+            let total: Result<u64, Errno> = self.processes.iter_mut().map(|process| process.pss(paths)).sum();
             let difference = match total {
                 Ok(total) => total.cast_signed().saturating_sub(estimate.cast_signed()),
                 Err(errno) => {
@@ -419,12 +428,14 @@ impl Worker {
         let mut descriptors = Ok(0u64);
         for process in &self.processes {
             let pid = process.member.pid;
+            // Counted first: if it is the same process after that, the files were its own.
+            let open = scan::descriptors(paths, pid);
             match scan::process(paths, pid, scratch) {
                 Ok(stat) if stat.started == process.member.started => threads = threads.map(|sum: u32| sum.saturating_add(stat.threads)),
                 Ok(_) | Err(Errno::NOENT | Errno::SRCH) => continue,
                 Err(errno) => threads = Err(errno),
             }
-            descriptors = match (descriptors, scan::descriptors(paths, pid)) {
+            descriptors = match (descriptors, open) {
                 (Ok(sum), Ok(count)) => Ok(sum.saturating_add(count)),
                 // It ended between two looks.
                 (sum, Err(Errno::NOENT | Errno::SRCH)) => sum,
@@ -478,9 +489,20 @@ impl Process {
         self.cpu = self.cpu.max(cpu);
         Look::Alive
     }
+
+    /// Its proportional share in bytes; zero once it has ended.
+    fn pss(&mut self, paths: &Paths) -> Result<u64, Errno> {
+        let share = pss(paths, self.member.pid);
+        // If the kept file can still be read after it, the number was not another's.
+        match self.statm.read_once(&mut Vec::new()) {
+            Ok(_) => share,
+            Err(Errno::SRCH | Errno::NOENT) => Ok(0),
+            Err(errno) => Err(errno),
+        }
+    }
 }
 
-/// The proportional share of one process in bytes; zero for one that has ended.
+/// The proportional share of whoever has this number, in bytes; zero where nobody has.
 fn pss(paths: &Paths, pid: i32) -> Result<u64, Errno> {
     let error = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let text = match std::fs::read(paths.proc.join(format!("{pid}/smaps_rollup"))).map_err(error) {

@@ -92,7 +92,10 @@ impl Life {
     }
 
     /// Everybody who is alive in this life's tree, as handles that cannot reach a stranger. `processes` is a fresh scan.
-    pub fn members(&self, paths: &Paths, keeper: i32, processes: &[Stat]) -> Vec<Process> {
+    ///
+    /// # Errors
+    /// When one of them could not be looked at for a reason of ours (no descriptor left): it may live.
+    pub fn members(&self, paths: &Paths, keeper: i32, processes: &[Stat]) -> std::io::Result<Vec<Process>> {
         let mut found = process::tree_of(self.root(), keeper, &self.known, processes);
         // The group knows those who left the session before they were ever seen.
         if let Some(pids) = self.group.as_ref().and_then(Group::members) {
@@ -101,7 +104,7 @@ impl Life {
                 missing.filter(|stat| stat.pid != keeper && !found.iter().any(|member| member.pid == stat.pid)).copied().collect();
             found.extend(missing);
         }
-        found.iter().filter_map(|stat| Process::open(paths, stat.pid, Some(stat.started)).ok().flatten()).collect()
+        found.iter().filter_map(|stat| Process::open_seen(paths, stat).transpose()).collect()
     }
 
     /// Sends a signal to the process that was started, and lets it go on if it is stopped: a signal does not reach a

@@ -304,7 +304,8 @@ impl Supervisor {
                 continue;
             }
             let Some(life) = replica.life.as_mut() else { continue };
-            let members = life.members(paths, keeper, &processes);
+            // Without a descriptor to hold them by nobody may be taken for ended: the next look tries again.
+            let Ok(members) = life.members(paths, keeper, &processes) else { continue };
             match &mut replica.state {
                 State::Stopping { killed, .. } => {
                     *killed = true;
@@ -480,8 +481,11 @@ impl Supervisor {
     }
 
     /// The living members of one life's tree, found by a fresh look at all processes.
-    pub fn members(&self, slot: SlotId, processes: &[Stat]) -> Vec<Process> {
-        self.life(slot).map(|life| life.members(&self.around.paths, self.around.keeper, processes)).unwrap_or_default()
+    ///
+    /// # Errors
+    /// As [`Life::members`].
+    pub fn members(&self, slot: SlotId, processes: &[Stat]) -> io::Result<Vec<Process>> {
+        self.life(slot).map_or(Ok(Vec::new()), |life| life.members(&self.around.paths, self.around.keeper, processes))
     }
 
     /// What the sampler is to look at, in the order of the replicas.
@@ -564,7 +568,7 @@ fn launch(around: &Surroundings, worker: &Worker, name: &str) -> io::Result<(Pro
     };
     let started = process::spawn(&launch).and_then(|pid| {
         // It is our child and not reaped yet: the number cannot have been given away.
-        let held = Process::open(&around.paths, pid, None);
+        let held = Process::open_child(&around.paths, pid);
         if !matches!(held, Ok(Some(_))) {
             process::kill_session(pid);
         }
@@ -597,9 +601,8 @@ fn ask_to_end(replica: &mut Replica, purpose: Purpose, cause: &'static str, now:
 }
 
 fn kill_all(life: &Life, members: &[Process]) {
-    if life.group.as_ref().is_some_and(|group| group.kill()) {
-        return;
-    }
+    // At once, forks in flight included. A member may have left the group, so each is killed by itself as well.
+    let _ = life.group.as_ref().is_some_and(|group| group.kill());
     for member in members {
         let _ = member.signal(Signal(libc::SIGKILL));
     }

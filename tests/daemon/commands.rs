@@ -158,3 +158,39 @@ fn an_explanation_says_why_a_worker_ended_and_when_it_starts_again() {
         assert!(told.contains(expected), "{expected}\n{told}");
     }
 }
+
+#[test]
+fn a_first_file_is_written_for_the_platform_and_passes_the_check() {
+    let mut stage = Stage::new("# mine\n");
+    let file = stage.path("plimsoll.toml");
+    let refused = stage.ask(&["init"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("--force"), "{refused:?}");
+    assert_eq!(std::fs::read_to_string(&file).expect("it is there"), "# mine\n", "what is there is left alone");
+
+    std::fs::write(stage.path("Procfile"), "web: sh -c true\nqueue: no-such-program --now\n").expect("it can be written");
+    let marks = [
+        ("KUBERNETES_SERVICE_HOST", "10.0.0.1", "Kubernetes"),
+        ("RAILWAY_SERVICE_ID", "1", "Railway"),
+        ("RENDER", "true", "Render"),
+        ("FLY_APP_NAME", "shop", "Fly"),
+        ("container", "podman", ""),
+        ("INVOCATION_ID", "6d1e", ""),
+    ];
+    for (name, value, platform) in marks {
+        stage.env = vec![(name.to_owned(), value.to_owned())];
+        let written = stage.ask(&["init", "--force"]);
+        assert!(written.status.success(), "{written:?}");
+        let content = std::fs::read_to_string(&file).expect("it is there");
+        assert!(content.contains(platform) && content.contains("[workers.web]") && content.contains("\n# [workers.queue]"), "{content}");
+        let checked = stage.ask(&["check"]);
+        assert!(checked.status.success(), "{checked:?}\n{content}");
+        assert_eq!(text(&stage.ask(&["init", "--stdout"])), content);
+    }
+    let others: Vec<String> = std::fs::read_dir(stage.path("."))
+        .expect("it is there")
+        .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
+        .filter(|name| name.contains("plimsoll.toml."))
+        .collect();
+    assert_eq!(others, [""; 0], "nothing is left beside it");
+}

@@ -3,6 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
+use crate::faults::SmallDisk;
 use crate::outside;
 use crate::stage::{Stage, skip, wait_for, wait_within};
 
@@ -62,35 +63,53 @@ fn leaves_no_process_stopped(how: &str, more: &str, count: usize) {
     assert!(!stage.population().iter().any(outside::is_stopped));
 }
 
-/// Nice value and scheduling policy: fields 19 and 41 of `/proc/PID/stat`.
-fn priority(pid: i32) -> Option<(i32, u32)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-    Some((fields.get(16)?.parse().ok()?, fields.get(38)?.parse().ok()?))
-}
-
 #[test]
 fn a_worker_slowed_by_priority_gets_its_own_back_by_hand_and_after_a_crash() {
     const IDLE: u32 = 5; // SCHED_IDLE
     let mut stage = Stage::running(&format!("{SMALL}\n[workers.hog]\ncommand = {{hungry burn=1}}\nthrottle = \"nice\""));
     let hog = stage.worker("hog");
-    let own = priority(hog).expect("it runs");
+    // Not the one it was started with: a nice value of 5, in the class for batch jobs.
+    let pid = hog.to_string();
+    for words in [&["renice", "-n", "5", "-p", &pid], &["chrt", "-b", "-p", "0", &pid]] {
+        assert!(std::process::Command::new(words[0]).args(&words[1..]).output().expect("util-linux").status.success());
+    }
+    let own = outside::priority(hog).expect("it runs");
     let told = wait_for("the daemon acts or says why not", || {
         stage.events().into_iter().find(|event| event["event"] == "throttle_engaged" || event["event"] == "action_suppressed")
     });
     if told["event"] == "action_suppressed" {
         return skip("a nice value cannot be taken back here: that needs CAP_SYS_NICE");
     }
-    wait_for("it is slowed", || (priority(hog)? == (19, IDLE)).then_some(()));
+    wait_for("it is slowed", || (outside::priority(hog)? == (19, IDLE)).then_some(()));
     // Dry from now on, or the policy would slow it again at once: switching it on lets everybody go.
     stage.write(&format!("{SMALL}\n[policy]\ndry_run = true\n[workers.hog]\ncommand = {{hungry burn=1}}\nthrottle = \"nice\""));
     assert!(stage.ask(&["reload"]).status.success());
-    assert_eq!(priority(hog), Some(own));
+    assert_eq!(outside::priority(hog), Some(own));
     stage.write(&format!("{SMALL}\n[workers.hog]\ncommand = {{hungry burn=1}}\nthrottle = \"nice\""));
     assert!(stage.ask(&["reload"]).status.success());
-    wait_for("it is slowed again", || (priority(hog)? == (19, IDLE)).then_some(()));
+    wait_for("it is slowed again", || (outside::priority(hog)? == (19, IDLE)).then_some(()));
     stage.kill();
-    wait_within(AFTERMATH, "its own priority is back", || (priority(hog)? == own).then_some(()));
+    wait_within(AFTERMATH, "its own priority is back", || (outside::priority(hog)? == own).then_some(()));
+}
+
+#[test]
+fn whoever_was_started_while_its_parent_was_slowed_is_not_left_slow() {
+    const SLOWED: (i32, u32) = (19, 5);
+    let script = "while [ ! -e {here}/fork ]; do :; done; (while :; do :; done) & wait";
+    let mut stage = Stage::running(&format!("{SMALL}\n[workers.sh]\ncommand = [\"sh\", \"-c\", \"{script}\"]\nthrottle = \"nice\""));
+    let own = outside::priority(stage.worker("sh")).expect("it runs");
+    let told = wait_for("the daemon acts or says why not", || {
+        stage.events().into_iter().find(|event| event["event"] == "throttle_engaged" || event["event"] == "action_suppressed")
+    });
+    if told["event"] == "action_suppressed" {
+        return skip("a nice value cannot be taken back here: that needs CAP_SYS_NICE");
+    }
+    let priorities = |stage: &Stage| stage.population().iter().filter_map(|one| outside::priority(one.pid)).collect::<Vec<_>>();
+    wait_for("it is slowed", || (priorities(&stage) == [SLOWED]).then_some(()));
+    fs::write(stage.path("fork"), "").expect("it can be written");
+    wait_for("its child is slow too", || (priorities(&stage) == [SLOWED; 2]).then_some(()));
+    stage.kill();
+    wait_within(AFTERMATH, "both have their own priority", || (priorities(&stage) == [own; 2]).then_some(()));
 }
 
 #[test]
@@ -170,4 +189,77 @@ fn release_without_a_daemon_puts_back_what_a_dead_one_wrote_down() {
     let told: serde_json::Value = serde_json::from_slice(&answer.stdout).expect("JSON");
     assert_eq!(told["daemon"], false);
     wait_for("the quota is put back", || outside::is_free(&quota).then_some(()));
+}
+
+/// A quota and its period as somebody else may have set them: in microseconds, 1.5 cores.
+const THEIRS: (&str, &str) = ("150000", "100000");
+
+#[test]
+fn a_quota_somebody_else_had_set_comes_back_whoever_puts_it_back() {
+    let hog = "[workers.hog]\ncommand = {hungry burn=1 until={here}/enough}";
+    let dry = format!("{SMALL}\n[policy]\ndry_run = true\n{hog}");
+    for how in ["release", "sentinel", "release after both were killed", "the next start"] {
+        let mut stage = Stage::running(&dry);
+        let Some(quota) = outside::quota_file(stage.worker("hog")) else { return skip("the worker has no group with a CPU quota here") };
+        let Some(period) = Some(quota.with_file_name("cpu.cfs_period_us")).filter(|file| file.exists()) else {
+            return skip("the quota and its period are one value here");
+        };
+        fs::write(&period, THEIRS.1).and_then(|()| fs::write(&quota, THEIRS.0)).expect("the group is ours to limit");
+        let found = || {
+            let [quota, period] = [&quota, &period].map(|file| fs::read_to_string(file).unwrap_or_default());
+            (quota.trim().to_owned(), period.trim().to_owned())
+        };
+        stage.write(&format!("{SMALL}\n{hog}"));
+        assert!(stage.ask(&["reload"]).status.success());
+        wait_for("it is limited by us", || (found().1 != THEIRS.1).then_some(()));
+        let sentinel = outside::sentinel_of(stage.pid()).expect("there is a sentinel");
+        match how {
+            "release" => {
+                fs::write(stage.path("enough"), "").expect("it can be written");
+                assert!(stage.ask(&["release"]).status.success());
+            }
+            "sentinel" => stage.kill(),
+            _ => {
+                sentinel.kill();
+                stage.kill();
+                stage.write(&dry);
+                if how == "the next start" { stage.start() } else { assert!(stage.ask(&["release"]).status.success()) }
+            }
+        }
+        wait_within(AFTERMATH, how, || (found() == (THEIRS.0.to_owned(), THEIRS.1.to_owned())).then_some(()));
+    }
+}
+
+#[test]
+fn whom_a_daemon_held_stopped_goes_on_by_hand_when_its_sentinel_is_dead_too() {
+    let mut stage = Stage::running(&format!(
+        "{SMALL}{NO_GROUPS}\n[workers.tree]\ncommand = {{hungry burn=1 child=burn=1}}\nthrottle = \"duty\"\nlongest_stop = \"10s\""
+    ));
+    wait_for("the tree is held", || {
+        let tree = stage.population();
+        (tree.len() >= 2 && tree.iter().all(outside::is_stopped)).then_some(())
+    });
+    outside::sentinel_of(stage.pid()).expect("there is a sentinel").kill();
+    stage.kill();
+    let told = stage.ask(&["release", "--json"]);
+    assert!(told.status.success(), "{told:?}");
+    assert!(!stage.population().iter().any(outside::is_stopped));
+    let tree = stage.population();
+    let before = outside::cpu_time(&tree);
+    wait_for("they run freely", || (outside::cpu_time(&tree) > before + Duration::from_millis(300)).then_some(()));
+}
+
+#[test]
+fn what_cannot_be_written_down_is_not_changed_and_it_is_said() {
+    let mut stage = Stage::new(&format!("{SMALL}\n[workers.hog]\ncommand = {{hungry burn=1}}\nthrottle = \"cgroup\""));
+    let Some(disk) = SmallDisk::mount(stage.path("run")) else { return skip("no file system can be mounted here") };
+    stage.launch();
+    stage.event("daemon_started", |_| true);
+    disk.fill();
+    let Some(quota) = outside::quota_file(stage.worker("hog")) else { return skip("the worker has no group with a CPU quota here") };
+    // The first tick may have come before the disk was full: undone, it cannot be done again.
+    stage.ask(&["release"]);
+    wait_for("it is said", || stage.events().into_iter().find(|event| event.to_string().contains("could not be saved")));
+    assert!(outside::is_free(&quota));
+    assert_eq!(stage.stop(), 0);
 }

@@ -17,16 +17,16 @@ fn assert_well(stage: &Stage) {
 }
 
 /// A file system of 1 MB on a folder of the stage; gone with it.
-struct SmallDisk(std::path::PathBuf);
+pub struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
-    fn mount(folder: std::path::PathBuf) -> Option<SmallDisk> {
+    pub fn mount(folder: std::path::PathBuf) -> Option<SmallDisk> {
         fs::create_dir_all(&folder).expect("it is ours");
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "plimsoll-test"]).arg(&folder).output();
         mounted.is_ok_and(|output| output.status.success()).then_some(SmallDisk(folder))
     }
 
-    fn fill(&self) {
+    pub fn fill(&self) {
         // Until not even a byte more goes in.
         for size in [4096, 512, 1] {
             let name = self.0.join(format!("ballast-{size}"));

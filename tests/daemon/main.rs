@@ -4,17 +4,25 @@
 
 #![expect(clippy::disallowed_methods, reason = "the tests are the outside world, which has clocks, sleeps and starts processes")]
 
+#[path = "../kernel/mod.rs"]
+mod kernel;
+mod machine;
 mod outside;
 mod stage;
 mod yard;
 
 mod bad_input;
+mod brakes;
 mod budget;
 mod commands;
 mod crash;
+mod doctor;
 mod environment;
 mod faults;
+mod instants;
+mod machines;
 mod memory;
+mod memory_truth;
 mod reload;
 mod serving;
 mod supervision;

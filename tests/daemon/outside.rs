@@ -110,6 +110,22 @@ pub fn v2_group(pid: i32) -> Option<PathBuf> {
     v2.file_name().is_some_and(|name| name.to_string_lossy().starts_with("w-")).then_some(v2)
 }
 
+/// Nice value and scheduling policy: fields 19 and 41 of `/proc/PID/stat`.
+pub fn priority(pid: i32) -> Option<(i32, u32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    Some((fields.get(16)?.parse().ok()?, fields.get(38)?.parse().ok()?))
+}
+
+/// The sentinel of a daemon.
+pub fn sentinel_of(daemon: i32) -> Option<Process> {
+    let is_sentinel = |child: &Process| {
+        let words = fs::read(format!("/proc/{}/cmdline", child.pid)).unwrap_or_default();
+        words.split(|byte| *byte == 0).nth(1) == Some(b"sentinel".as_slice())
+    };
+    children(daemon).into_iter().find(is_sentinel)
+}
+
 /// Where each hierarchy is mounted, and what it is called in `/proc/PID/cgroup` (`""` for v2).
 fn hierarchies() -> &'static [(String, PathBuf)] {
     static FOUND: OnceLock<Vec<(String, PathBuf)>> = OnceLock::new();

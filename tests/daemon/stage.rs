@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
+use crate::kernel::{Kernel, Reflex, Rules};
 use crate::outside;
 
 /// Nothing waited for here takes this long unless it is broken; the machine may be busy.
@@ -87,6 +88,8 @@ pub struct Stage {
     pub set: Vec<String>,
     pub env: Vec<(String, String)>,
     runs: u32,
+    /// Answers system calls of the daemon and of all it starts.
+    kernel: Option<Kernel>,
 }
 
 impl Stage {
@@ -95,7 +98,15 @@ impl Stage {
         let folder = tempfile::Builder::new().prefix("plimsoll-test-").tempdir().expect("a temporary folder");
         // Workers of other users have to get to their logs.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
-        let stage = Stage { folder, daemon: None, pids: Vec::new(), set: vec!["http.listen=[]".to_owned()], env: Vec::new(), runs: 0 };
+        let stage = Stage {
+            folder,
+            daemon: None,
+            pids: Vec::new(),
+            set: vec!["http.listen=[]".to_owned()],
+            env: Vec::new(),
+            runs: 0,
+            kernel: None,
+        };
         stage.write(settings);
         stage
     }
@@ -176,6 +187,30 @@ impl Stage {
     }
 
     pub fn launch_as(&mut self, mut command: Command) {
+        self.prepare(&mut command);
+        let child = command.spawn().expect("plimsoll can be started");
+        self.pids.push(child.id());
+        self.daemon = Some(child);
+    }
+
+    /// As [`Stage::start`], with a kernel that answers as the test wants. False where no such kernel is to be had.
+    pub fn start_under(&mut self, reflex: Option<Reflex>, met: impl FnOnce(i32) + Send + 'static) -> bool {
+        let mut command = self.plimsoll(&["run"]);
+        self.prepare(&mut command);
+        let Ok((child, kernel)) = Kernel::start(&mut command, reflex, met) else { return false };
+        self.pids.push(child.id());
+        (self.daemon, self.kernel) = (Some(child), Some(kernel));
+        self.event("daemon_started", |_| true);
+        wait_for("the first look", || self.request("GET", "/healthz").filter(|reply| reply.status == 200));
+        true
+    }
+
+    /// The rules of the kernel it was started under.
+    pub fn rules(&self) -> Rules {
+        self.kernel.as_ref().expect("started under a kernel of the test").rules()
+    }
+
+    fn prepare(&mut self, command: &mut Command) {
         assert!(self.daemon.is_none(), "one daemon at a time");
         self.runs += 1;
         command.stderr(File::create(self.log_path()).expect("the log can be made")).stdout(Stdio::null());
@@ -184,9 +219,6 @@ impl Stage {
         unsafe {
             command.pre_exec(|| Ok(rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?));
         }
-        let child = command.spawn().expect("plimsoll can be started");
-        self.pids.push(child.id());
-        self.daemon = Some(child);
     }
 
     fn log_path(&self) -> PathBuf {
@@ -258,6 +290,13 @@ impl Stage {
     pub fn kill(&mut self) {
         self.signal(Signal::KILL);
         assert_eq!(self.end(), 128 + 9);
+    }
+
+    /// The daemon dies without a word, unless it has just ended by itself.
+    pub fn kill_or_end(&mut self) {
+        self.signal(Signal::KILL);
+        let code = self.end();
+        assert!(code == 0 || code == 128 + 9, "it ended with {code}");
     }
 
     /// Runs another plimsoll command to its end.

@@ -58,6 +58,7 @@ pub fn snapshot() -> Snapshot {
             working_set_bytes: Some(350_000_000),
             unreclaimable_bytes: Some(268_435_456),
             swap_bytes: None,
+            refaulted_bytes_total: Some(40_960),
             events: vec![("high".into(), 3), ("oom_kill".into(), 0)],
         },
         pressure: vec![
@@ -101,6 +102,8 @@ pub fn snapshot() -> Snapshot {
                     high: 0.8,
                     low: 0.7,
                     critical: Some(0.92),
+                    measure: Some("unreclaimable".into()),
+                    exhaustion_seconds: Some(200.0),
                     ..ResourceState::default()
                 },
                 ResourceState {

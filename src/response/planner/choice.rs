@@ -4,13 +4,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{Course, Plan, Planner, Scene};
-use crate::config::settings::Rung;
+use crate::config::settings::{Rung, ThrottleMethod};
+use crate::policy::verdict::Basis;
 use crate::policy::{Resource, Verdict};
-use crate::response::action::{Cause, Deed, Share};
-use crate::response::candidate::Candidate;
+use crate::response::action::{Cause, Deed, Line, Portion, Share};
+use crate::response::candidate::{Candidate, LineKind, ReclaimBy};
 use crate::response::cooldown::PAUSE;
 use crate::response::hold;
 use crate::response::ladder;
+use crate::response::lease;
 use crate::response::refusal::Reason;
 use crate::response::victim::{self, Ranked, Yield};
 use crate::response::words;
@@ -19,6 +21,8 @@ use crate::sampling::readings::SlotId;
 /// A replica slowed for memory keeps this part of what it used, but never less than [`SLOWED_CORES`].
 const SLOWED: f64 = 0.25;
 const SLOWED_CORES: f64 = 0.05;
+/// Less than this part of the limit is not worth asking the kernel for.
+const WORTH_ASKING: f64 = 0.01;
 /// A successor is spared this long when the limit is all but reached.
 const PRESSED_PAUSE: Duration = Duration::from_secs(3);
 /// How many places of a ranking are given in a reason.
@@ -40,12 +44,17 @@ impl Planner {
     /// What `rung` would do about `verdict` now.
     pub(super) fn consider(&self, rung: &Rung, verdict: &Verdict, course: &Course, scene: &Scene, plan: &Plan) -> Step {
         let has_no_effect = |what: &str| Step::Pass(Reason::Unavailable, format!("does nothing for {what}"));
+        if verdict.early && rung.is_drastic() {
+            return Step::Wait(Reason::InFlight, "foretold only; the line has not been passed for as long as sustain asks".to_owned());
+        }
         match (rung, &verdict.resource) {
             (Rung::Notify, _) => Step::Do { deed: Deed::Notify, reason: "told".to_owned() },
             (Rung::Job(name), _) => Step::Pass(Reason::Unavailable, format!("there is no job {name} to run")),
-            (Rung::Reclaim, _) => Step::Pass(Reason::Unavailable, "not offered by this version".to_owned()),
             (_, Resource::Disk(_)) => has_no_effect("a disk"),
             (Rung::Shed, Resource::Cpu) => has_no_effect("the cpu"),
+            (Rung::Reclaim, Resource::Cpu) => has_no_effect("the cpu"),
+            (Rung::Reclaim, Resource::Worker(_)) => has_no_effect("one replica"),
+            (Rung::Reclaim, Resource::Memory) => take_back(verdict, scene),
             (Rung::Shed, Resource::Memory) => shed(scene, None),
             (Rung::Shed, Resource::Worker(slot)) => shed(scene, Some(*slot)),
             (Rung::Throttle, Resource::Cpu) => self.consider_budget(verdict, scene),
@@ -291,11 +300,93 @@ fn slow(course: &Course, scene: &Scene) -> Step {
     if before == Some(fastest.slot) {
         return Step::Pass(Reason::NoRung, format!("{} is slowed already", fastest.name()));
     }
-    let cores = (fastest.cores.unwrap_or(0.0) * SLOWED).max(SLOWED_CORES);
+    let cores = slowed_cores(fastest);
+    let grows = format!("{} grows fastest, {}", fastest.name(), words::rate(fastest.growth));
+    let why_no_line = match line_for(fastest, course, scene) {
+        Ok(bytes) => {
+            let also_cores = fastest.grasp.line == Some(LineKind::Hints);
+            let line = Line { slot: fastest.slot, bytes, cores, also_cores, instead_of: before };
+            let and = if also_cores { format!(" and to {}", words::cores(cores)) } else { String::new() };
+            return Step::Do { deed: Deed::Line(line), reason: format!("{grows}: slowed over {}{and}", words::bytes(bytes as f64)) };
+        }
+        Err(why) => why,
+    };
     let mut shares: Vec<Share> = before.map(|slot| Share { slot, cores: None }).into_iter().collect();
     shares.push(Share { slot: fastest.slot, cores: Some(cores) });
-    let reason = format!("{} grows fastest, {}: held to {}", fastest.name(), words::rate(fastest.growth), words::cores(cores));
+    let reason = format!("{grows}: held to {} ({why_no_line})", words::cores(cores));
     Step::Do { deed: Deed::Throttle(shares), reason }
+}
+
+/// What a replica slowed for memory keeps of the processor.
+pub(super) fn slowed_cores(candidate: &Candidate) -> f64 {
+    (candidate.cores.unwrap_or(0.0) * SLOWED).max(SLOWED_CORES)
+}
+
+/// The line a replica may be held at, or why it may not.
+fn line_for(candidate: &Candidate, course: &Course, scene: &Scene) -> Result<u64, String> {
+    if candidate.grasp.line.is_none() {
+        return Err("its group takes no line for memory".to_owned());
+    }
+    if !matches!(candidate.settings.throttle, ThrottleMethod::Auto | ThrottleMethod::Cgroup) {
+        return Err("the settings ask for another way".to_owned());
+    }
+    if course.barred.is_some_and(|(slot, until)| slot == candidate.slot && scene.now.steady < until.steady) {
+        return Err("a line brought nothing just now".to_owned());
+    }
+    lease::first_line(&candidate.grasp)
+}
+
+/// Asks the kernel for what would bring usage back under `low`, the largest part from whoever has most to give.
+fn take_back(verdict: &Verdict, scene: &Scene) -> Step {
+    let (Some(used), Some(limit)) = (verdict.used, verdict.limit) else {
+        return Step::Pass(Reason::Unavailable, "usage cannot be read".to_owned());
+    };
+    let able = || scene.candidates.iter().filter(|one| one.running && one.busy.is_none());
+    if able().next().is_none() {
+        return Step::Pass(Reason::NoWorker, "no worker runs".to_owned());
+    }
+    if able().all(|one| one.grasp.reclaim.is_none()) {
+        return Step::Pass(Reason::Unavailable, "memory cannot be asked back here; the notes of `plimsoll status` say why".to_owned());
+    }
+    let mut portions: Vec<Portion> = able()
+        .filter_map(|one| {
+            let by = one.grasp.reclaim?;
+            let bytes = could_be_taken(one, by, verdict.basis == Basis::Scope && scene.counts_cache);
+            (bytes > 0).then_some(Portion { slot: one.slot, bytes, by })
+        })
+        .collect();
+    portions.sort_by_key(|portion| (std::cmp::Reverse(portion.bytes), portion.slot));
+    let mut wanted = (used - verdict.low * limit).max(0.0) as u64;
+    for portion in &mut portions {
+        portion.bytes = portion.bytes.min(wanted);
+        wanted -= portion.bytes;
+    }
+    portions.retain(|portion| portion.bytes > 0);
+    let all: f64 = portions.iter().map(|portion| portion.bytes as f64).sum();
+    if all < WORTH_ASKING * limit {
+        let cache = if scene.counts_cache { "hardly any file cache" } else { "file cache is not what is counted" };
+        return Step::Pass(Reason::Unavailable, format!("nothing could be taken back: {cache}, and no swap is free"));
+    }
+    let names: Vec<String> = portions.iter().filter_map(|portion| Some(scene.candidate(portion.slot)?.name())).collect();
+    Step::Do { deed: Deed::Reclaim(portions), reason: format!("asks {} back from {}", words::bytes(all), names.join(", ")) }
+}
+
+/// Bytes of a replica that the kernel could take back and that would be seen in what is judged.
+fn could_be_taken(candidate: &Candidate, by: ReclaimBy, counts_cache: bool) -> u64 {
+    let room = candidate.grasp.swap_room.unwrap_or(0);
+    match (by, candidate.grasp.figures) {
+        // It takes whatever it can get: not where that would push a worker out to swap.
+        (ReclaimBy::Emptying, Some(figures)) => {
+            if counts_cache && room == 0 {
+                figures.cache
+            } else {
+                0
+            }
+        }
+        (ReclaimBy::Emptying, None) => 0,
+        (_, Some(figures)) => figures.anonymous.min(room).saturating_add(if counts_cache { figures.cache } else { 0 }),
+        (_, None) => candidate.memory.unwrap_or(0).min(room),
+    }
 }
 
 fn order_in_words(cause: Cause, ranking: &[Ranked]) -> String {

@@ -1,7 +1,10 @@
 use super::*;
 use crate::config::settings::{DiskPolicy, Signal, Worker};
+use crate::host::memory_group::Figures;
 use crate::policy::tests::{MB, at, readings, rule, settings, worker};
 use crate::policy::verdict::Basis;
+use crate::response::action::Portion;
+use crate::response::candidate::{Grasp, Held, ReclaimBy};
 use crate::response::tests::candidate;
 use proptest::prelude::*;
 
@@ -24,6 +27,10 @@ fn verdict(resource: Resource, level: Level, usage: f64) -> Verdict {
         fill: Default::default(),
         patience: Duration::ZERO,
         growth: 0.0,
+        exhaustion: None,
+        early: false,
+        measure: None,
+        evidence: None,
         unknown: None,
     }
 }
@@ -380,6 +387,112 @@ fn a_failed_own_cpu_limit_is_tried_again_after_a_pause() {
     assert_eq!(plan.actions[0].deed, Deed::Throttle(vec![Share { slot: SlotId(1), cores: None }]));
 }
 
+/// A replica of 500 MB that grows, with so many megabytes of file cache, so many of free swap, held at a line or not.
+fn in_a_group(cache: u64, swap: u64, held: Option<u64>, slowed: u64) -> Candidate {
+    let mut one = Candidate { growth: 1e6, ..candidate(1, "web", 0.4, 500) };
+    one.grasp = Grasp {
+        figures: Some(Figures { current: 500 * MB, anonymous: (500 - cache) * MB, cache: cache * MB, line: held, slowed }),
+        swap_room: Some(swap * MB),
+        line: Some(LineKind::Slows),
+        held: held.map(Held::Set),
+        reclaim: Some(ReclaimBy::Group),
+        can_freeze: true,
+    };
+    one
+}
+
+#[test]
+fn memory_is_slowed_by_a_line_where_that_is_safe_else_by_the_processor() {
+    let mut settings = settings(vec![]);
+    settings.policy.memory.rule.on_high = vec![Rung::Throttle];
+    for (name, one, by_line) in [
+        ("cache to take back", in_a_group(200, 0, None, 0), true),
+        ("swap to go to", in_a_group(0, 1000, None, 0), true),
+        ("no swap and nearly all anonymous", in_a_group(20, 0, None, 0), false),
+        ("v1 and others too", Candidate { grasp: Grasp::default(), ..in_a_group(200, 0, None, 0) }, false),
+    ] {
+        let mut run = Run::new(&settings);
+        let plan = run.plan(0.0, &memory(Level::High, 0.85), &[one]);
+        match &plan.actions[0].deed {
+            Deed::Line(line) => {
+                assert!(by_line, "{name}");
+                assert!(line.bytes < 500 * MB && line.bytes > 480 * MB, "{name}: {line:?}");
+            }
+            Deed::Throttle(shares) => assert!(!by_line && shares[0].cores.is_some(), "{name}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_line_without_progress_is_lifted_after_ten_seconds_and_the_processor_is_held_instead() {
+    let mut settings = settings(vec![]);
+    settings.policy.memory.rule.on_high = vec![Rung::Throttle];
+    let mut run = Run::new(&settings);
+    let high = memory(Level::High, 0.85);
+    let plan = run.plan(0.0, &high, &[in_a_group(200, 0, None, 0)]);
+    let Deed::Line(line) = plan.actions[0].deed else { panic!("{plan:?}") };
+    let mut lifted = None;
+    for second in 1..60_u32 {
+        let held = if lifted.is_none() { Some(line.bytes) } else { None };
+        let plan = run.plan(f64::from(second), &high, &[in_a_group(200, 0, held, u64::from(second))]);
+        if let Some(at) = plan.actions.iter().position(|action| action.deed == Deed::Lift(SlotId(1))) {
+            assert_eq!(lifted.replace(second), None, "once");
+            assert_eq!(plan.actions[at + 1].deed, Deed::Throttle(vec![Share { slot: SlotId(1), cores: Some(0.1) }]));
+            assert_eq!(plan.actions[at + 1].id, line_id(), "the same action going on");
+        }
+        assert!(!plan.actions.iter().any(|action| matches!(action.deed, Deed::Line(_))), "no line again at {second}: {plan:?}");
+    }
+    assert_eq!(lifted, Some(10));
+    assert_eq!(deeds(&run.plan(61.0, &memory(Level::Normal, 0.5), &[in_a_group(200, 0, None, 99)])), ["release"]);
+
+    fn line_id() -> u64 {
+        1
+    }
+}
+
+#[test]
+fn memory_is_asked_back_only_where_it_would_be_seen_to_come() {
+    let mut settings = settings(vec![]);
+    settings.policy.memory.rule.on_high = vec![Rung::Reclaim];
+    let high = memory(Level::High, 0.85);
+    let fixed = |megabytes: u64| {
+        let mut seen = readings(at(0.0));
+        seen.memory.unreclaimable = crate::sampling::readings::Reading::Known(megabytes * MB);
+        seen
+    };
+    let ask = |seen: &Readings, one: Candidate| Planner::new(&settings).plan(std::slice::from_ref(&high), seen, &[one], at(0.0));
+    // 850 MB in use; back under 700 is what is asked for.
+    let swap = ask(&fixed(850), in_a_group(200, 1000, None, 0));
+    assert_eq!(swap.actions[0].deed, Deed::Reclaim(vec![Portion { slot: SlotId(1), bytes: 150 * MB, by: ReclaimBy::Group }]));
+    let nothing = ask(&fixed(850), in_a_group(200, 0, None, 0));
+    assert_eq!((deeds(&nothing), reasons(&nothing)), (vec![], vec!["unavailable"]));
+    assert!(nothing.refusals[0].detail.contains("file cache is not what is counted"), "{nothing:?}");
+    let cache = ask(&fixed(600), in_a_group(100, 0, None, 0));
+    assert_eq!(cache.actions[0].deed, Deed::Reclaim(vec![Portion { slot: SlotId(1), bytes: 100 * MB, by: ReclaimBy::Group }]));
+}
+
+#[test]
+fn a_fast_grower_is_stopped_in_turns_while_the_memory_of_another_comes_back() {
+    let mut run = Run::new(&settings(vec![]));
+    let mut grower = Candidate { slot: SlotId(2), growth: 5e7, memory: Some(100 * MB), ..in_a_group(0, 0, None, 0) };
+    Arc::make_mut(&mut grower.settings).priority = 5;
+    let victim = candidate(1, "web", 0.1, 500);
+    let critical = Verdict { growth: 5e7, ..memory(Level::Critical, 0.93) };
+    assert_eq!(run.plan(0.0, &critical, &[victim, grower.clone()]).actions[0].deed, Deed::Recycle(SlotId(1), Cause::Memory));
+    let stopping = [Candidate { running: false, busy: Some("recycling"), ..candidate(1, "web", 0.1, 500) }, grower.clone()];
+    let mut stops = Vec::new();
+    for tenth in 1..200 {
+        let second = f64::from(tenth) / 10.0;
+        let plan = run.plan(second, &critical, &stopping);
+        assert!(plan.actions.iter().all(|action| action.deed == Deed::Freeze(SlotId(2))), "{plan:?}");
+        stops.extend(plan.actions.iter().map(|_| second));
+    }
+    let stop = grower.settings.longest_stop.as_secs_f64();
+    assert!(!stops.is_empty() && stops.len() as f64 * stop <= 5.0, "{stops:?}");
+    assert!(stops.windows(2).all(|pair| pair[1] - pair[0] >= stop * 2.0 - 1e-9), "{stops:?}");
+}
+
 #[derive(Clone, Debug)]
 struct Tick {
     gap: u64,
@@ -432,7 +545,20 @@ proptest! {
             match tick.changes.0 {
                 0 => candidates[which].memory = Some(tick.changes.1 * MB),
                 1 => candidates[which].memory = None,
-                2 => candidates[which].growth = tick.changes.1 as f64 * 1e4,
+                2 => {
+                    candidates[which].growth = tick.changes.1 as f64 * 1e5;
+                    let cache = tick.changes.1 / 2;
+                    let slot = candidates[which].slot;
+                    candidates[which].grasp = in_a_group(cache.min(500), tick.changes.1 % 7 * 50, None, 0).grasp;
+                    let figures = candidates[which].grasp.figures.as_mut().unwrap();
+                    figures.slowed = tick.changes.1;
+                    // Sometimes the line we set is there, sometimes another, sometimes none.
+                    let lease = planner.courses.get(&Resource::Memory).and_then(|course| Some((course.slowed?.0, course.lease.as_ref()?.line)));
+                    if let Some((_, line)) = lease.filter(|(slowed, _)| *slowed == slot) {
+                        figures.line = (tick.changes.1 % 5 > 0).then_some(line);
+                        candidates[which].grasp.held = (tick.changes.1 % 3 > 0).then_some(Held::Set(line));
+                    }
+                }
                 3 => candidates[which].busy = (tick.changes.1 % 2 == 0).then_some("stopping"),
                 4 => {
                     slots += 1;
@@ -455,7 +581,8 @@ proptest! {
             let mut tried: Vec<&Resource> = Vec::new();
             for action in &plan.actions {
                 // Ids rise; shares sent anew keep theirs.
-                prop_assert!(action.id > newest || matches!(action.deed, Deed::Throttle(_)));
+                let may_go_on = matches!(action.deed, Deed::Throttle(_) | Deed::Line(_) | Deed::Lift(_) | Deed::Freeze(_));
+                prop_assert!(action.id > newest || may_go_on);
                 let is_new = action.id > newest;
                 newest = newest.max(action.id);
                 prop_assert!(!action.reason.is_empty());
@@ -485,10 +612,21 @@ proptest! {
                         prop_assert!(shares.iter().all(|share| share.cores.is_none_or(|cores| cores.is_finite() && cores >= 0.0)));
                         held.insert(action.resource.clone());
                     }
+                    Deed::Line(line) => {
+                        held.insert(action.resource.clone());
+                        let one = candidates.iter().find(|one| one.slot == line.slot).expect("a line is for a candidate");
+                        let figures = one.grasp.figures.expect("and for one whose memory is known");
+                        let movable = lease::movable(&figures, one.grasp.swap_room);
+                        prop_assert!(!is_new || movable as f64 >= 0.1 * figures.current as f64, "a line that would only stall");
+                        prop_assert!(line.bytes as f64 >= figures.current as f64 * 0.96 - 8192.0, "a small step: {:?}", line);
+                    }
+                    Deed::Freeze(slot) => {
+                        prop_assert!(!planner.flights.is_empty() && planner.flights.each().all(|(victim, _)| victim != *slot));
+                    }
                     Deed::Release => drop(held.remove(&action.resource)),
                     _ => {}
                 }
-                if is_new && !matches!(action.deed, Deed::Notify | Deed::Release) {
+                if is_new && !matches!(action.deed, Deed::Notify | Deed::Release | Deed::Freeze(_)) {
                     prop_assert!(!tried.contains(&&action.resource), "one action in flight per resource: {:?}", plan);
                     tried.push(&action.resource);
                 }

@@ -1,0 +1,172 @@
+//! Control groups: makes one of its own as the daemon would, does to a child in it what the daemon may have to do, and removes it.
+
+use super::report::{Level, Report};
+use super::{Means, Patient, tried};
+use crate::host::cgroupfs::{Kind, Version};
+use crate::host::group::{self, Group, Groups, LEAF};
+use crate::host::memory_group;
+use crate::host::probe::{self, Habit, Held, Subject};
+
+const AREA: &str = "control groups";
+const DELEGATE: &str =
+    "run the daemon where it has a group of its own: a systemd unit with Delegate=yes, or a container with a writable cgroup";
+
+pub fn examine(patient: &Patient, report: &mut Report, means: &mut Means) {
+    let layout = &patient.layout;
+    report.ok(AREA, "version", layout.kind.word());
+    let own = [("the v2 tree", &layout.unified), ("cpu", &layout.cpu), ("memory", &layout.memory)];
+    for (what, own) in own {
+        match own {
+            Some(own) => report.ok(AREA, format!("own group for {what}"), own.dir.display().to_string()),
+            None if layout.kind == Kind::None => {}
+            None => report.note(AREA, format!("own group for {what}"), "there is none here"),
+        }
+    }
+    if layout.kind == Kind::None {
+        report.bad(AREA, Level::Warn, "groups", "none are mounted", "workers are slowed by signals then, which works everywhere");
+        means.quota = Some(false);
+        return;
+    }
+    if !patient.is_live() {
+        report.note(AREA, "groups of our own", "not tried: this machine is a folder");
+        return;
+    }
+    if let Some(reason) = belongs_to_somebody(patient) {
+        report.note(AREA, "groups of our own", reason);
+        means.quota = patient.daemon.as_ref().map(|snapshot| snapshot.environment.enforcement == "cgroup");
+        return;
+    }
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    let mut groups = Groups::probe(layout, pid, &format!("doctor-{pid}"));
+    try_out(patient, report, means, &groups);
+    let made: Vec<_> = groups.made().to_vec();
+    groups.remove();
+    for folder in made.iter().filter(|folder| folder.exists()) {
+        let remedy = format!("rmdir {}", folder.display());
+        report.bad(AREA, Level::Warn, "tidying up", format!("{} could not be removed", folder.display()), remedy);
+    }
+}
+
+/// On v2 the parent of the workers' groups is changed to make them. While a daemon has it, it is not ours to try things on.
+fn belongs_to_somebody(patient: &Patient) -> Option<String> {
+    let unified = patient.layout.unified.as_ref()?;
+    if patient.layout.cpu.as_ref().is_none_or(|cpu| cpu.version != Version::V2) {
+        return None;
+    }
+    if let Some(snapshot) = &patient.daemon {
+        let enforcement = &snapshot.environment.enforcement;
+        return Some(format!(
+            "not tried: a daemon is running (pid {}) and has them; it says that it throttles by {enforcement}",
+            snapshot.daemon.pid
+        ));
+    }
+    let leaf = unified.dir.join(LEAF);
+    let members = probe::read_value(&leaf.join("cgroup.procs")).ok()?;
+    (!members.is_empty()).then(|| format!("not tried: {} holds a process, so a daemon has them", leaf.display()))
+}
+
+fn try_out(patient: &Patient, report: &mut Report, means: &mut Means, groups: &Groups) {
+    for limitation in groups.limitations() {
+        report.bad(AREA, Level::Note, "groups of our own", limitation.clone(), DELEGATE);
+    }
+    let group = match groups.create(&format!("{}doctor", group::REPLICA)) {
+        Ok(Some(group)) => group,
+        Ok(None) => {
+            report.bad(AREA, Level::Warn, "groups of our own", "none can be made; workers are slowed by signals instead", DELEGATE);
+            means.quota = Some(false);
+            return;
+        }
+        Err(error) => {
+            report.bad(AREA, Level::Warn, "groups of our own", format!("could not be made: {error}"), DELEGATE);
+            means.quota = Some(false);
+            return;
+        }
+    };
+    report.ok(AREA, "groups of our own", "made, and removed again");
+    // While nobody is in it.
+    memory(patient, report, means, &group);
+    match Subject::start(&patient.paths, Habit::Busy) {
+        Ok(subject) => with_subject(report, means, &group, subject),
+        Err(error) => report.bad(AREA, Level::Fail, "a child", format!("could not be started: {error}"), "look at ulimit -u and pids.max"),
+    }
+    group.remove();
+}
+
+fn with_subject(report: &mut Report, means: &mut Means, group: &Group, mut subject: Subject) {
+    let moved = subject.enter(group);
+    if !tried(report, AREA, "moving a child into a group", moved, |()| "done".to_owned(), Level::Warn, DELEGATE) {
+        means.quota = Some(false);
+        return;
+    }
+    quota(report, means, group, &subject);
+    match group.freezer() {
+        Some(folder) => {
+            let frozen = probe::freeze_and_thaw(folder);
+            tried(
+                report,
+                AREA,
+                "freezing a group",
+                frozen,
+                |()| "frozen and thawed".to_owned(),
+                Level::Note,
+                "workers are stopped by signals instead",
+            );
+            if group.kill() {
+                tried(
+                    report,
+                    AREA,
+                    "killing a group",
+                    subject.has_ended(),
+                    |()| "all of it at once".to_owned(),
+                    Level::Warn,
+                    "report this",
+                );
+            } else {
+                report.note(AREA, "killing a group", "there is no cgroup.kill (Linux 5.14); members are killed one by one");
+            }
+        }
+        None => report.note(AREA, "freezing and killing a group", "there is no v2 tree to do it in; signals serve instead"),
+    }
+}
+
+fn quota(report: &mut Report, means: &mut Means, group: &Group, subject: &Subject) {
+    let outcome = probe::quota(group, subject);
+    means.quota = Some(matches!(outcome, Ok(Some(_))));
+    match outcome {
+        Ok(None) => {
+            report.bad(AREA, Level::Note, "CPU quota", "there is no cpu controller in our groups; duty cycles serve instead", DELEGATE)
+        }
+        Err(error) => report.bad(AREA, Level::Note, "CPU quota", format!("cannot be set: {error}; duty cycles serve instead"), DELEGATE),
+        Ok(Some(Held { allowed, used, throttled: true })) => {
+            report.ok(AREA, "CPU quota", format!("a busy child held to {allowed:.2} cores used {used:.2}"));
+        }
+        Ok(Some(Held { allowed, used, throttled: false })) => report.note(
+            AREA,
+            "CPU quota",
+            format!("accepted; the child used {used:.2} of {allowed:.2} cores, the machine was too busy to see it held"),
+        ),
+    }
+}
+
+fn memory(patient: &Patient, report: &mut Report, means: &mut Means, group: &Group) {
+    let version = patient.layout.memory.as_ref().map(|own| own.version);
+    let (Some(version), Some(folder)) = (version, group.memory_accounting()) else {
+        report.note(AREA, "memory of a group", "no memory controller in our groups: what a worker uses is added up from its processes");
+        means.reclaim = Some(false);
+        return;
+    };
+    let memory_group::Tried { line, reclaim, .. } = memory_group::probe(version, folder);
+    let (line_is, reclaim_is) = match version {
+        Version::V2 => ("memory.high", "memory.reclaim"),
+        Version::V1 => ("memory soft limit (v1)", "memory.force_empty (v1)"),
+    };
+    means.reclaim = Some(reclaim.is_ok());
+    match line {
+        Ok(()) => report.ok(AREA, line_is, "set and taken back"),
+        Err(why) => report.note(AREA, line_is, format!("{why}; growing workers are slowed by their CPU instead")),
+    }
+    match reclaim {
+        Ok(()) => report.ok(AREA, reclaim_is, "the kernel takes the request"),
+        Err(why) => report.note(AREA, reclaim_is, format!("{why}; it takes cgroup v2 and Linux 5.19")),
+    }
+}

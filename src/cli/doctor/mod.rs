@@ -1,0 +1,106 @@
+//! `plimsoll doctor`: what can be read and done here, each with the reason and the remedy. Tests by doing, not by reading flags,
+//! on children and groups of its own; nothing it changes remains.
+//!
+//! On a machine that is a folder (`host.proc` and its like) it only reads, and says so.
+
+mod groups;
+mod ladder;
+mod machine;
+mod places;
+mod processes;
+pub mod report;
+
+use crate::config::{Settings, Sources};
+use crate::daemon::signals::Signals;
+use crate::host::Paths;
+use crate::host::cgroupfs::Layout;
+use crate::host::inventory::Platform;
+use crate::snapshot::Snapshot;
+
+use report::{Level, Report};
+
+/// What is looked at, and by what.
+pub struct Patient {
+    pub sources: Sources,
+    pub settings: Settings,
+    pub paths: Paths,
+    pub layout: Layout,
+    pub platform: Platform,
+    /// What the running daemon says, if there is one.
+    pub daemon: Option<Snapshot>,
+    /// Where it was found or looked for.
+    pub socket: Result<String, String>,
+}
+
+/// What was found to work, for the ladders. `None`: it was not tried.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Means {
+    pub quota: Option<bool>,
+    pub duty: Option<bool>,
+    pub nice: Option<bool>,
+    pub reclaim: Option<bool>,
+}
+
+/// Looks at a part of everything.
+type Step = fn(&Patient, &mut Report, &mut Means);
+
+/// Looks at everything. `None`: somebody wanted it to stop; what was made has been removed.
+pub fn examine(patient: &Patient) -> std::io::Result<Option<Report>> {
+    let mut signals = Signals::listen()?;
+    let mut report = Report::default();
+    let mut means = Means::default();
+    let steps: [Step; 5] = [
+        |patient, report, _| machine::examine(patient, report),
+        groups::examine,
+        processes::examine,
+        |patient, report, _| places::examine(patient, report),
+        ladder::examine,
+    ];
+    for step in steps {
+        step(patient, &mut report, &mut means);
+        // Each step takes back what it did before it ends.
+        let wanted =
+            |signal: &i32| [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP].contains(signal);
+        if signals.pending().iter().any(wanted) {
+            return Ok(None);
+        }
+    }
+    Ok(Some(report))
+}
+
+impl Patient {
+    /// True where things can be tried out: a machine, not a folder that looks like one.
+    pub fn is_live(&self) -> bool {
+        self.paths.is_live()
+    }
+
+    fn variable(&self, name: &str) -> Option<&str> {
+        self.sources.variable(name).filter(|value| !value.is_empty())
+    }
+}
+
+/// Enters the outcome of something that was tried.
+fn tried<T>(
+    report: &mut Report,
+    area: &'static str,
+    what: &str,
+    outcome: std::io::Result<T>,
+    works: impl FnOnce(T) -> String,
+    level: Level,
+    remedy: &str,
+) -> bool {
+    match outcome {
+        Ok(value) => {
+            report.ok(area, what, works(value));
+            true
+        }
+        Err(error) if level <= Level::Note => {
+            report.note(area, what, format!("does not work: {error}; {remedy}"));
+            false
+        }
+        Err(error) => {
+            report.bad(area, level, what, format!("does not work: {error}"), remedy);
+            false
+        }
+    }
+}

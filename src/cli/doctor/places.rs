@@ -1,0 +1,199 @@
+//! Folders, disks, ports and sockets the daemon needs or can use, and what the settings name.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::report::{Level, Report};
+use super::{Patient, tried};
+use crate::cli::render::{percent, size};
+use crate::config::settings::Worker;
+use crate::daemon::folders;
+use crate::host::{probe, process};
+
+const AREA: &str = "places";
+const WORKERS: &str = "workers";
+/// A file system that does not answer within this is taken for dead.
+const DISK_ANSWERS: Duration = Duration::from_secs(2);
+/// Less than this is soon full.
+const LITTLE: u64 = 64 << 20;
+
+const JOURNAL: &str = "/run/systemd/journal/socket";
+
+pub fn examine(patient: &Patient, report: &mut Report) {
+    daemon(patient, report);
+    let daemon = &patient.settings.daemon;
+    let runtime = folders::runtime_candidates(&daemon.runtime_dir, &patient.sources);
+    folder(patient, report, "runtime folder", "daemon.runtime_dir", &runtime, Level::Fail);
+    let state = folders::state_candidates(&daemon.state_dir, &patient.sources);
+    folder(patient, report, "state folder", "daemon.state_dir", &state, if daemon.state_dir.explicit { Level::Fail } else { Level::Warn });
+    ports(patient, report);
+    notified(patient, report);
+    let zones = jiff::tz::TimeZone::get("Europe/Berlin");
+    tried(
+        report,
+        AREA,
+        "time zone data",
+        zones.map_err(std::io::Error::other),
+        |_| "there".to_owned(),
+        Level::Note,
+        "install tzdata; without it only UTC can be named",
+    );
+    disks(patient, report);
+    for worker in &patient.settings.workers {
+        self::worker(patient, report, worker);
+    }
+    if patient.settings.workers.is_empty() {
+        report.note(WORKERS, "workers", "none in the settings: the machine is only watched, unless run -- COMMAND names one");
+    }
+}
+
+fn daemon(patient: &Patient, report: &mut Report) {
+    match (&patient.daemon, &patient.socket) {
+        (Some(snapshot), Ok(socket)) => {
+            report.ok(AREA, "daemon", format!("one runs on {socket} (pid {}, {})", snapshot.daemon.pid, snapshot.daemon.version));
+        }
+        (_, Err(why)) => report.note(AREA, "daemon", why.clone()),
+        (None, Ok(socket)) => {
+            report.bad(AREA, Level::Warn, "daemon", format!("something answers on {socket}, but not as a daemon does"), "plimsoll health")
+        }
+    }
+}
+
+/// The first of the folders that can be written to, or made.
+fn folder(patient: &Patient, report: &mut Report, what: &str, key: &str, candidates: &[PathBuf], level: Level) {
+    let mut refused = Vec::new();
+    for candidate in candidates {
+        // What is not there yet is made by the daemon: then its parent has to take it.
+        let there = candidate.ancestors().find(|folder| folder.is_dir());
+        let Some(there) = there else { continue };
+        match probe::write_file(there) {
+            Ok(()) => {
+                let made = if there == candidate { "written to".to_owned() } else { format!("can be made in {}", there.display()) };
+                let room = room(there);
+                let instead = if refused.is_empty() { String::new() } else { format!("; instead of {}", refused.join(", ")) };
+                let told = format!(
+                    "{} {made}{}{instead}",
+                    candidate.display(),
+                    room.as_ref().map_or(String::new(), |(_, told)| format!(", {told}"))
+                );
+                match room {
+                    Some((avail, _)) if avail < LITTLE => {
+                        report.bad(AREA, Level::Warn, what, told, "make room: a full disk means no record")
+                    }
+                    _ => report.ok(AREA, what, told),
+                }
+                return;
+            }
+            Err(error) => refused.push(format!("{} ({error})", candidate.display())),
+        }
+    }
+    // A daemon of another user has one all the same.
+    let level = if patient.daemon.is_some() { Level::Note } else { level };
+    report.bad(
+        AREA,
+        level,
+        what,
+        format!("cannot be used: {}", refused.join(", ")),
+        format!("set {key} to a folder this user may write to"),
+    );
+}
+
+fn room(folder: &Path) -> Option<(u64, String)> {
+    let space = probe::space_within(folder, DISK_ANSWERS)?.ok()?;
+    Some((space.avail, format!("{} free", size(space.avail as f64))))
+}
+
+fn ports(patient: &Patient, report: &mut Report) {
+    let ours = patient.daemon.as_ref().map(|snapshot| snapshot.daemon.listening.clone()).unwrap_or_default();
+    for address in &patient.settings.http.listen {
+        let what = format!("port {address}");
+        match probe::bind(*address) {
+            Ok(()) => report.ok(AREA, what, "free"),
+            Err(_) if ours.contains(&address.to_string()) => report.ok(AREA, what, "the running daemon listens on it"),
+            Err(error) if error.kind() == ErrorKind::AddrInUse => {
+                report.bad(AREA, Level::Fail, what, "somebody else listens on it", "stop that, or set another http.listen");
+            }
+            Err(error) => report.bad(AREA, Level::Fail, what, format!("cannot be listened on: {error}"), "set another http.listen"),
+        }
+        if !address.ip().is_loopback() && patient.settings.http.api_key.is_none() {
+            let remedy = "set http.api_key_file; until then everybody who can reach it sees /metrics, and control stays on this machine";
+            report.bad(AREA, Level::Warn, format!("port {address}"), "reachable from outside, and no key is set", remedy);
+        }
+    }
+}
+
+fn notified(patient: &Patient, report: &mut Report) {
+    let journal = Path::new(JOURNAL);
+    match journal.exists() {
+        true => {
+            let outcome = probe::reach_datagram(journal);
+            tried(report, AREA, "journal", outcome, |()| "reached".to_owned(), Level::Note, "the log goes to standard error");
+        }
+        false => report.note(AREA, "journal", "not there: the log goes to standard error, as JSON where that is no terminal"),
+    }
+    match (patient.variable("NOTIFY_SOCKET"), patient.variable("WATCHDOG_USEC")) {
+        (Some(socket), watchdog) => {
+            let watched = watchdog.map_or("no watchdog".to_owned(), |micros| format!("a watchdog of {micros} µs"));
+            report.note(AREA, "systemd", format!("is told things on {socket}, {watched}; this version does not speak to it"));
+        }
+        (None, _) => report.note(AREA, "systemd", "does not wait to be told anything here (no NOTIFY_SOCKET)"),
+    }
+}
+
+fn disks(patient: &Patient, report: &mut Report) {
+    for disk in &patient.settings.policy.disks {
+        let what = format!("disk {}", disk.path.display());
+        match probe::space_within(&disk.path, DISK_ANSWERS) {
+            None => {
+                report.bad(AREA, Level::Fail, what, "does not answer: a dead network or FUSE mount", "umount -l it, or take its rule away")
+            }
+            Some(Err(error)) => {
+                report.bad(AREA, Level::Fail, what, format!("cannot be asked: {error}"), "set another path in policy.disks")
+            }
+            Some(Ok(space)) => {
+                let used = space.size.saturating_sub(space.avail) as f64 / (space.size.max(1)) as f64;
+                report.ok(AREA, what, format!("{} of {} used", percent(used), size(space.size as f64)));
+            }
+        }
+    }
+}
+
+fn worker(patient: &Patient, report: &mut Report, worker: &Worker) {
+    let name = |what: &str| format!("{} {what}", worker.name);
+    // A script that speaks for a machine of another kind has other programs.
+    let path = worker.env.get("PATH").map(String::as_str).or(patient.sources.variable("PATH")).map(std::ffi::OsStr::new);
+    let program = worker.command.first().map_or("", String::as_str);
+    match process::resolve_program(program, path, worker.directory.as_deref()) {
+        Ok(found) => report.ok(WORKERS, name("program"), found.display().to_string()),
+        Err(error) => {
+            report.bad(WORKERS, Level::Fail, name("program"), error.to_string(), "install it, or set the PATH of the worker in its env")
+        }
+    }
+    if let Some(directory) = &worker.directory {
+        match directory.is_dir() {
+            true => report.ok(WORKERS, name("directory"), directory.display().to_string()),
+            false => report.bad(WORKERS, Level::Fail, name("directory"), format!("{} is no folder", directory.display()), "make it"),
+        }
+    }
+    if let Some(user) = &worker.user {
+        match process::identity(user, worker.group.as_deref()) {
+            Ok(identity) if identity.uid == rustix::process::geteuid().as_raw() || rustix::process::geteuid().is_root() => {
+                report.ok(WORKERS, name("user"), format!("{} is {}:{}", identity.name, identity.uid, identity.gid));
+            }
+            Ok(identity) => {
+                report.bad(
+                    WORKERS,
+                    Level::Fail,
+                    name("user"),
+                    format!("we may not become {}", identity.name),
+                    "run the daemon as root, or take user away",
+                );
+            }
+            Err(error) => report.bad(WORKERS, Level::Fail, name("user"), error.to_string(), "useradd it, or name another"),
+        }
+    }
+    if worker.limits.memory.is_none() && worker.recycle.memory.is_none() {
+        report.note(WORKERS, name("memory"), "no limits.memory and no recycle.memory: it is judged only together with everybody else");
+    }
+}

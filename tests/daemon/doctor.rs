@@ -1,0 +1,150 @@
+//! `doctor`: says what works here by doing it, leaves nothing behind, and stays honest beside a daemon and on a folder.
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Output, Stdio};
+
+use serde_json::Value;
+
+use crate::stage::{Stage, skip, wait_for};
+
+/// The findings, by what they are about.
+fn findings(output: &Output) -> Vec<Value> {
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let failed = report["findings"].as_array().expect("a list").iter().any(|finding| finding["level"] == "fail");
+    assert_eq!((report["ok"].as_bool(), output.status.code()), (Some(!failed), Some(i32::from(failed))), "{report:#}");
+    report["findings"].as_array().expect("a list").clone()
+}
+
+#[track_caller]
+fn about<'a>(findings: &'a [Value], what: &str) -> (&'a str, &'a str) {
+    let finding = findings.iter().find(|finding| finding["what"] == what).unwrap_or_else(|| panic!("{what}: {findings:#?}"));
+    (finding["level"].as_str().expect("a level"), finding["found"].as_str().expect("text"))
+}
+
+/// Folders below the control groups that are named for this doctor.
+fn groups_of_doctor(pid: u32) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                found.extend((entry.file_name() == *format!("plimsoll-doctor-{pid}")).then(|| entry.path()));
+                folders.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+const WORKERS: &str = "[http]
+listen = []
+[workers.web]
+command = {hungry}
+directory = \"{here}\"
+shed_signal = \"SIGUSR1\"
+[workers.free]
+command = {hungry}
+throttle = \"never\"
+protected = true
+";
+
+#[test]
+fn what_works_is_found_by_doing_it_and_nothing_is_left() {
+    let stage = Stage::new(WORKERS);
+    let doctor = stage.plimsoll(&["doctor", "--json"]).stdout(Stdio::piped()).spawn().expect("plimsoll can be started");
+    let pid = doctor.id();
+    let found = findings(&doctor.wait_with_output().expect("it is our child"));
+    assert!(groups_of_doctor(pid).is_empty(), "left behind: {:?}", groups_of_doctor(pid));
+
+    assert_eq!(about(&found, "pidfd").0, "ok");
+    let (level, told) = about(&found, "SIGSTOP and SIGCONT");
+    assert!(level == "ok" && told.starts_with("seen stopped after"), "{told}");
+    for what in ["runtime folder", "state folder", "web program", "web directory"] {
+        assert_eq!(about(&found, what).0, "ok", "{what}");
+    }
+    assert_eq!(about(&found, "policy.memory.on_high shed"), ("ok", "works: asks web"));
+    assert_eq!(about(&found, "policy.memory.on_critical recycle"), ("ok", "works: may take web"));
+    let throttle = about(&found, "policy.cpu.on_high throttle").1;
+    assert!(throttle.contains("free never, as it says") && throttle.starts_with("works: "), "{throttle}");
+
+    match found.iter().find(|finding| finding["what"] == "CPU quota" && finding["level"] == "ok") {
+        Some(quota) => {
+            let told = quota["found"].as_str().expect("text");
+            let used: f64 = told.rsplit(' ').next().and_then(|word| word.parse().ok()).expect("what it used");
+            assert!(used < 0.3, "a busy child was held: {told}");
+            assert!(throttle.contains("web by cgroup"), "{throttle}");
+        }
+        None => skip("no CPU quota can be set here, or the machine was too busy to see it hold"),
+    }
+    let text = String::from_utf8_lossy(&stage.ask(&["doctor"]).stdout).into_owned();
+    assert!(text.contains("\ncontrol groups\n") && text.trim_end().ends_with("no failure"), "{text}");
+}
+
+#[test]
+fn ended_half_way_it_leaves_nothing_either() {
+    let stage = Stage::new(WORKERS);
+    let mut doctor = stage.plimsoll(&["doctor"]).stdout(Stdio::null()).spawn().expect("plimsoll can be started");
+    // In the midst of it, if there are groups to be in the midst of.
+    wait_for("it is at work or done", || {
+        (!groups_of_doctor(doctor.id()).is_empty() || matches!(doctor.try_wait(), Ok(Some(_)))).then_some(())
+    });
+    let pid = rustix::process::Pid::from_child(&doctor);
+    // Not reaped yet, so the number is still its own; it may have ended.
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::INT);
+    let code = doctor.wait().expect("it is our child").code();
+    assert!(matches!(code, Some(0 | 130)), "{code:?}");
+    assert!(groups_of_doctor(doctor.id()).is_empty(), "left behind: {:?}", groups_of_doctor(doctor.id()));
+}
+
+#[test]
+fn what_fails_is_an_exit_code_and_has_a_remedy() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address");
+    let mut stage = Stage::new("");
+    stage.set = vec![format!("http.listen=[\"{address}\"]")];
+    let output = stage.ask(&["doctor", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let found = findings(&output);
+    assert_eq!(about(&found, &format!("port {address}")), ("fail", "somebody else listens on it"));
+    let bad = found.iter().filter(|finding| ["warn", "fail"].contains(&finding["level"].as_str().expect("a level")));
+    assert!(bad.clone().count() > 0 && bad.clone().all(|finding| finding["remedy"].is_string()), "{found:#?}");
+    drop(taken);
+
+    stage.write("[policy.memroy]\nhigh = 1\n");
+    assert_eq!(stage.ask(&["doctor"]).status.code(), Some(78), "wrong settings are a problem of their own");
+}
+
+#[test]
+fn beside_a_daemon_it_says_whose_things_are() {
+    let mut stage = Stage::new("[workers.web]\ncommand = {hungry}\n");
+    stage.set = vec!["http.listen=[\"127.0.0.1:0\"]".to_owned()];
+    stage.start();
+    let address = stage.status()["daemon"]["listening"][0].as_str().expect("an address").to_owned();
+    stage.set = vec![format!("http.listen=[\"{address}\"]")];
+    let found = findings(&stage.ask(&["doctor", "--json"]));
+    assert_eq!(about(&found, &format!("port {address}")), ("ok", "the running daemon listens on it"));
+    let (level, told) = about(&found, "daemon");
+    assert!(level == "ok" && told.contains(&format!("pid {}", stage.pid())), "{told}");
+    // It has done no harm.
+    assert_eq!(stage.worker("web"), stage.worker("web"));
+    assert!(stage.events_named("worker_exited").is_empty() && stage.events_named("degraded").is_empty());
+}
+
+#[test]
+fn a_machine_that_is_a_folder_is_only_read() {
+    let hosts = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hosts");
+    let mut seen = 0;
+    for entry in std::fs::read_dir(hosts).expect("the machines are there").flatten().filter(|entry| entry.path().join("proc").is_dir()) {
+        let mut stage = Stage::new("[http]\nlisten = []\n");
+        for (key, folder) in [("proc", "proc"), ("sys", "sys"), ("cgroup", "cgroup")] {
+            stage.set.push(format!("host.{key}={}", entry.path().join(folder).display()));
+        }
+        let found = findings(&stage.ask(&["doctor", "--json"]));
+        assert_eq!(about(&found, "signals, priorities, memory").1, "not tried: this machine is a folder", "{:?}", entry.path());
+        assert_eq!(about(&found, "memory limit").0, "ok", "{:?}", entry.path());
+        assert!(!found.iter().any(|finding| finding["what"] == "pidfd" || finding["what"] == "CPU quota"), "{found:#?}");
+        seen += 1;
+    }
+    assert!(seen >= 9, "only {seen} machines");
+}

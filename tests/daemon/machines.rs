@@ -1,0 +1,258 @@
+//! The whole binary on machines that are folders: what it says of them, and every file it writes there.
+//!
+//! `PLIMSOLL_BLESS=1 cargo test --test daemon machines` writes the expected files anew: read the difference before you
+//! keep it. What changes from run to run is replaced by `~`, each by its name: [`VOLATILE`].
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+use crate::machine::{Machine, recorded};
+use crate::stage::{Stage, skip, wait_for};
+
+/// One worker that does nothing, held to half a processor: where control groups can be written, that is seen.
+const SETTINGS: &str = "[sampling]
+interval = \"100ms\"
+[workers.web]
+command = {hungry}
+limits = { cpu = \"50%\" }";
+
+/// Metrics and fields of the status that are the daemon's or the worker's own and differ from run to run.
+const VOLATILE: [&str; 28] = [
+    // Metrics, by the beginning of their names.
+    "process_",
+    "plimsoll_tick_",
+    "plimsoll_reaction_seconds",
+    "plimsoll_config_last_reload_success_timestamp_seconds",
+    "plimsoll_log_",
+    "plimsoll_self_",
+    // Fields of the JSON.
+    "tick",
+    "taken_at",
+    "taken_at_steady",
+    "pid",
+    "started_at",
+    "config_file",
+    "config_reloaded_at",
+    "resident_bytes",
+    "virtual_bytes",
+    "cpu_seconds",
+    "open_fds",
+    "max_fds",
+    "since",
+    "uptime_seconds",
+    "tick_duration_seconds",
+    "tick_overruns_total",
+    "reaction_seconds",
+    "slot",
+    "started",
+    "late_seconds",
+    "wakeups_total",
+    "shed",
+];
+
+/// Figures of the real worker, where they are not read from a group in the folder.
+const OF_WORKER: [&str; 12] = [
+    "descriptors",
+    "threads",
+    "plimsoll_worker_cpu_seconds_total",
+    "plimsoll_worker_memory_bytes",
+    "plimsoll_worker_peak_memory_bytes",
+    "plimsoll_worker_throttle",
+    "memory_bytes",
+    "peak_memory_bytes",
+    "cpu_seconds_total",
+    "used_cores",
+    "throttle_ratio",
+    "throttled_seconds_total",
+];
+
+fn is_volatile(name: &str) -> bool {
+    VOLATILE.iter().any(|volatile| {
+        if volatile.ends_with('_') || volatile.starts_with("plimsoll_") { name.starts_with(volatile) } else { name == *volatile }
+    })
+}
+
+fn steady_page(page: &str) -> String {
+    let line = |line: &str| match line.rsplit_once(' ') {
+        Some((series, _)) if !line.starts_with('#') && (is_volatile(series) || OF_WORKER.iter().any(|name| series.starts_with(name))) => {
+            format!("{series} ~\n")
+        }
+        _ => format!("{line}\n"),
+    };
+    page.lines().map(line).collect()
+}
+
+fn steady_json(value: &mut Value, in_worker: bool) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                if is_volatile(name) || (in_worker && OF_WORKER.contains(&name.as_str())) {
+                    *field = Value::from("~");
+                } else {
+                    steady_json(field, in_worker || name == "workers");
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| steady_json(item, in_worker)),
+        _ => {}
+    }
+}
+
+fn compare(machine: &str, file: &str, found: &str) {
+    let path = recorded(machine).join("expected").join(file);
+    if std::env::var_os("PLIMSOLL_BLESS").is_some() {
+        fs::create_dir_all(path.parent().expect("a folder")).expect("it can be made");
+        fs::write(&path, found).expect("it can be written");
+        return;
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    let differs = expected.lines().zip(found.lines()).position(|(one, other)| one != other);
+    let at = differs.unwrap_or_else(|| expected.lines().count().min(found.lines().count()));
+    let line = |text: &str| text.lines().nth(at).unwrap_or("(the end)").to_owned();
+    assert!(
+        expected == found,
+        "{machine}/expected/{file}, line {}:\n  expected {}\n  found    {}\nPLIMSOLL_BLESS=1 writes it anew",
+        at + 1,
+        line(&expected),
+        line(found)
+    );
+}
+
+/// The folder itself mounted over itself, not to be written to; gone with it.
+struct ReadOnly(std::path::PathBuf);
+
+impl ReadOnly {
+    fn mount(folder: &Path) -> Option<ReadOnly> {
+        let mount = |words: &[&str]| Command::new("mount").args(words).arg(folder).output().is_ok_and(|output| output.status.success());
+        let path = folder.to_str()?.to_owned();
+        if !mount(&["--bind", &path]) {
+            return None;
+        }
+        let mounted = ReadOnly(folder.to_owned());
+        mount(&["-o", "remount,bind,ro"]).then_some(mounted)
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[track_caller]
+fn runs_on(name: &str) {
+    let mut stage = Stage::new(SETTINGS);
+    let machine = Machine::new(name, stage.path("machine"));
+    stage.set.extend(machine.settings());
+    let before = machine.contents();
+    // Containers see their groups, and may not write to them.
+    let is_read_only = fs::read_to_string(machine.root.join("proc/self/mountinfo")).is_ok_and(|mounts| {
+        mounts.lines().any(|line| line.contains(" /sys/fs/cgroup") && line.contains(" ro,") && line.contains("- cgroup"))
+    });
+    let mounted = if is_read_only { ReadOnly::mount(&machine.root.join("cgroup")) } else { None };
+    if is_read_only && mounted.is_none() {
+        return skip("nothing can be mounted here");
+    }
+    if !stage.start_under(Some(machine.reflex()), machine.meets()) {
+        return skip("no seccomp user notification here");
+    }
+    wait_for("the worker runs", || (stage.status()["daemon"]["ready"] == true).then_some(()));
+    // CPU is judged on a mean over a second.
+    wait_for("rates", || stage.status()["policy"]["resources"][0]["utilization"].as_f64());
+
+    let pid = stage.pid();
+    let folder = stage.path("");
+    let people = |text: &str| {
+        let mut text = text.replace(folder.to_str().expect("a path").trim_end_matches('/'), "STAGE");
+        for (pid, who) in &machine.deeds.lock().expect("whole").people {
+            text = replace_number(&text, &pid.to_string(), who);
+        }
+        text
+    };
+    let page = stage.request("GET", "/metrics").expect("the page").body;
+    let json = stage.ask(&["status", "--json"]);
+    let text = stage.ask(&["status"]);
+    assert!(json.status.success() && text.status.success(), "{json:?} {text:?}");
+    let mut json: Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    steady_json(&mut json, false);
+    compare(name, "metrics.prom", &steady_page(&page));
+    compare(name, "status.json", &people(&(serde_json::to_string_pretty(&json).expect("JSON") + "\n")));
+    compare(name, "status.txt", &steady_screen(&people(&String::from_utf8_lossy(&text.stdout))));
+
+    assert_eq!(stage.stop(), 0);
+    let deeds = machine.deeds.lock().expect("whole");
+    let mut written: String = deeds.lines.iter().map(|line| format!("{line}\n")).collect();
+    for (pid, who) in &deeds.people {
+        written = replace_number(&written, &pid.to_string(), who);
+    }
+    compare(name, "written.txt", &written);
+    let after = machine.contents();
+    let differs = |path: &&std::path::PathBuf| before.get(*path) != after.get(*path);
+    let left: Vec<_> = before.keys().chain(after.keys()).filter(differs).collect();
+    assert!(left.is_empty(), "not as it was before: {left:?}");
+    let strangers: Vec<_> = deeds.signalled.iter().filter(|target| !deeds.people.contains_key(target)).collect();
+    assert!(strangers.is_empty(), "signalled {strangers:?}, none of {:?} ({pid})", deeds.people);
+    let allowed = |path: &Path| path.starts_with(&folder) || path.starts_with("/dev") || path.ends_with("oom_score_adj");
+    let outside: Vec<_> = deeds.outside.iter().filter(|path| !allowed(path)).collect();
+    assert!(outside.is_empty(), "written to: {outside:?}");
+    drop(mounted);
+}
+
+/// Only where it stands alone: 12 is not in 123.
+fn replace_number(text: &str, number: &str, by: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(number) {
+        let (before, after) = (&rest[..at], &rest[at + number.len()..]);
+        let is_digit = |character: Option<char>| character.is_some_and(|character| character.is_ascii_digit());
+        out.push_str(before);
+        out.push_str(if is_digit(before.chars().last()) || is_digit(after.chars().next()) { number } else { by });
+        rest = after;
+    }
+    out + rest
+}
+
+/// The screen without how long it has been up and what the real worker uses.
+fn steady_screen(text: &str) -> String {
+    let line = |line: &str| match (line.split_once(", up "), line.split_whitespace().collect::<Vec<_>>().as_slice()) {
+        (Some((before, _)), _) => format!("{before}, up ~\n"),
+        // Not in columns: the width of a number is the number's.
+        (None, ["web", state, pid, _cpu, _memory, _unit, rest @ ..]) => format!("web {state} {pid} ~ ~ {}\n", rest.join(" ")),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(line).collect()
+}
+
+macro_rules! machines {
+    ($($test:ident: $name:literal,)*) => { $(#[test] fn $test() { runs_on($name); })* };
+}
+
+machines! {
+    v2_bare: "v2-bare",
+    v1: "v1",
+    v1_hierarchical: "v1-hierarchical",
+    hybrid: "hybrid",
+    docker_v1: "docker-v1",
+    docker_v2: "docker-v2",
+    parent_limit: "parent-limit",
+    delegated_unit: "delegated-unit",
+    kubernetes_shared_pids: "kubernetes-shared-pids",
+    readonly_cgroupfs: "readonly-cgroupfs",
+    no_psi: "no-psi",
+    no_cgroup: "no-cgroup",
+    limit_above_machine: "limit-above-machine",
+}
+
+#[test]
+fn every_recorded_machine_is_run_on() {
+    let listed = include_str!("machines.rs");
+    for entry in fs::read_dir(recorded("")).expect("the machines").flatten().filter(|entry| entry.path().is_dir()) {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        assert!(listed.contains(&format!(": \"{name}\",")), "{name} has no test");
+        let readme = include_str!("../fixtures/hosts/README.md");
+        assert!(readme.contains(&format!("| `{name}` |")), "README.md does not say where {name} comes from");
+    }
+}

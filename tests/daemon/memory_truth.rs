@@ -1,0 +1,151 @@
+//! What counts as used: in a real memory group, cache filled to the limit raises no alarm; the same amount of anonymous or
+//! shared memory does.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::outside;
+use crate::stage::{Stage, skip, wait_for};
+
+const LIMIT: u64 = 160 << 20;
+
+/// A memory group of our own with a limit, removed with what is left in it.
+struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    /// The reason where this machine has none for us.
+    fn make(name: &str) -> Result<MemoryGroup, String> {
+        let groups = outside::groups(std::process::id() as i32);
+        let own = groups.iter().find(|(controller, _)| controller == "memory").map(|(_, folder)| folder);
+        let folder = own.ok_or("no memory group of v1")?.join(format!("{name}-{}", std::process::id()));
+        fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        let group = MemoryGroup(folder);
+        let limit = fs::write(group.0.join("memory.limit_in_bytes"), LIMIT.to_string());
+        limit.map_err(|error| format!("no limit can be set: {error}")).map(|()| group)
+    }
+
+    fn number(&self, file: &str) -> u64 {
+        fs::read_to_string(self.0.join(file)).expect("the group is there").trim().parse().expect("a number")
+    }
+
+    /// Starts the stage's daemon in it; its workers follow.
+    fn start(&self, stage: &mut Stage) {
+        let mut command = stage.plimsoll(&["run"]);
+        let procs = File::options().write(true).open(self.0.join("cgroup.procs")).expect("the group is ours");
+        // SAFETY: one write between fork and exec.
+        unsafe {
+            command.pre_exec(move || Ok(rustix::io::write(&procs, b"0").map(|_| ())?));
+        }
+        stage.launch_as(command);
+        stage.event("daemon_started", |_| true);
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(&self.0).into_iter().flatten().flatten().filter(|entry| entry.path().is_dir()) {
+            outside::remove_group(&entry.path());
+        }
+        outside::remove_group(&self.0);
+    }
+}
+
+/// Settings that only tell, and one worker.
+fn settings(worker: &str) -> String {
+    format!(
+        "[policy.memory]
+        sustain = \"500ms\"
+        on_high = [\"notify\"]
+        on_critical = [\"notify\"]
+        [workers.web]
+        command = {worker}"
+    )
+}
+
+fn memory(stage: &Stage) -> Value {
+    let status = stage.status();
+    let resources = status["policy"]["resources"].as_array().expect("a list").clone();
+    resources.into_iter().find(|resource| resource["resource"] == "memory").expect("memory is judged")
+}
+
+#[test]
+fn cache_filled_to_the_limit_raises_no_alarm() {
+    let group = match MemoryGroup::make("plimsoll-test-cache") {
+        Ok(group) => group,
+        Err(reason) => return skip(&reason),
+    };
+    let mut stage = Stage::new(&settings(r#"["sh", "-c", "while :; do cat {here}/big > /dev/null; done"]"#));
+    // Four times the limit, read over and over: its pages come from holes, which fill the cache all the same.
+    File::create(stage.path("big")).and_then(|file| file.set_len(4 * LIMIT)).expect("the disk has room for nothing");
+    group.start(&mut stage);
+    assert_eq!(stage.status()["memory"]["limit_bytes"], LIMIT);
+    wait_for("the group is full of cache", || (group.number("memory.usage_in_bytes") >= LIMIT / 100 * 98).then_some(()));
+    wait_for("the kernel takes it back again", || (group.number("memory.failcnt") > 200).then_some(()));
+    let since = stage.status()["tick"].as_u64().expect("a number");
+    wait_for("ten more ticks", || stage.status()["tick"].as_u64().filter(|tick| *tick >= since + 10));
+
+    let memory = memory(&stage);
+    assert_eq!((&memory["state"], &memory["measure"]), (&"normal".into(), &"unreclaimable".into()), "{memory}");
+    assert!(memory["utilization"].as_f64().is_some_and(|share| share < 0.3), "{memory}");
+    let status = stage.status();
+    assert!(status["memory"]["current_bytes"].as_u64().is_some_and(|bytes| bytes >= LIMIT / 100 * 95), "{}", status["memory"]);
+    assert!(status["memory"]["refaulted_bytes_total"].as_u64().is_some_and(|bytes| bytes > 0), "{}", status["memory"]);
+    assert_eq!(stage.events_named("verdict_changed"), Vec::<Value>::new());
+    // The worker's own figure does not count it either.
+    let own = status["workers"][0]["replicas"][0]["memory_bytes"].as_u64();
+    assert!(own.is_some_and(|bytes| bytes < LIMIT / 4), "{own:?}");
+    assert_eq!(stage.stop(), 0);
+}
+
+#[test]
+fn anonymous_memory_to_the_same_height_does() {
+    let group = match MemoryGroup::make("plimsoll-test-anonymous") {
+        Ok(group) => group,
+        Err(reason) => return skip(&reason),
+    };
+    let mut stage = Stage::new(&settings("{hungry leak=30 cap=145}"));
+    group.start(&mut stage);
+    alarmed(&stage, 0.80);
+    assert_eq!(stage.stop(), 0);
+}
+
+/// Removed whatever becomes of the test: it would hold its memory for ever.
+struct Shared(PathBuf);
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn shared_memory_to_the_same_height_does() {
+    if !Path::new("/dev/shm").is_dir() {
+        return skip("no /dev/shm");
+    }
+    let group = match MemoryGroup::make("plimsoll-test-shared") {
+        Ok(group) => group,
+        Err(reason) => return skip(&reason),
+    };
+    let shared = Shared(PathBuf::from(format!("/dev/shm/plimsoll-test-{}", std::process::id())));
+    let fill = format!("dd if=/dev/zero of={} bs=1M count=140 2>/dev/null; exec sleep 1000", shared.0.display());
+    let mut stage = Stage::new(&settings(&format!(r#"["sh", "-c", "{fill}"]"#)));
+    group.start(&mut stage);
+    alarmed(&stage, 0.80);
+    let own = wait_for("the worker's own figure", || {
+        let status = stage.status();
+        status["workers"][0]["replicas"][0]["memory_bytes"].as_u64().filter(|bytes| *bytes > LIMIT / 2)
+    });
+    assert!(own <= LIMIT, "{own}");
+    assert_eq!(stage.stop(), 0);
+}
+
+/// Memory is over its line, by what cannot be given back.
+fn alarmed(stage: &Stage, line: f64) {
+    let changed = stage.event("verdict_changed", |event| event["resource"] == "memory" && event["state"] != "normal");
+    assert_eq!(changed["measure"], "unreclaimable", "{changed}");
+    assert!(changed["utilization"].as_f64().is_some_and(|share| share >= line), "{changed}");
+}
