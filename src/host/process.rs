@@ -78,6 +78,12 @@ impl Process {
         Ok(Process::open_number(paths, seen.pid)?.filter(|(_, now)| is_it(now)).map(|(process, _)| process))
     }
 
+    /// Opens what a frozen group lists as its member. Only if the group still lists the number afterwards it was the
+    /// member: nobody is born in a frozen group, and a stranger is in another.
+    pub fn open_listed(paths: &Paths, pid: i32) -> io::Result<Option<Process>> {
+        Ok(Process::open_number(paths, pid)?.map(|(process, _)| process))
+    }
+
     fn open_number(paths: &Paths, pid: i32) -> io::Result<Option<(Process, Stat)>> {
         let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
         let pidfd = match rustix::process::pidfd_open(number, PidfdFlags::empty()) {
@@ -131,7 +137,7 @@ impl Process {
     }
 
     /// True until it is reaped; so long its number is its own.
-    fn is_here(&self) -> io::Result<bool> {
+    pub fn is_here(&self) -> io::Result<bool> {
         match self.signal(Signal(0)) {
             Ok(delivery) => Ok(delivery == Delivery::Delivered),
             // Somebody we may not signal is there.
