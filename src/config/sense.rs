@@ -5,6 +5,7 @@ use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::file::{self, File};
 use super::layers::Sources;
@@ -170,7 +171,7 @@ impl Sense<'_> {
         let mut seen: Vec<PathBuf> = Vec::new();
         for (index, disk) in policy.disks.iter_mut().enumerate() {
             let judged = self.disk(index, disk);
-            let real = std::fs::canonicalize(&judged.path).unwrap_or_else(|_| judged.path.clone());
+            let real = canonical(&judged.path).and_then(Result::ok).unwrap_or_else(|| judged.path.clone());
             if !disk.path.is_empty() && seen.contains(&real) {
                 let key = format!("{}.path", self.item("policy.disks", index));
                 self.refuse(&key, format!("{:?} is there twice", disk.path), "one rule for each folder");
@@ -273,7 +274,8 @@ impl Sense<'_> {
                 let place = self.place_of_key(key);
                 self.push(&path_key, place, "is missing".to_owned(), "a folder on the file system that is watched", None);
             }
-        } else if let Err(error) = std::fs::metadata(&full) {
+        } else if let Some(Err(error)) = canonical(&full) {
+            // One that does not answer may well be there: the daemon asks it again and again, and says so.
             self.refuse(&path_key, format!("{path:?} {}", not_there(&error)), "a folder on the file system that is watched");
         }
         full
@@ -544,6 +546,20 @@ fn not_there(error: &std::io::Error) -> String {
         std::io::ErrorKind::NotFound => "is not there".to_owned(),
         _ => format!("cannot be reached: {error}"),
     }
+}
+
+/// How long a disk may take to say whether a folder is on it.
+const PATIENCE: Duration = Duration::from_millis(250);
+
+/// The folder as the kernel sees it. `None` when its disk does not answer: on a dead network or FUSE mount the question
+/// never returns, so it is asked by a thread of its own, which is left behind then.
+fn canonical(path: &Path) -> Option<std::io::Result<PathBuf>> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let path = path.to_path_buf();
+    // Whoever asked may have stopped waiting.
+    let ask = move || drop(tell.send(std::fs::canonicalize(path)));
+    std::thread::Builder::new().name("disk".into()).stack_size(64 * 1024).spawn(ask).ok()?;
+    told.recv_timeout(PATIENCE).ok()
 }
 
 /// Why a file cannot be run.

@@ -10,6 +10,7 @@ use crate::actuators::brake::Brake;
 use crate::actuators::throttle::Throttle;
 use crate::config::{Settings, Sources};
 use crate::host::clock::Moment;
+use crate::host::process::DescriptorReserve;
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
 use crate::http::control::Request;
@@ -71,6 +72,7 @@ pub struct Guardian {
     pub folders: Folders,
     pub stops: Arc<StopTable>,
     pub sentinel: Option<Sentinel>,
+    pub reserve: DescriptorReserve,
     pub log: Guard,
 }
 

@@ -223,8 +223,11 @@ impl Guardian {
             None => PollFd::new(&self.wake, PollFlags::empty()),
         };
         let mut fds = [PollFd::new(&self.wake, PollFlags::IN), PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN), bell];
+        self.reserve.keep();
+        let woken = rustix::event::poll(&mut fds, Some(&timeout));
+        self.reserve.lend();
         // An interrupted wait is a signal that has arrived; whatever it was, the loop looks.
-        if rustix::event::poll(&mut fds, Some(&timeout)).is_err() {
+        if woken.is_err() {
             return;
         }
         let [_, _, bell] = fds;

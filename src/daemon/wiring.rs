@@ -20,7 +20,7 @@ use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
 use crate::host::group::Groups;
 use crate::host::inventory::Platform;
-use crate::host::process;
+use crate::host::process::{self, DescriptorReserve};
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
 use crate::http::control::CommandQueue;
@@ -131,7 +131,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     if let Err(error) = process::become_subreaper() {
         early.push(Event::Degraded { part: "subreaper", detail: error.to_string() });
     }
-    let descriptors = process::raise_descriptor_limit();
+    let reserve = DescriptorReserve::take();
     // Nobody waits for the daemon's own priority; workers get the ordinary one back.
     let _ = process::set_own_nice(-10);
     let command = (!sources.command.is_empty()).then(|| Command {
@@ -144,7 +144,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         env,
         keeper: pid,
         oom_score_adj: Some((ours + ABOVE_OURS).max(inherited_score).clamp(-1000, 1000)),
-        descriptors,
+        descriptors: reserve.found,
         command,
     });
 
@@ -208,6 +208,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         folders,
         stops,
         sentinel,
+        reserve,
         log,
     })
 }

@@ -376,6 +376,12 @@ pub fn spawn(launch: &Launch) -> io::Result<i32> {
     i32::try_from(child.id()).map_err(|_| io::Error::other("pid out of range"))
 }
 
+/// True when a process could not be started for want of something that comes back: memory, a place in the table of
+/// processes, a descriptor.
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE))
+}
+
 /// Runs in the child between fork and exec: async-signal-safe calls only.
 fn in_child(
     parent: Pid,
@@ -502,16 +508,49 @@ pub fn become_subreaper() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
-/// Raises the soft limit on descriptors to the hard one and returns what workers are to get back: (soft, hard).
-pub fn raise_descriptor_limit() -> Option<(u64, u64)> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let (soft, hard) = (limit.current?, limit.maximum?);
-    let wanted = hard.min(65_536);
-    if soft < wanted {
-        let raised = rustix::process::Rlimit { current: Some(wanted), maximum: Some(hard) };
-        rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).ok()?;
+/// The last descriptors there are, kept for the thread that looks and acts: to read who is to be ended, to write a limit
+/// and to start a worker takes a few, and they must be there when a flood of clients has taken all others.
+///
+/// Kept by the soft limit, which is raised over them only while that thread is awake.
+#[derive(Debug)]
+pub struct DescriptorReserve {
+    /// All that we may have. `None`: there is no limit, or it may not be moved.
+    all: Option<(u64, u64)>,
+    reserve: u64,
+    /// The (soft, hard) limit that was found: what workers get back.
+    pub found: Option<(u64, u64)>,
+}
+
+/// What one look and one action need at once, with room to spare.
+const RESERVE: u64 = 32;
+
+impl DescriptorReserve {
+    /// Raises the soft limit to the hard one, and keeps the last of it back.
+    pub fn take() -> DescriptorReserve {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let found = limit.current.zip(limit.maximum);
+        let all = found.map(|(_, hard)| (hard.min(65_536), hard));
+        let reserve = DescriptorReserve { all, reserve: all.map_or(0, |(all, _)| RESERVE.min(all / 4)), found };
+        reserve.lend();
+        reserve
     }
-    Some((soft, hard))
+
+    /// From now on everybody may open all there are.
+    pub fn lend(&self) {
+        self.limit_to(0);
+    }
+
+    /// From now on nobody may open the last of them; what is open stays open.
+    pub fn keep(&self) {
+        self.limit_to(self.reserve);
+    }
+
+    fn limit_to(&self, held_back: u64) {
+        let Some((all, hard)) = self.all else { return };
+        let limit = rustix::process::Rlimit { current: Some(all.saturating_sub(held_back)), maximum: Some(hard) };
+        // Refused only where somebody has lowered the hard limit since: then there is nothing to keep.
+        let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, limit);
+    }
 }
 
 /// Our own `oom_score_adj`.

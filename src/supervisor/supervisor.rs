@@ -209,6 +209,11 @@ impl Supervisor {
                     now.steady,
                     spread(self.next_slot),
                 );
+                let next = match next {
+                    // That no process can be made is no fault of the program: it is tried for as long as it takes.
+                    Next::Failed if process::is_shortage(&error) => Next::StartAt(now.steady + worker.backoff.longest),
+                    next => next,
+                };
                 let is_command = self.around.command.as_ref().is_some_and(|command| command.worker == worker.name);
                 let next = if is_command && replica.last_exit.is_none() { Next::Stopped } else { next };
                 replica.state = state::cleared(next, now.steady);

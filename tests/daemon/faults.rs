@@ -1,14 +1,19 @@
 //! What breaks around it does not stop the daemon.
 
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::process::Command;
 
+use rustix::io::Errno;
+
+use crate::kernel::{Call, Fault};
+use crate::machine::Machine;
 use crate::outside;
-use crate::stage::{Stage, skip, wait_for};
+use crate::stage::{Stage, skip, skip_even_in_ci, wait_for};
 
 /// It answers, it ticks, and its workers run.
 #[track_caller]
-fn assert_well(stage: &Stage) {
+pub fn assert_well(stage: &Stage) {
     let tick = |stage: &Stage| stage.status()["tick"].as_u64().expect("a number");
     let before = tick(stage);
     wait_for("another tick", || (tick(stage) > before).then_some(()));
@@ -169,4 +174,126 @@ fn a_worker_that_cannot_be_held_is_not_left_running() {
     wait_for("nobody runs", || stage.population().is_empty().then_some(()));
     assert_eq!(stage.stop(), 0);
     assert_eq!(stage.population(), []);
+}
+
+/// A mount whose server never says a word: whoever asks it for anything waits for ever. Gone with it.
+struct DeadMount {
+    folder: std::path::PathBuf,
+    _server: fs::File,
+}
+
+impl DeadMount {
+    fn mount(folder: std::path::PathBuf) -> Option<DeadMount> {
+        fs::create_dir_all(&folder).expect("it is ours");
+        let server = fs::File::options().read(true).write(true).open("/dev/fuse").ok()?;
+        let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
+        let text = |text: &str| std::ffi::CString::new(text).expect("no zero in it");
+        let (what, place, options) = (text("fuse"), text(folder.to_str()?), text(&options));
+        // SAFETY: all strings end in a zero and live through the call.
+        let result = unsafe { libc::mount(what.as_ptr(), place.as_ptr(), what.as_ptr(), 0, options.as_ptr().cast()) };
+        (result == 0).then_some(DeadMount { folder, _server: server })
+    }
+}
+
+impl Drop for DeadMount {
+    fn drop(&mut self) {
+        // Looks at nothing inside.
+        let _ = Command::new("umount").args(["-l", "-i", "-n"]).arg(&self.folder).status();
+    }
+}
+
+#[test]
+fn a_dead_mount_hangs_nobody_and_is_not_taken_for_an_empty_disk() {
+    let mut stage = Stage::new(
+        "[sampling]
+        interval = \"200ms\"
+        [[policy.disks]]
+        path = \"{here}/dead\"
+        high = \"80%\"
+        [[policy.disks]]
+        path = \"/\"
+        high = \"99%\"
+        [workers.web]
+        command = {hungry}",
+    );
+    let Some(dead) = DeadMount::mount(stage.path("dead")) else { return skip_even_in_ci("no FUSE here") };
+    stage.start();
+    wait_for("it is told", || stage.metric("plimsoll_source_errors_total{source=\"statvfs\"}").filter(|errors| *errors >= 3.0));
+    wait_for("the other disk is read", || stage.metric("plimsoll_filesystem_size_bytes{mountpoint=\"/\"}").filter(|size| *size > 0.0));
+    let page = wait_for("the page", || stage.request("GET", "/metrics")).body;
+    assert!(!page.lines().any(|line| line.starts_with("plimsoll_filesystem") && line.contains("/dead")), "unknown is absent");
+    let begun = stage.status()["tick"].as_u64();
+    wait_for("ticks in time", || (stage.status()["tick"].as_u64() > begun.map(|tick| tick + 10)).then_some(()));
+    assert_well(&stage);
+    assert_eq!(stage.stop(), 0);
+    drop(dead);
+}
+
+/// What is wrong with the files of memory, and nothing is known of it any more.
+const LOST: [(&str, [(Call, &str, Fault); 2]); 4] = [
+    ("EIO", [(Call::Read, "/memory.current", Fault::Fails(Errno::IO)), (Call::Read, "/memory.stat", Fault::Fails(Errno::IO))]),
+    ("empty", [(Call::Read, "/memory.current", Fault::Says("")), (Call::Read, "/memory.stat", Fault::Says(""))]),
+    ("gone", [(Call::Open, "/memory.current", Fault::Fails(Errno::NOENT)), (Call::Open, "/memory.stat", Fault::Fails(Errno::NOENT))]),
+    ("EPERM", [(Call::Open, "/memory.max", Fault::Fails(Errno::PERM)), (Call::Open, "/memory.stat", Fault::Fails(Errno::PERM))]),
+];
+
+#[test]
+fn memory_that_cannot_be_read_keeps_its_level_and_is_told() {
+    let mut stage = Stage::new("[sampling]\ninterval = \"100ms\"");
+    let machine = Machine::new("docker-v2", stage.path("machine"));
+    stage.set.extend(machine.settings());
+    machine.write("cgroup/memory.max", "230686720");
+    if !stage.start_under(None, |_| {}) {
+        return skip("no seccomp user notification here");
+    }
+    let errors = |stage: &Stage| stage.metric("plimsoll_source_errors_total{source=\"cgroup\"}").unwrap_or(0.0);
+    let state = |stage: &Stage| stage.metric("plimsoll_policy_state{resource=\"memory\",state=\"critical\"}");
+    wait_for("critical", || state(&stage).filter(|on| *on == 1.0));
+    for (name, rules) in LOST {
+        let before = errors(&stage);
+        stage.rules().set(rules);
+        if name != "gone" {
+            wait_for(name, || (errors(&stage) > before + 5.0).then_some(()));
+        }
+        wait_for(name, || stage.metric("plimsoll_policy_utilization_ratio{resource=\"memory\"}").is_none().then_some(()));
+        let tick = stage.status()["tick"].as_u64();
+        wait_for("ticks", || (stage.status()["tick"].as_u64() > tick.map(|tick| tick + 10)).then_some(()));
+        assert_eq!(state(&stage), Some(1.0), "{name}: what was critical is so until the contrary is seen");
+        assert_eq!(stage.metric("plimsoll_memory_working_set_bytes"), None, "{name}: unknown is absent");
+        assert_well(&stage);
+        stage.rules().clear();
+        wait_for("it is read again", || stage.metric("plimsoll_policy_utilization_ratio{resource=\"memory\"}"));
+        assert_eq!(state(&stage), Some(1.0), "{name}");
+    }
+    assert_eq!(stage.events_named("verdict_changed").iter().filter(|event| event["resource"] == "memory").count(), 1);
+    machine.write("cgroup/memory.max", "536870912");
+    wait_for("normal", || state(&stage).filter(|on| *on == 0.0));
+    assert_eq!(stage.stop(), 0);
+}
+
+#[test]
+fn interrupted_reads_and_a_hanging_disk_cost_no_tick() {
+    let mut stage = Stage::new(&format!("{HOG}\n[[policy.disks]]\npath = \"/\"\nhigh = \"99%\""));
+    if !stage.start_under(None, |_| {}) {
+        return skip("no seccomp user notification here");
+    }
+    stage.event("throttle_engaged", |event| event["resource"] == "cpu");
+    stage.rules().set([
+        (Call::Read, "/meminfo", Fault::FailsOnceInAWhile(Errno::INTR)),
+        (Call::Read, "/stat", Fault::FailsOnceInAWhile(Errno::INTR)),
+        (Call::Read, "/statm", Fault::FailsOnceInAWhile(Errno::INTR)),
+        (Call::Statfs, "/", Fault::Hangs),
+    ]);
+    wait_for("the disk is told", || stage.metric("plimsoll_source_errors_total{source=\"statvfs\"}").filter(|errors| *errors > 0.0));
+    assert_eq!(stage.metric("plimsoll_source_errors_total{source=\"procfs\"}"), Some(0.0), "an interrupted read is done again");
+    assert_well(&stage);
+    stage.rules().clear();
+    let errors = || stage.metric("plimsoll_source_errors_total{source=\"statvfs\"}");
+    wait_for("the disk is back", || {
+        let before = errors();
+        let tick = stage.status()["tick"].as_u64();
+        wait_for("a tick", || (stage.status()["tick"].as_u64() > tick).then_some(()));
+        (errors() == before).then_some(())
+    });
+    assert_eq!(stage.stop(), 0);
 }

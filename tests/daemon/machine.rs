@@ -130,6 +130,10 @@ fn meet(root: &Path, deeds: &mut Deeds, thread: i32) {
     let _ = symlink(format!("/proc/{pid}"), root.join(format!("proc/{pid}")));
 }
 
+fn parent_of(pid: i32) -> Option<i32> {
+    crate::outside::process(pid).map(|process| process.parent)
+}
+
 fn react(root: &Path, deeds: &mut Deeds, asked: &Asked) -> Option<Result<i64, Errno>> {
     let groups = root.join("cgroup");
     let error = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
@@ -143,6 +147,13 @@ fn react(root: &Path, deeds: &mut Deeds, asked: &Asked) -> Option<Result<i64, Er
         Call::Open => {
             if asked.to_write && inside.is_none() {
                 deeds.outside.insert(asked.path.clone());
+            }
+            // A child that was asked for before its own first call.
+            let wanted = inside
+                .as_ref()
+                .and_then(|inside| inside.strip_prefix("proc").ok()?.components().next()?.as_os_str().to_str()?.parse().ok());
+            if let Some(pid) = wanted.filter(|pid| parent_of(*pid).is_some_and(|parent| deeds.people.contains_key(&parent))) {
+                meet(root, deeds, pid);
             }
             if is_group_file && asked.path.ends_with("cgroup.procs") {
                 forget_the_dead(&asked.path);

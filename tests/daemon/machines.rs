@@ -14,7 +14,7 @@ use crate::stage::{Stage, skip, wait_for};
 
 /// One worker that does nothing, held to half a processor: where control groups can be written, that is seen.
 const SETTINGS: &str = "[sampling]
-interval = \"100ms\"
+interval = \"1s\"
 [workers.web]
 command = {hungry}
 limits = { cpu = \"50%\" }";
@@ -255,4 +255,71 @@ fn every_recorded_machine_is_run_on() {
         let readme = include_str!("../fixtures/hosts/README.md");
         assert!(readme.contains(&format!("| `{name}` |")), "README.md does not say where {name} comes from");
     }
+}
+
+/// Replaced, as a kernel file never is and a bind mount of one may be.
+fn change(machine: &Machine, file: &str, value: &str) {
+    let path = machine.root.join(file);
+    fs::write(path.with_extension("new"), format!("{value}\n")).expect("it is ours");
+    fs::rename(path.with_extension("new"), &path).expect("it is ours");
+}
+
+/// A machine, a file of it, what it limits, and each value with the limit that it makes.
+type Change = (&'static str, &'static str, &'static str, &'static [(&'static str, f64)]);
+
+#[test]
+fn a_limit_that_changes_live_is_followed_at_once() {
+    const GROUP: &str = "cgroup/memory/plimsoll-fixture/memory.limit_in_bytes";
+    let changes: [Change; 6] = [
+        (
+            "docker-v2",
+            "cgroup/memory.max",
+            "memory",
+            &[("1073741824", 1_073_741_824.0), ("402653184", 402_653_184.0), ("max", 8_192_000_000.0), ("536870912", 536_870_912.0)],
+        ),
+        ("docker-v2", "cgroup/cpu.max", "cpu", &[("100000 100000", 1.0), ("20000 100000", 0.2), ("max 100000", 4.0), ("50000 50000", 1.0)]),
+        ("no-psi", "cgroup/cpuset.cpus.effective", "cpu", &[("0-1", 2.0), ("1", 1.0), ("0-3", 4.0)]),
+        ("v1", GROUP, "memory", &[("536870912", 536_870_912.0), ("134217728", 134_217_728.0), ("268435456", 268_435_456.0)]),
+        ("v1", "cgroup/cpu/plimsoll-fixture/cpu.cfs_quota_us", "cpu", &[("100000", 1.0), ("-1", 2.0), ("20000", 0.2)]),
+        ("parent-limit", "cgroup/apps.slice/memory.max", "memory", &[("2147483648", 2_147_483_648.0), ("805306368", 805_306_368.0)]),
+    ];
+    for (name, file, resource, values) in changes {
+        let mut stage = Stage::new("[sampling]\ninterval = \"200ms\"");
+        let machine = Machine::new(name, stage.path("machine"));
+        stage.set.extend(machine.settings());
+        stage.start();
+        for (value, limit) in values {
+            if file == GROUP {
+                // On v1 the kernel says so in two places.
+                let stat = machine.root.join("cgroup/memory/plimsoll-fixture/memory.stat");
+                let text = fs::read_to_string(&stat).expect("it was recorded");
+                let old = text.lines().find(|line| line.starts_with("hierarchical_memory_limit")).expect("the line").to_owned();
+                fs::write(stat, text.replace(&old, &format!("hierarchical_memory_limit {value}"))).expect("it is ours");
+            }
+            change(&machine, file, value);
+            let event = stage.event("limit_changed", |event| event["resource"] == resource && event["now"].as_f64() == Some(*limit));
+            assert_ne!(event["was"], event["now"]);
+            let metric = if resource == "cpu" { "plimsoll_cpu_limit_cores" } else { "plimsoll_memory_limit_bytes" };
+            wait_for("the page follows", || stage.metric(metric).filter(|found| found == limit));
+        }
+        let told = stage.events_named("limit_changed").iter().filter(|event| event["resource"] == resource).count();
+        assert!(told >= values.len(), "{name}: each change is told");
+    }
+}
+
+#[test]
+fn the_first_look_at_a_smaller_limit_is_judged_by_it() {
+    let mut stage = Stage::new("[sampling]\ninterval = \"200ms\"");
+    let machine = Machine::new("docker-v2", stage.path("machine"));
+    stage.set.extend(machine.settings());
+    stage.start();
+    // 210 MB that cannot be given back, of 220 MB.
+    change(&machine, "cgroup/memory.max", "230686720");
+    let verdict = stage.event("verdict_changed", |event| event["resource"] == "memory" && event["state"] == "critical");
+    assert_eq!(verdict["limit"].as_f64(), Some(230_686_720.0));
+    let names: Vec<_> = stage.events().iter().map(|event| event["event"].as_str().unwrap_or_default().to_owned()).collect();
+    let at = |name: &str| names.iter().position(|found| found == name).expect("it was told");
+    assert_eq!(at("verdict_changed"), at("limit_changed") + 1, "in the same tick: {names:?}");
+    change(&machine, "cgroup/memory.max", "536870912");
+    stage.event("verdict_changed", |event| event["resource"] == "memory" && event["state"] == "normal");
 }

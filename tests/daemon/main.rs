@@ -25,4 +25,5 @@ mod memory;
 mod memory_truth;
 mod reload;
 mod serving;
+mod starved;
 mod supervision;
