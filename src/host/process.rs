@@ -217,13 +217,18 @@ pub fn tree_of(root: Root, keeper: i32, known: &[(i32, u64)], processes: &[Stat]
     let belongs = |process: &Stat| {
         is_root(process)
             || (process.session == root.pid && root.ended.is_none_or(|ended| process.started <= ended && process.ppid == keeper))
-            || known.contains(&(process.pid, process.started))
+            // Who still has a parent in the tree is found as its child; who has not was handed to us.
+            || (process.ppid == keeper && known.contains(&(process.pid, process.started)))
     };
+    // Even one that began in the same tick.
+    let has_its_number = |process: &Stat| process.pid == root.pid && !is_root(process);
     // A stranger with the root's number means that nobody was left in its session when the number was given away.
-    let number_recycled = processes.iter().any(|process| process.pid == root.pid && !is_root(process));
+    let number_recycled = processes.iter().any(has_its_number);
     let mut members: Vec<Stat> = processes
         .iter()
-        .filter(|process| process.pid != keeper && belongs(process) && !(number_recycled && process.session == root.pid))
+        .filter(|process| {
+            process.pid != keeper && belongs(process) && !has_its_number(process) && !(number_recycled && process.session == root.pid)
+        })
         .copied()
         .collect();
     // Children of members join until nobody new is found; the list is short and the depth small.
@@ -638,6 +643,9 @@ mod tests {
         let mut pids: Vec<i32> = tree_of(root, 10, &[(24, 24)], &processes).iter().map(|stat| stat.pid).collect();
         pids.sort_unstable();
         assert_eq!(pids, [20, 21, 22, 23, 24, 25]);
+        let strangers = [process(1, 0, 1), process(24, 1, 77), process(20, 10, 10)];
+        let ended = Root { ended: Some(30), ..root };
+        assert_eq!(tree_of(ended, 10, &[(24, 24), (20, 20)], &strangers), [], "nor is one of the same tick with another parent");
         assert!(!tree_of(root, 10, &[(24, 999)], &processes).iter().any(|stat| stat.pid == 24), "a recycled pid is not the known one");
         // The root has ended at tick 20; number 20 went to a stranger who began a session of that number.
         let ended = Root { ended: Some(30), ..root };
