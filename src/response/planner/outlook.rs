@@ -74,7 +74,7 @@ impl Planner {
     pub fn outlook(&self, verdict: &Verdict, candidates: &[Candidate], now: Moment, sustain: Duration) -> Outlook {
         let nothing_yet = Course::default();
         let course = self.courses.get(&verdict.resource).unwrap_or(&nothing_yet);
-        let scene = Scene { candidates, memory: None, counts_cache: false, now, dry: self.policy.dry_run };
+        let scene = Scene { candidates, memory: None, counts_cache: false, cpu_limit: None, now, dry: self.policy.dry_run };
         let rungs = self.prospects(verdict, course, &scene);
         let (places, more) = places(verdict, candidates);
         Outlook {
