@@ -331,7 +331,10 @@ impl Brake {
             FrozenBy::Signal(held) => {
                 let failed = held.iter().filter_map(|(member, ticket)| {
                     let result = member.signal(Signal(libc::SIGCONT));
-                    self.stops.clear(*ticket);
+                    // Who could not be let go stays on the sentinel's list.
+                    if result.is_ok() {
+                        self.stops.clear(*ticket);
+                    }
                     result.err().map(|error| format!("pid {}: {error}", member.pid()))
                 });
                 complain(failed.collect())
@@ -420,7 +423,7 @@ impl Brake {
     }
 
     /// Watches lines that others have put on groups of ours, a part of all replicas each second. One below use with nothing
-    /// to take back stalls a replica for as long as it stays: it is taken off after [`WITHOUT_PROGRESS`] of that, as ours are.
+    /// to take back stalls a replica for as long as it stays: it is taken off after [`WITHOUT_PROGRESS`] of that. Any other is theirs.
     ///
     /// [`WITHOUT_PROGRESS`]: crate::response::lease::WITHOUT_PROGRESS
     pub fn guard(&mut self, supervisor: &Supervisor, now: Moment) -> Vec<Lifted> {
@@ -453,7 +456,7 @@ impl Brake {
             if watch.line != line {
                 *watch = Lease::new(line, &figures, now);
             }
-            if let Some(Term::End(why)) = watch.look(Some(&figures), now) {
+            if let Some(Term::End(why)) = watch.look_at_others(&figures, group.swap_room(&self.paths), now) {
                 self.foreign.remove(&slot);
                 let failed = group.set_line("max").err().map(|error| error.to_string());
                 lifted.push(Lifted { slot, worker: format!("{}.{}", replica.worker.name, replica.index), line, why, failed });

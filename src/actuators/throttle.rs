@@ -280,7 +280,7 @@ impl Throttle {
                 let file = freezer.as_ref().map(|freezer| freezer.file().clone());
                 let accounting = life.group.as_ref().and_then(|group| group.cpu_accounting().cloned());
                 let (members, watch) = if freezer.is_some() && accounting.is_some() {
-                    // The group is stopped and accounted as a whole: no list of its processes is needed.
+                    // The group knows who is in it, and is accounted as a whole.
                     (Vec::new(), Watch::default())
                 } else {
                     let found = self.look_for_members(slot, Watch::default(), supervisor, now);
@@ -330,8 +330,8 @@ impl Throttle {
         self.undo.restore(&self.paths, |saved| matches!(saved, Saved::Nice { process, .. } if members.contains(process)))
     }
 
-    /// The freezer of a group, with its state written down: what is frozen must be thawed even if we are killed. `None` where
-    /// there is none that can be used.
+    /// The freezer of a group, with its state written down: what is frozen, if only for a moment, must be thawed even if we
+    /// are killed. `None` where there is none that can be used.
     fn freezer(&mut self, folder: &Arc<Folder>) -> Option<Freezer> {
         let freezer = Freezer::open(folder).ok()?;
         let saved = Saved::file(freezer.file()).ok()?;

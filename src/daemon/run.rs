@@ -21,6 +21,9 @@ use super::wiring::{self, StartError};
 /// After something has happened to a worker, the next tick is at most this far away, so that what is published follows.
 const SOON: Duration = Duration::from_millis(100);
 
+/// A sentinel that has lived this long can be started.
+const SENTINEL_LIVES: Duration = Duration::from_secs(1);
+
 /// Runs the daemon until it is told to end, or its command has ended. Returns the exit code.
 ///
 /// # Errors
@@ -53,6 +56,12 @@ impl Guardian {
                 break ("the command has ended".to_owned(), exit_code(code));
             }
             if self.tally.next_tick <= now.steady {
+                if self.sentinel.is_none() {
+                    let mut events = Vec::new();
+                    self.start_sentinel();
+                    self.rely_on_sentinel(now, &mut events);
+                    self.tell(&events, now);
+                }
                 self.tick(now);
                 self.open_doors(now);
             } else if self.pace.next_glance().is_some_and(|due| due <= now.steady) {
@@ -115,14 +124,25 @@ impl Guardian {
     /// Reaps children; a sentinel that has ended is replaced.
     pub fn reap(&mut self, now: Moment, events: &mut Vec<Event>) {
         let others = self.supervisor.reap(now, events);
-        if self.sentinel.as_ref().is_some_and(|sentinel| others.contains(&sentinel.pid())) {
-            self.sentinel = super::sentinel::Sentinel::start(&self.stops, &self.folders.undo_log(), &self.settings.host).ok();
-            let detail = if self.sentinel.is_some() { "it ended and was started again" } else { "it ended and could not be started again" };
-            events.push(Event::Degraded { part: "sentinel", detail: detail.to_owned() });
-            if let Err(detail) = self.throttle.rely_on_sentinel(self.sentinel.is_some(), &self.supervisor, now.steady) {
-                events.push(Event::Degraded { part: "undo", detail });
-            }
+        let Some(ended) = self.sentinel.take_if(|sentinel| others.contains(&sentinel.pid())) else { return };
+        // One that ends as soon as it is started is not started without end: the next tick tries again.
+        if now.since(ended.started()) >= SENTINEL_LIVES {
+            self.start_sentinel();
         }
+        let detail = if self.sentinel.is_some() { "it ended and was started again" } else { "it ended; the next tick starts another" };
+        events.push(Event::Degraded { part: "sentinel", detail: detail.to_owned() });
+        self.rely_on_sentinel(now, events);
+    }
+
+    /// Without a sentinel nobody is held stopped, until there is one.
+    fn rely_on_sentinel(&mut self, now: Moment, events: &mut Vec<Event>) {
+        if let Err(detail) = self.throttle.rely_on_sentinel(self.sentinel.is_some(), &self.supervisor, now.steady) {
+            events.push(Event::Degraded { part: "undo", detail });
+        }
+    }
+
+    fn start_sentinel(&mut self) {
+        self.sentinel = super::sentinel::Sentinel::start(&self.stops, &self.folders.undo_log(), &self.settings.host).ok();
     }
 
     /// Takes in what has arrived and performs it. The reason, when it is time to end.

@@ -15,6 +15,7 @@ use std::time::Duration;
 use crate::actuators::undo;
 use crate::config::settings::HostPaths;
 use crate::host::Paths;
+use crate::host::clock::Moment;
 use crate::host::stops::StopTable;
 
 /// How often, and for how long in all, the groups of a dead daemon's workers are looked at.
@@ -28,6 +29,7 @@ pub const SUBCOMMAND: &str = "sentinel";
 #[derive(Debug)]
 pub struct Sentinel {
     pid: i32,
+    started: Moment,
     lifeline: File,
 }
 
@@ -49,11 +51,15 @@ impl Sentinel {
         }
         let child = command.spawn()?;
         let pid = i32::try_from(child.id()).map_err(|_| io::Error::other("pid out of range"))?;
-        Ok(Sentinel { pid, lifeline: File::from(write) })
+        Ok(Sentinel { pid, started: Moment::now(), lifeline: File::from(write) })
     }
 
     pub fn pid(&self) -> i32 {
         self.pid
+    }
+
+    pub fn started(&self) -> Moment {
+        self.started
     }
 
     /// Tells it that all is undone already; it ends.

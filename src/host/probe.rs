@@ -115,7 +115,7 @@ impl Subject {
     /// Lets it run only when nothing else wants to, and makes it an ordinary process again.
     pub fn idle_and_back(&self) -> io::Result<()> {
         let before = self.process.priority()?;
-        self.process.set_priority(Priority { policy: libc::SCHED_IDLE, ..before })?;
+        self.process.set_priority(Priority { policy: Priority::IDLE.policy, ..before })?;
         self.process.set_priority(before)
     }
 

@@ -128,7 +128,8 @@ pub fn parse_meminfo(text: &[u8]) -> Option<Meminfo> {
     (meminfo.total > 0).then_some(meminfo)
 }
 
-/// Of `/proc/vmstat` the pages that were reclaimed and wanted back although there was room for them, since boot. `None` on a kernel that does not count them.
+/// Of `/proc/vmstat` the pages that were reclaimed and wanted back although there was room for them, since boot. `None` on a
+/// kernel that does not count them.
 pub fn parse_refaults(text: &[u8]) -> Option<u64> {
     text.split(|byte| *byte == b'\n').fold(None, |sum, line| {
         let mut fields = fields(line);

@@ -97,22 +97,22 @@ impl Forecast {
         let known = self.teeth.known(at);
         let is_new_ground = known.is_none_or(|teeth| used > teeth.believed_above(limit));
         let mut soonest = f64::INFINITY;
-        // By the next shorter scale, since the last fall.
-        let mut lately = None;
+        let mut shorter: Option<&Scale> = None;
         for scale in &self.scales {
+            let lately = || shorter.and_then(|shorter| shorter.rise(at, self.teeth.fell_at));
             let least = LEAST_GROWTH * limit / scale.span();
             if is_new_ground
                 && let Some(slope) = scale.slope(at, self.teeth.fell_at, true).filter(|slope| *slope >= least)
-                && lately.is_none_or(|lately| lately >= STILL * slope)
+                && lately().is_none_or(|lately| lately >= STILL * slope)
             {
                 soonest = soonest.min((limit - used).max(0.0) / slope);
             }
-            lately = scale.rise(at, self.teeth.fell_at);
             if let Some(teeth) = known.filter(|teeth| scale.grain >= teeth.period)
                 && let Some(slope) = scale.slope(at, f64::NEG_INFINITY, false).filter(|slope| *slope >= least)
             {
                 soonest = soonest.min((limit - used.max(teeth.crest)).max(0.0) / slope);
             }
+            shorter = Some(scale);
         }
         (soonest <= HORIZON).then(|| Duration::from_secs_f64(soonest))
     }
@@ -179,9 +179,13 @@ impl Scale {
 
     /// Per second: the smaller of the slope of all and of the later half.
     fn slope(&self, now: f64, since: f64, open: bool) -> Option<f64> {
+        // Most things rest most of the time: nothing is looked for and nothing sorted for them.
+        let ((.., newest), before) = self.points.get(..self.filled)?.split_last()?;
+        if before.iter().all(|(.., earlier)| newest <= earlier) {
+            return None;
+        }
         let points = self.recent(now, since, open)?;
         let ((_, begin, low), (_, end, high)) = (points.first()?, points.last()?);
-        // Most things rest most of the time: nothing is sorted for them.
         if high <= low {
             return None;
         }

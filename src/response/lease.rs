@@ -109,6 +109,15 @@ impl Lease {
         Term::Keep
     }
 
+    /// One look at a line that others have set. It may be meant as it is, and hold a group that lives on file cache at it for
+    /// ever; it is over only when nothing could be taken back all that time, and somebody is held up.
+    pub fn look_at_others(&mut self, figures: &Figures, swap_room: Option<u64>, now: Moment) -> Option<Term> {
+        if !is_stuck(figures, swap_room) {
+            self.progress = now;
+        }
+        self.look(Some(figures), now)
+    }
+
     /// One look at any line: is it over for want of progress? A look without figures is no progress.
     pub fn look(&mut self, figures: Option<&Figures>, now: Moment) -> Option<Term> {
         if let Some(figures) = figures {
@@ -201,6 +210,23 @@ mod tests {
         let blind = Grasp { held: Some(Held::Set(480 * MB)), ..Grasp::default() };
         assert_eq!(lease.step(&blind, true, at(9.9)), Term::Keep);
         assert!(end(lease.step(&blind, true, at(10.0))).contains("progress"), "a look without figures is no progress");
+    }
+
+    #[test]
+    fn a_line_of_others_is_theirs_unless_it_only_stalls() {
+        for (name, anonymous, cache, swap, ended) in [
+            ("the livelock", 495, 5, 0, true),
+            ("cache that comes and goes at the line", 200, 300, 0, false),
+            ("swap to go to", 495, 5, 1000, false),
+        ] {
+            let mut now = Figures { line: Some(400 * MB), ..figures(500, anonymous, cache) };
+            let mut watch = Lease::new(400 * MB, &now, at(0.0));
+            let over = (1..60_u32).find(|second| {
+                now.slowed += 1;
+                watch.look_at_others(&now, Some(swap * MB), at(f64::from(*second))).is_some()
+            });
+            assert_eq!(over, ended.then_some(10), "{name}");
+        }
     }
 
     proptest! {

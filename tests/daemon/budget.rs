@@ -142,7 +142,7 @@ fn by_quota(stage: &Stage) -> bool {
     *enforcement == "cgroup"
 }
 
-/// Whether the worker is stopped by the freezer of its group here; shown as a skip if not.
+/// Whether the worker is stopped with the help of its group's freezer here; shown as a skip if not.
 fn by_freezer(stage: &Stage) -> bool {
     let freezes = wait_for("somebody is held", || {
         let status = stage.status();
@@ -167,7 +167,7 @@ fn a_hog_is_held_to_its_budget_by_quota() {
 }
 
 #[test]
-fn a_hog_is_held_to_its_budget_by_freezing_and_never_held_for_long() {
+fn a_hog_is_held_to_its_budget_by_freezer_and_never_held_for_long() {
     let _alone = measuring();
     let (_yard, stage) = preferred(&format!("{POLICY}\n[workers.hog]\ncommand = {{hungry burn=4}}\nthrottle = \"duty\""));
     if by_freezer(&stage) {

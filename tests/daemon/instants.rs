@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::outside::{self, Process};
-use crate::stage::{Stage, wait_for, wait_within};
+use crate::stage::{Stage, hungry, wait_for, wait_within};
 
 /// One worker for each way of being held, all of them far over the budget.
 const SETTINGS: &str = "
@@ -17,6 +17,14 @@ shutdown_timeout = \"1s\"
 [policy.cpu]
 limit = 0.3
 sustain = \"0s\"
+[policy.memory]
+limit = \"60MB\"
+high = \"30%\"
+low = \"20%\"
+critical = \"95%\"
+sustain = \"0s\"
+on_high = [\"throttle\"]
+on_critical = [\"notify\"]
 [sampling]
 interval = \"100ms\"
 [workers.by-quota]
@@ -28,6 +36,9 @@ longest_stop = \"10s\"
 [workers.by-nice]
 command = {hungry burn=1}
 throttle = \"nice\"
+# File cache to give back, and more and more that cannot be.
+[workers.by-line]
+command = [\"sh\", \"-c\", \"dd if=/dev/zero of={here}/ballast bs=1M count=20 2>/dev/null; exec $0 leak=40 cap=40\", \"{program}\"]
 ";
 
 /// After the death of the daemon everything is as it was within this.
@@ -116,20 +127,19 @@ fn killed_at_any_instant_it_leaves_nobody_stopped_slowed_or_limited() {
     let rounds = number("PLIMSOLL_ROUNDS").unwrap_or(ROUNDS);
     println!("PLIMSOLL_SEED={seed} PLIMSOLL_ROUNDS={rounds}");
     let mut chance = Chance(seed);
-    let mut stage = Stage::new(SETTINGS);
+    let mut stage = Stage::new(&SETTINGS.replace("{program}", &hungry().display().to_string()));
 
     // How long it takes until everybody is held: the instants are spread over that and as long again.
     let begun = Instant::now();
     stage.launch();
     wait_for("everybody is held", || {
-        let held = |name: &str| stage.events_named("worker_started").iter().any(|event| event["worker"] == name);
-        let engaged = ["by-quota", "by-duty", "by-nice"].into_iter().all(held) && !stage.events_named("throttle_engaged").is_empty();
-        engaged.then_some(())
+        let engaged = |resource: &str| stage.events_named("throttle_engaged").iter().any(|event| event["resource"] == resource);
+        (engaged("cpu") && engaged("memory")).then_some(())
     });
     let span = begun.elapsed() * 2;
     assert_eq!(stage.stop(), 0);
 
-    let (mut engaged, mut slowest) = (0_u32, Duration::ZERO);
+    let (mut engaged, mut slowest) = ([0_u32; 2], Duration::ZERO);
     let ordinary = stage.set.clone();
     for round in 1..=rounds {
         stage.set.clone_from(&ordinary);
@@ -148,7 +158,9 @@ fn killed_at_any_instant_it_leaves_nobody_stopped_slowed_or_limited() {
         }
         stage.kill_or_end();
         let killed = Instant::now();
-        engaged += u32::from(!stage.events_named("throttle_engaged").is_empty());
+        for (count, resource) in engaged.iter_mut().zip(["cpu", "memory"]) {
+            *count += u32::from(stage.events_named("throttle_engaged").iter().any(|event| event["resource"] == resource));
+        }
         let orphans = stage.population();
         if alone {
             // Nobody is there to help: the next start does, or whoever asks by hand.
@@ -171,8 +183,9 @@ fn killed_at_any_instant_it_leaves_nobody_stopped_slowed_or_limited() {
         end_all(&stage);
     }
     stage.set = ordinary;
-    println!("{rounds} rounds, {engaged} of them while somebody was held; the slowest undoing took {slowest:?}");
-    assert!(u64::from(engaged) >= rounds / 10, "only {engaged} of {rounds} rounds came as far as holding anybody");
+    let [cpu, memory] = engaged;
+    println!("{rounds} rounds, CPU held in {cpu} of them and memory in {memory}; the slowest undoing took {slowest:?}");
+    assert!(u64::from(cpu) >= rounds / 10, "only {cpu} of {rounds} rounds came as far as holding anybody");
 
     // An ordered run takes the last traces away.
     stage.start();

@@ -43,6 +43,9 @@ def case() -> str:
         expect_near("cores used over 10 s", used, 0.80, 0.03)
         held = limited_groups(unit.group)
         expect(not held, f"a control group is limited though the duty cycle was asked for: {held}")
+        methods = {r.get("throttle_method") for w in unit.status()["workers"] for r in w["replicas"]}
+        # Stopped by signals, which the freezer of their groups helps to arrive at once.
+        expect(methods == {"duty (freezer)"}, f"held by {methods}")
         stop = longest_stop(unit.pids(), 5)
         # Seen from outside, on an emulated machine: the setting plus one late wake-up.
         expect(0 < stop < 0.35, f"the longest stop seen was {stop * 1000:.0f} ms, expected up to 250 ms")
