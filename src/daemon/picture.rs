@@ -199,12 +199,7 @@ impl Guardian {
 
     fn write_worker(&self, into: &mut WorkerState, cores: f64, now: Moment) {
         let name = into.name.clone();
-        let replicas = || {
-            self.supervisor
-                .with_readings(&self.readings)
-                .filter(|(replica, _)| replica.worker.name == name)
-                .map(|(replica, read)| (replica, read))
-        };
+        let replicas = || self.supervisor.with_readings(&self.readings).filter(|(replica, _)| replica.worker.name == name);
         write_each(&mut into.replicas, replicas(), |(replica, read), into| self.write_replica(replica, read, now, into));
 
         write_each(&mut into.states, State::WORDS.iter(), |word, (name, count)| {
