@@ -58,7 +58,7 @@ impl Priority {
 }
 
 /// `statfs` says this of a pidfd whose inode is the process's own.
-const PIDFS: i64 = 0x5049_4446;
+const PIDFS: rustix::fs::FsWord = 0x5049_4446;
 
 impl Process {
     /// Opens the process that was meant. `None`: it has ended, or the number belongs to another one now.
@@ -96,7 +96,7 @@ impl Process {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let has_own_inode = rustix::fs::fstatfs(&pidfd).is_ok_and(|about| i64::from(about.f_type) == PIDFS);
+        let has_own_inode = rustix::fs::fstatfs(&pidfd).is_ok_and(|about| about.f_type == PIDFS);
         let inode = if has_own_inode { rustix::fs::fstat(&pidfd)?.st_ino } else { 0 };
         let process = Process { identity: ProcessId { pid, started: stat.started, inode }, pidfd };
         // Not reaped after its text was read: the text was its own.

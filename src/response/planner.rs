@@ -312,9 +312,8 @@ impl Planner {
         self.forget_missing(verdicts);
         self.measure_the_rest(&scene, &mut plan);
         // A replica over its own limit is the plainest case: it is looked at before the machine looks for somebody to blame.
-        let (own, shared): (Vec<&Verdict>, Vec<&Verdict>) =
-            verdicts.iter().partition(|verdict| matches!(verdict.resource, Resource::Worker(_)));
-        for verdict in own.into_iter().chain(shared) {
+        let is_own = |verdict: &&Verdict| matches!(verdict.resource, Resource::Worker(_));
+        for verdict in verdicts.iter().filter(is_own).chain(verdicts.iter().filter(|verdict| !is_own(verdict))) {
             // A calm resource about which nothing was ever done has nothing to be undone: nearly all of a thousand replicas.
             let Some(mut course) = self.courses.remove(&verdict.resource).or_else(|| (verdict.level > Level::Normal).then(Course::default))
             else {
@@ -442,6 +441,9 @@ impl Planner {
 
     /// A replica that has ended takes its course with it: whatever was on trial for it was enough. Its effects are measured on.
     fn forget_missing(&mut self, verdicts: &[Verdict]) {
+        if self.courses.is_empty() {
+            return;
+        }
         let judged: BTreeSet<&Resource> = verdicts.iter().map(|verdict| &verdict.resource).collect();
         let Planner { courses, orphans, .. } = self;
         courses.retain(|resource, course| {
