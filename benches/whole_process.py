@@ -101,7 +101,7 @@ def free_port():
 
 
 class Daemon:
-    def __init__(self, binary, replicas, interval, groups):
+    def __init__(self, binary, replicas, interval, groups, enter=None):
         self.folder = tempfile.TemporaryDirectory(prefix="plimsoll-bench-")
         folder = self.folder.name
         self.port = free_port()
@@ -115,7 +115,7 @@ class Daemon:
         pathlib.Path(f"{folder}/plimsoll.toml").write_text(text)
         begun = time.monotonic()
         self.log = open(f"{folder}/log", "wb")
-        self.process = subprocess.Popen([binary, "run", "-c", f"{folder}/plimsoll.toml"], stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL)
+        self.process = subprocess.Popen([binary, "run", "-c", f"{folder}/plimsoll.toml"], stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, preexec_fn=enter)
         self.pid = self.process.pid
         while ask(self.port, "/readyz")[0] != 200:
             if self.process.poll() is not None:

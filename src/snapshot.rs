@@ -24,10 +24,13 @@ pub struct Published {
 
 impl Published {
     pub fn publish(&self, snapshot: Snapshot) {
-        let fresh = Arc::new(snapshot);
-        let old = std::mem::replace(&mut *lock(&self.snapshot), fresh);
-        // Dropped here, outside the lock.
-        drop(old);
+        // What comes back is dropped here, outside the lock.
+        drop(self.exchange(Arc::new(snapshot)));
+    }
+
+    /// Publishes `fresh` and gives back what was published before.
+    pub fn exchange(&self, fresh: Arc<Snapshot>) -> Arc<Snapshot> {
+        std::mem::replace(&mut *lock(&self.snapshot), fresh)
     }
 
     pub fn latest(&self) -> Arc<Snapshot> {
@@ -111,6 +114,9 @@ pub struct DaemonState {
     pub cpu_seconds: Option<f64>,
     pub open_fds: Option<u64>,
     pub max_fds: Option<u64>,
+    /// How much of its optional work the daemon has given up because it cost too much itself.
+    #[serde(default)]
+    pub given_up: u64,
     /// Why events or samples are not being kept, if they are not.
     pub history_problem: Option<String>,
 }
@@ -131,6 +137,9 @@ pub struct Environment {
     /// How memory pressure is heard of: `trigger, 2000 ms`, or `polled: …` with the reason.
     #[serde(default)]
     pub pressure: String,
+    /// Whether the daemon's own pages are `locked` in memory, or why not.
+    #[serde(default)]
+    pub pages: String,
     /// For people: each thing that does not work here, with its reason.
     pub limitations: Vec<String>,
 }

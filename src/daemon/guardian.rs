@@ -19,9 +19,10 @@ use crate::journal::log::Guard;
 use crate::journal::{Event, Journal};
 use crate::policy::{Engine, Level, Resource, Verdict};
 use crate::response::Planner;
+use crate::response::candidate::Candidate;
 use crate::sampling::Readings;
 use crate::sampling::sampler::Sampler;
-use crate::snapshot::{Counters, Environment, Published};
+use crate::snapshot::{Counters, Environment, Published, Snapshot};
 use crate::supervisor::Supervisor;
 
 use super::bell::Bell;
@@ -29,7 +30,9 @@ use super::explain::Chronicle;
 use super::folders::Folders;
 use super::foretold::Foretold;
 use super::pacing::Pace;
+use super::picture::OwnUse;
 use super::rationing::Ration;
+use super::self_watch::SelfWatch;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
 
@@ -60,6 +63,7 @@ pub struct Guardian {
     pub environment: Environment,
     pub tally: Tally,
     pub chronicle: Chronicle,
+    pub spare: Spare,
 
     // What wakes the loop.
     pub signals: Signals,
@@ -67,6 +71,7 @@ pub struct Guardian {
     pub commands: Receiver<Request>,
     pub pace: Pace,
     pub bell: Bell,
+    pub self_watch: SelfWatch,
 
     // What is held for as long as the daemon lives.
     pub folders: Folders,
@@ -74,6 +79,16 @@ pub struct Guardian {
     pub sentinel: Option<Sentinel>,
     pub reserve: DescriptorReserve,
     pub log: Guard,
+}
+
+/// Memory that is used again in each tick: a steady one allocates nothing.
+#[derive(Debug, Default)]
+pub struct Spare {
+    pub verdicts: Vec<Verdict>,
+    pub candidates: Vec<Candidate>,
+    /// The picture before the published one, unless somebody still looks at it.
+    pub snapshot: Option<Arc<Snapshot>>,
+    pub own_use: OwnUse,
 }
 
 /// What is remembered from tick to tick in order to tell of changes, and counted over the daemon's life.
@@ -102,6 +117,20 @@ pub struct Tally {
     pub actions: BTreeMap<(String, &'static str), (u64, u64)>,
     pub suppressed: BTreeMap<&'static str, u64>,
     pub source_errors: [u64; 4],
+}
+
+impl Tally {
+    /// Zeros for every pair of resource and action the settings make possible, so that the first action is seen as an increase.
+    pub fn expect_actions(&mut self, settings: &Settings) {
+        let policy = &settings.policy;
+        let disks = policy.disks.iter().map(|disk| (format!("disk:{}", disk.path.display()), &disk.rule));
+        let rules = [("cpu".to_owned(), &policy.cpu.rule), ("memory".to_owned(), &policy.memory.rule)];
+        for (resource, rule) in rules.into_iter().chain(disks) {
+            for rung in rule.on_high.iter().chain(&rule.on_critical) {
+                self.actions.entry((resource.clone(), rung.word())).or_default();
+            }
+        }
+    }
 }
 
 impl Guardian {

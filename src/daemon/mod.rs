@@ -14,6 +14,7 @@ pub mod picture;
 pub mod rationing;
 pub mod reload;
 pub mod run;
+pub mod self_watch;
 pub mod sentinel;
 pub mod shutdown;
 pub mod signals;

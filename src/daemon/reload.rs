@@ -53,6 +53,7 @@ impl Guardian {
                 if let Err(detail) = self.brake.apply(&self.supervisor) {
                     self.tell(&[Event::Degraded { part: "undo", detail }], now);
                 }
+                self.tally.expect_actions(&self.settings);
                 self.tally.reload_successful = true;
                 self.tally.reloaded = now;
                 self.tally.next_tick = now.steady;

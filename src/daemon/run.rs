@@ -8,6 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::config::{Loaded, Sources};
 use crate::host::clock::Moment;
+use crate::host::pages;
 use crate::host::psi::{self, Told};
 use crate::http::control::{Answer, Request};
 use crate::http::server;
@@ -38,36 +39,8 @@ impl Guardian {
     fn run(&mut self) -> u8 {
         self.begin(Moment::now());
         let (reason, code) = loop {
-            let now = Moment::now();
-            if let Some(reason) = self.take_orders(now) {
-                break (reason, 0);
-            }
-            let mut events = Vec::new();
-            self.reap(now, &mut events);
-            self.supervisor.advance(now, &mut events);
-            self.throttle.step(&self.supervisor, now.steady);
-            self.brake.step(&self.supervisor, now.steady);
-            if !events.is_empty() {
-                self.tell(&events, now);
-                self.throttle.forget_missing_folders();
-                self.tally.next_tick = self.tally.next_tick.min(now.steady + SOON);
-            }
-            if let Some(code) = self.supervisor.finished() {
-                break ("the command has ended".to_owned(), exit_code(code));
-            }
-            if self.tally.next_tick <= now.steady {
-                if self.sentinel.is_none() {
-                    let mut events = Vec::new();
-                    self.start_sentinel();
-                    self.rely_on_sentinel(now, &mut events);
-                    self.tell(&events, now);
-                }
-                self.tick(now);
-                self.open_doors(now);
-            } else if self.pace.next_glance().is_some_and(|due| due <= now.steady) {
-                self.glance(now);
-                // What has crossed a line is looked at as a whole, and acted on, before anything is waited for.
-                continue;
+            if let Some(end) = self.turn(Moment::now()) {
+                break end;
             }
             self.wait();
         };
@@ -76,8 +49,43 @@ impl Guardian {
         self.supervisor.finished().map_or(code, exit_code)
     }
 
+    /// Does all that is due now. The reason and the exit code, when it is time to end.
+    pub fn turn(&mut self, now: Moment) -> Option<(String, u8)> {
+        if let Some(reason) = self.take_orders(now) {
+            return Some((reason, 0));
+        }
+        let mut events = Vec::new();
+        self.reap(now, &mut events);
+        self.supervisor.advance(now, &mut events);
+        self.throttle.step(&self.supervisor, now.steady);
+        self.brake.step(&self.supervisor, now.steady);
+        if !events.is_empty() {
+            self.tell(&events, now);
+            self.throttle.forget_missing_folders();
+            self.tally.next_tick = self.tally.next_tick.min(now.steady + SOON);
+        }
+        if let Some(code) = self.supervisor.finished() {
+            return Some(("the command has ended".to_owned(), exit_code(code)));
+        }
+        if self.pace.next_glance().is_some_and(|due| due <= now.steady) && now.steady < self.tally.next_tick {
+            // What has crossed a line is looked at as a whole, and acted on, before anything is waited for.
+            self.glance(now);
+        }
+        if self.tally.next_tick <= now.steady {
+            if self.sentinel.is_none() {
+                let mut events = Vec::new();
+                self.start_sentinel();
+                self.rely_on_sentinel(now, &mut events);
+                self.tell(&events, now);
+            }
+            self.tick(now);
+            self.open_doors(now);
+        }
+        None
+    }
+
     /// The first look, so that limits are known before replicas are counted, then the workers.
-    fn begin(&mut self, now: Moment) {
+    pub fn begin(&mut self, now: Moment) {
         self.sampler.read_into(&[], now, &mut self.readings);
         self.environment.scope = self.sampler.scope().extent.word().to_owned();
         self.environment.limit_source = self.readings.memory.limit_source.word().to_owned();
@@ -105,6 +113,8 @@ impl Guardian {
     /// Serves what is asked, from the first full tick on.
     fn open_doors(&mut self, now: Moment) {
         let Some(doors) = self.doors.take() else { return };
+        // Everything that is needed for long is there now.
+        self.environment.pages = pages::lock().map_or_else(|why| format!("not locked: {why}"), |()| "locked".to_owned());
         match server::spawn(doors) {
             Ok(handle) => self.http = Some(handle),
             Err(error) => self.tell(&[Event::Degraded { part: "http", detail: error.to_string() }], now),
@@ -200,7 +210,7 @@ impl Guardian {
     }
 
     /// Waits for a signal, a request, or the next thing that is due.
-    fn wait(&mut self) {
+    pub fn wait(&mut self) {
         let now = Moment::now().steady;
         let due = [
             Some(self.tally.next_tick),

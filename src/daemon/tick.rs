@@ -20,9 +20,13 @@ use crate::supervisor::Replica;
 use super::guardian::Guardian;
 use super::pacing;
 use super::rationing::Subject;
+use super::self_watch::{self, Change, Look};
 
 /// By then rates are known, if they ever are.
 const RATES_BY: Duration = Duration::from_secs(5);
+
+/// How a limitation of the daemon's own making begins.
+const GIVEN_UP: &str = "the daemon itself costs too much, and does without";
 
 /// From this share of its line on, a worker's shared pages are counted exactly (dear, so not before).
 const NEAR: f64 = 0.85;
@@ -30,14 +34,18 @@ const NEAR: f64 = 0.85;
 impl Guardian {
     /// Looks, judges, plans, acts, records and publishes.
     pub fn tick(&mut self, now: Moment) {
+        let late = now.steady.saturating_sub(self.tally.next_tick);
         self.sampler.read_into(self.supervisor.targets(), now, &mut self.readings);
         self.supervisor.note_readings(&self.readings);
         self.note_members();
         self.hang_bell();
         self.throttle.measure(now.steady);
 
-        let verdicts = self.engine.judge(&self.readings, now);
-        let mut candidates = self.candidates(now);
+        // Taken out for the time of the tick, and their memory used again in the next.
+        let mut verdicts = std::mem::take(&mut self.spare.verdicts);
+        let mut candidates = std::mem::take(&mut self.spare.candidates);
+        self.engine.judge_into(&self.readings, now, &mut verdicts);
+        self.list_candidates(now, &mut candidates);
         self.look_at_grasps(&verdicts, &mut candidates);
         let Plan { actions, refusals, measured } = self.planner.plan(&verdicts, &self.readings, &candidates, now);
         let effects = self.perform(actions, now);
@@ -49,14 +57,16 @@ impl Guardian {
         self.tell_measured(measured, &mut events);
         self.tell_refusals(&refusals, &mut events);
         self.guard_lines(now, &mut events);
+        self.watch_self(late, now, &mut events);
         self.report(&verdicts, now, &mut events);
         self.tell(&events, now);
         self.look_closer(&verdicts, now);
 
         self.tally.tick += 1;
-        self.tally.verdicts = verdicts;
+        self.spare.verdicts = std::mem::replace(&mut self.tally.verdicts, verdicts);
         self.pace(now);
         self.explain(&candidates, now);
+        self.spare.candidates = candidates;
         self.picture_now(now);
     }
 
@@ -74,7 +84,7 @@ impl Guardian {
     }
 
     /// Everybody an action may be about.
-    fn candidates(&self, now: Moment) -> Vec<Candidate> {
+    fn list_candidates(&self, now: Moment, into: &mut Vec<Candidate>) {
         let means = self.throttle.means();
         let candidate = |(replica, read): (&Replica, Option<&WorkerReadings>)| {
             let life = replica.life.as_ref()?;
@@ -94,7 +104,8 @@ impl Guardian {
                 lifetime_due: life.lifetime_due.is_some_and(|due| due <= now.steady),
             })
         };
-        self.supervisor.with_readings(&self.readings).filter_map(candidate).collect()
+        into.clear();
+        into.extend(self.supervisor.with_readings(&self.readings).filter_map(candidate));
     }
 
     fn perform(&mut self, actions: Vec<Action>, begun: Moment) -> Vec<Effect> {
@@ -289,8 +300,7 @@ impl Guardian {
     fn tell_measured(&self, measured: Vec<Measured>, events: &mut Vec<Event>) {
         // What was never done had no effect, and is not said to have had none.
         let measured = measured.into_iter().filter(|_| !self.settings.policy.dry_run);
-        for Measured { action, resource, rung, before, after_1s, after_10s, effective, .. } in measured {
-            let limit = self.tally.verdicts.iter().find(|verdict| verdict.resource == resource).and_then(|verdict| verdict.limit);
+        for Measured { action, resource, rung, before, limit, after_1s, after_10s, effective, .. } in measured {
             let share = |amount: Option<f64>| match (amount, limit) {
                 (Some(amount), Some(limit)) if limit > 0.0 => Some(amount / limit),
                 _ => None,
@@ -351,7 +361,7 @@ impl Guardian {
                 .unwrap_or(u32::MAX),
             throttled: !self.tally.engaged.is_empty(),
         });
-        if let Some(history) = self.journal.history() {
+        if let Some(history) = self.journal.history().filter(|_| self.self_watch.does_samples()) {
             for verdict in verdicts {
                 history.sample(now, &self.label(&verdict.resource), verdict.used, verdict.limit);
             }
@@ -384,9 +394,35 @@ impl Guardian {
             Some(Subject { slot: target.slot, bytes: read.memory.known().filter(|_| is_wanted)?, own_line })
         };
         let subjects = looked.filter_map(subject).collect();
+        if !self.self_watch.does_shares() {
+            return;
+        }
         for slot in self.tally.ration.choose(subjects, now) {
             self.sampler.want_pss(slot);
         }
+    }
+
+    /// Looks at what the daemon itself costs; gives up optional work where that is too much, and takes it up again.
+    fn watch_self(&mut self, late: Duration, now: Moment, events: &mut Vec<Event>) {
+        let own = self.spare.own_use.read();
+        let change = self.self_watch.look(&Look {
+            now: now.steady,
+            late,
+            gap: self.tally.gap,
+            memory: own.private,
+            cpu: own.cpu,
+            replicas: self.supervisor.replicas().len(),
+            holding: !self.tally.engaged.is_empty(),
+        });
+        events.push(match change {
+            None => return,
+            Some(Change::Shed(work, reason)) => Event::SelfShed { work, reason },
+            Some(Change::Restored(work)) => Event::SelfRestored { work },
+        });
+        self.sampler.set_details(self.self_watch.does_details());
+        let given_up = self_watch::WORK.iter().take(self.self_watch.given_up());
+        self.environment.limitations.retain(|limitation| !limitation.starts_with(GIVEN_UP));
+        self.environment.limitations.extend(given_up.map(|work| format!("{GIVEN_UP}: {work}")));
     }
 
     /// Sets the next tick, and counts this one.
@@ -441,18 +477,5 @@ impl Guardian {
         };
         let name = |slot| self.supervisor.replica(slot).map(|replica| format!("{}.{}", replica.worker.name, replica.index));
         slots.into_iter().filter_map(name).collect()
-    }
-
-    /// The label of a resource: `cpu`, `memory`, `disk:PATH`, `worker:NAME`.
-    pub fn label(&self, resource: &Resource) -> String {
-        match resource {
-            Resource::Cpu => "cpu".to_owned(),
-            Resource::Memory => "memory".to_owned(),
-            Resource::Disk(path) => format!("disk:{}", path.display()),
-            Resource::Worker(slot) => match self.supervisor.worker_of(*slot) {
-                Some(name) => format!("worker:{name}"),
-                None => "worker".to_owned(),
-            },
-        }
     }
 }

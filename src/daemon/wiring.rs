@@ -20,6 +20,7 @@ use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
 use crate::host::group::Groups;
 use crate::host::inventory::Platform;
+use crate::host::pages;
 use crate::host::process::{self, DescriptorReserve};
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
@@ -38,8 +39,9 @@ use crate::supervisor::supervisor::{Command, Surroundings};
 use super::bell::Bell;
 use super::explain::Chronicle;
 use super::folders::{self, FolderError, Folders};
-use super::guardian::{Guardian, Tally};
+use super::guardian::{Guardian, Spare, Tally};
 use super::pacing::Pace;
+use super::self_watch::SelfWatch;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
 
@@ -78,6 +80,7 @@ impl StartError {
 pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) -> Result<Guardian, StartError> {
     let settings = loaded.settings.clone();
     let paths = Paths::from(&settings.host);
+    pages::keep_few();
     // Before anything else: a signal that arrives while we start must not be lost (PID 1) nor kill us half way.
     let signals = Signals::listen()?;
     let folders = Folders::take(&settings.daemon, &sources)?;
@@ -179,7 +182,7 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     for event in &early {
         journal.record(event, now);
     }
-    let readings = blank(now);
+    let (readings, tally) = (blank(now), tally(&settings, now));
     Ok(Guardian {
         sources,
         settings,
@@ -198,13 +201,15 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
         http: None,
         listening,
         environment,
-        tally: tally(now),
+        tally,
+        spare: Spare::default(),
         chronicle: Chronicle::new(&loaded),
         signals,
         wake,
         commands,
         pace: Pace::default(),
         bell: Bell::new(paths.is_live()),
+        self_watch: SelfWatch::default(),
         folders,
         stops,
         sentinel,
@@ -213,8 +218,8 @@ pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) ->
     })
 }
 
-fn tally(now: Moment) -> Tally {
-    Tally {
+fn tally(settings: &Settings, now: Moment) -> Tally {
+    let mut tally = Tally {
         tick: 0,
         started: now,
         next_tick: now.steady,
@@ -239,7 +244,9 @@ fn tally(now: Moment) -> Tally {
         actions: BTreeMap::new(),
         suppressed: BTreeMap::new(),
         source_errors: [0; 4],
-    }
+    };
+    tally.expect_actions(settings);
+    tally
 }
 
 /// The disks that are read: those with a rule, or the root's so that there is a figure to report (seeds row B1). A

@@ -14,6 +14,7 @@ pub mod inventory;
 pub mod kept;
 pub mod memory_group;
 pub mod mounts;
+pub mod pages;
 pub mod paths;
 pub mod probe;
 pub mod process;

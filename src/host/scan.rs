@@ -1,15 +1,22 @@
 //! One pass over all processes.
 
 use std::ffi::CStr;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use rustix::fs::{AtFlags, Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir};
 use rustix::io::Errno;
 
 use super::clock::Moment;
 use super::paths::Paths;
 use super::procfs::{self, Stat};
+
+/// The longest `stat` there can be is half of it.
+const TEXT: usize = 1024;
+
+/// Entries of a folder are read so many bytes at a time, into the stack: a pass allocates nothing.
+const ROOM: usize = 8192;
 
 /// Reads `/proc/PID/stat` of every process into `found`, in the order of their pids. Processes that end meanwhile, or
 /// that may not be looked at, are left out. Gives how long it took: it is the most expensive look there is.
@@ -20,8 +27,11 @@ use super::procfs::{self, Stat};
 pub fn processes(paths: &Paths, found: &mut Vec<Stat>, scratch: &mut Vec<u8>) -> Result<Duration, Errno> {
     let begun = Moment::now();
     found.clear();
+    scratch.resize(TEXT, 0);
     let root = rustix::fs::open(&paths.proc, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    for entry in Dir::read_from(&root)? {
+    let mut room = [MaybeUninit::uninit(); ROOM];
+    let mut entries = RawDir::new(&root, &mut room);
+    while let Some(entry) = entries.next() {
         let Some(pid) = pid_of(entry?.file_name()) else { continue };
         match read_stat(&root, pid, scratch) {
             Ok(stat) => found.push(stat),
@@ -42,22 +52,28 @@ pub fn newcomers(paths: &Paths, found: &mut Vec<Stat>, scratch: &mut Vec<u8>) ->
     let begun = Moment::now();
     let root = rustix::fs::open(&paths.proc, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let known = found.len();
-    let mut is_here = vec![false; known];
-    for entry in Dir::read_from(&root)? {
+    let mut text = [0_u8; TEXT];
+    // One mark for each that is known: still here.
+    scratch.clear();
+    scratch.resize(known, 0);
+    let mut room = [MaybeUninit::uninit(); ROOM];
+    let mut entries = RawDir::new(&root, &mut room);
+    while let Some(entry) = entries.next() {
         let Some(pid) = pid_of(entry?.file_name()) else { continue };
-        if let Some(here) = found.get(..known).and_then(|known| known.binary_search_by_key(&pid, |stat| stat.pid).ok()) {
-            is_here[here] = true;
+        let place = found.get(..known).and_then(|known| known.binary_search_by_key(&pid, |stat| stat.pid).ok());
+        if let Some(mark) = place.and_then(|at| scratch.get_mut(at)) {
+            *mark = 1;
             continue;
         }
-        match read_stat(&root, pid, scratch) {
+        match read_stat(&root, pid, &mut text) {
             Ok(stat) => found.push(stat),
             Err(Errno::NOENT | Errno::SRCH | Errno::ACCESS | Errno::PERM | Errno::BADMSG) => {}
             Err(errno) => return Err(errno),
         }
     }
-    let mut here = is_here.into_iter();
-    // Those pushed after the known ones are all here.
-    found.retain(|_| here.next().unwrap_or(true));
+    let mut marks = scratch.iter();
+    // Those pushed after the known ones have none, and are all here.
+    found.retain(|_| marks.next().is_none_or(|mark| *mark == 1));
     found.sort_unstable_by_key(|stat| stat.pid);
     Ok(Moment::now().since(begun))
 }
@@ -68,6 +84,7 @@ pub fn newcomers(paths: &Paths, found: &mut Vec<Stat>, scratch: &mut Vec<u8>) ->
 /// `ENOENT` or `ESRCH` when it has ended, `EBADMSG` when its text was not understood, else what the kernel said.
 pub fn process(paths: &Paths, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, Errno> {
     let root = open_root(paths)?;
+    scratch.resize(TEXT, 0);
     read_stat(&root, pid, scratch)
 }
 
@@ -86,7 +103,9 @@ pub fn descriptors(paths: &Paths, pid: i32) -> Result<u64, Errno> {
     }
     let open = rustix::fs::openat(&root, folder, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let mut count = 0;
-    for entry in Dir::read_from(&open)? {
+    let mut room = [MaybeUninit::uninit(); ROOM];
+    let mut entries = RawDir::new(&open, &mut room);
+    while let Some(entry) = entries.next() {
         count += u64::from(!entry?.file_name().to_bytes().starts_with(b"."));
     }
     Ok(count)
@@ -109,15 +128,14 @@ fn open_root(paths: &Paths) -> Result<OwnedFd, Errno> {
     rustix::fs::open(&paths.proc, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-fn read_stat(root: &impl std::os::fd::AsFd, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, Errno> {
+fn read_stat(root: &impl std::os::fd::AsFd, pid: i32, text: &mut [u8]) -> Result<Stat, Errno> {
     let mut name = [0u8; NAME];
     let name = below(pid, "stat", &mut name)?;
     let file = rustix::fs::openat(root, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    scratch.clear();
-    scratch.reserve(1024);
-    rustix::io::retry_on_intr(|| rustix::io::read(&file, rustix::buffer::spare_capacity(scratch)))?;
+    let read = rustix::io::retry_on_intr(|| rustix::io::read(&file, &mut *text))?;
+    let text = text.get(..read).unwrap_or_default();
     // The pid within a machine that is a folder is the folder's name.
-    procfs::parse_stat(scratch).map(|stat| Stat { pid, ..stat }).ok_or(Errno::BADMSG)
+    procfs::parse_stat(text).map(|stat| Stat { pid, ..stat }).ok_or(Errno::BADMSG)
 }
 
 #[cfg(test)]

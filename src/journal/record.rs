@@ -212,6 +212,15 @@ events! {
         error: String,
         next_try_seconds: Option<f64>,
     }
+    #[doc = "The daemon itself cost too much, and does without this."]
+    WARN SelfShed "self_shed" {
+        work: &'static str,
+        reason: String,
+    }
+    #[doc = "It does this again."]
+    INFO SelfRestored "self_restored" {
+        work: &'static str,
+    }
     INFO ConfigReloaded "config_reloaded" {
         file: Option<String>,
         changed: Vec<String>,
@@ -380,6 +389,8 @@ impl Event {
             Event::UndoSwept { restored, gone, failed, detail } => {
                 format!("an earlier run left limits behind: {restored} put back, {gone} gone, {failed} failed{}", tail(detail))
             }
+            Event::SelfShed { work, reason } => format!("the daemon itself does without {work} for now: {reason}"),
+            Event::SelfRestored { work } => format!("the daemon is within its budget again and takes up {work}"),
             Event::Degraded { part, detail } => format!("{part} does not work, everything else goes on: {detail}"),
         }
     }

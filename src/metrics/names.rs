@@ -377,6 +377,13 @@ pub static TABLE: &[Metric] = &[
     single("plimsoll_tick_overruns_total", COUNTER, "Ticks that began later than they should have.", "control loop", |snapshot, out| {
         out.add_whole(&[], snapshot.counters.tick_overruns_total)
     }),
+    single(
+        "plimsoll_self_given_up",
+        GAUGE,
+        "Optional work the daemon does without because it cost too much itself.",
+        "control loop",
+        |snapshot, out| out.add_whole(&[], snapshot.daemon.given_up),
+    ),
     family("plimsoll_source_errors_total", COUNTER, &["source"], "Reads of the kernel that failed.", "sampling", |snapshot, out| {
         out.add_each(&[], &snapshot.counters.source_errors_total)
     }),

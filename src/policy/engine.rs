@@ -100,21 +100,38 @@ impl Engine {
     /// Judges one tick: first every window takes what was read, whether anything fires or not, then verdicts are formed.
     /// In this order: CPU, memory, the disks as configured, the replicas that have a memory limit of their own.
     pub fn judge(&mut self, readings: &Readings, now: Moment) -> Vec<Verdict> {
+        let mut verdicts = Vec::new();
+        self.judge_into(readings, now, &mut verdicts);
+        verdicts
+    }
+
+    /// As [`Engine::judge`], into verdicts whose memory is used again.
+    pub fn judge_into(&mut self, readings: &Readings, now: Moment, verdicts: &mut Vec<Verdict>) {
         let gap = self.judged.map_or(Duration::ZERO, |before| now.since(before));
         self.judged = Some(now);
         self.feed(readings, gap, now);
         self.evidence = self.stress.feed(&readings.memory, now);
 
-        let mut looks = vec![self.look_at_cpu(readings), self.look_at_memory(readings)];
-        looks.extend(self.policy.disks.iter().map(|disk| {
+        verdicts.clear();
+        let (cpu, memory) = (self.look_at_cpu(readings), self.look_at_memory(readings));
+        verdicts.push(self.form(cpu, now));
+        verdicts.push(self.form(memory, now));
+        for at in 0..self.policy.disks.len() {
+            let Some(disk) = self.policy.disks.get(at) else { break };
             let found = readings.disks.iter().find(|reading| *reading.path == *disk.path);
-            look_at_disk(found, &disk.path, &disk.rule)
-        }));
-        looks.extend(readings.workers.iter().filter_map(|worker| self.look_at_worker(worker)));
-
-        let judged: BTreeSet<&Resource> = looks.iter().map(|look| &look.resource).collect();
-        self.watches.retain(|resource, _| judged.contains(resource));
-        looks.into_iter().map(|look| self.form(look, now)).collect()
+            let look = look_at_disk(found, &disk.path, &disk.rule);
+            verdicts.push(self.form(look, now));
+        }
+        for worker in &readings.workers {
+            if let Some(look) = self.look_at_worker(worker) {
+                verdicts.push(self.form(look, now));
+            }
+        }
+        // All that was judged is watched now: where there are more, some are of what is not judged any more.
+        if self.watches.len() > verdicts.len() {
+            let judged: BTreeSet<&Resource> = verdicts.iter().map(|verdict| &verdict.resource).collect();
+            self.watches.retain(|resource, _| judged.contains(resource));
+        }
     }
 
     /// Takes in one figure between two ticks, so that a sudden fill is known for what it is before the next. No level
@@ -140,18 +157,19 @@ impl Engine {
         if let Reading::Known(cores) = worker_cores(&readings.workers) {
             self.worker_cores.feed(gap, cores);
         }
-        let live: BTreeSet<SlotId> = readings.workers.iter().map(|worker| worker.slot).collect();
-        if self.growth.keys().any(|slot| !live.contains(slot))
-            && let Some(watch) = self.watches.get_mut(&Resource::Memory)
-        {
-            watch.forecast.relieved(now);
-        }
-        self.growth.retain(|slot, _| live.contains(slot));
         for worker in &readings.workers {
             let slope = self.growth.entry(worker.slot).or_insert_with(|| Slope::new(GROWTH_WINDOW));
             slope.expire(now);
             if let Reading::Known(bytes) = worker.memory {
                 slope.feed(now, bytes as f64);
+            }
+        }
+        if self.growth.len() > readings.workers.len() {
+            let live: BTreeSet<SlotId> = readings.workers.iter().map(|worker| worker.slot).collect();
+            self.growth.retain(|slot, _| live.contains(slot));
+            // Somebody has ended, and what he held comes back.
+            if let Some(watch) = self.watches.get_mut(&Resource::Memory) {
+                watch.forecast.relieved(now);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The CPU throttle while it is on: who uses what, what was last sent, and when that is worth sending again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::settings::ThrottleMethod;
@@ -24,6 +24,8 @@ pub struct Hold {
     /// What was used beyond it since, in core seconds. Everybody may grow into what others leave, so that nobody waits for
     /// a tick to be served; when all do at once, or a stop came late, more is used than the budget for a moment.
     overdraft: f64,
+    /// Who lives, in order; kept for its memory.
+    live: Vec<SlotId>,
 }
 
 /// An overdraft is paid back over this many seconds…
@@ -37,10 +39,13 @@ const OVERDRAFT_MOST: f64 = 1.0;
 impl Hold {
     /// Moves the windows: once in each tick, whether the throttle is on or not.
     pub fn feed(&mut self, candidates: &[Candidate], gap: Duration) {
-        let live: BTreeSet<SlotId> = candidates.iter().map(|candidate| candidate.slot).collect();
-        self.sent.retain(|slot, _| live.contains(slot));
-        self.used.retain(|slot, _| live.contains(slot));
-        self.held.retain(|slot, _| live.contains(slot));
+        self.live.clear();
+        self.live.extend(candidates.iter().map(|candidate| candidate.slot));
+        self.live.sort_unstable();
+        let live = |slot: &SlotId| self.live.binary_search(slot).is_ok();
+        self.sent.retain(|slot, _| live(slot));
+        self.used.retain(|slot, _| live(slot));
+        self.held.retain(|slot, _| live(slot));
         if let (Some(_), Some(budget)) = (self.engaged, self.budget) {
             let used: f64 = candidates.iter().filter(|candidate| is_throttleable(candidate)).filter_map(|candidate| candidate.cores).sum();
             let more = (used - budget) * gap.as_secs_f64();

@@ -98,6 +98,11 @@ impl Sampler {
         self.workers.glance(slot, &mut self.scratch)
     }
 
+    /// Whether the looks at replicas tell of threads and descriptors.
+    pub fn set_details(&mut self, wanted: bool) {
+        self.workers.set_details(wanted);
+    }
+
     /// The file that tells of the scope's memory pressure, as of the last look.
     pub fn memory_pressure_file(&self) -> Option<&Path> {
         self.pressure.memory_file()

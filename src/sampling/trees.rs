@@ -48,6 +48,9 @@ pub struct Trees {
     index: HashMap<SlotId, usize>,
     all: Vec<Stat>,
     owners: Vec<Option<usize>>,
+    /// Kept from pass to pass for their memory.
+    sessions: HashMap<i32, usize>,
+    path: Vec<usize>,
     scratch: Vec<u8>,
 }
 
@@ -98,6 +101,8 @@ impl Trees {
             index: HashMap::new(),
             all: Vec::new(),
             owners: Vec::new(),
+            sessions: HashMap::new(),
+            path: Vec::new(),
             scratch: Vec::new(),
         }
     }
@@ -195,7 +200,8 @@ impl Trees {
         let find = |all: &[Stat], pid: i32| all.binary_search_by_key(&pid, |stat| stat.pid).ok();
         self.owners.clear();
         self.owners.resize(self.all.len(), None);
-        let mut sessions: HashMap<i32, usize> = HashMap::with_capacity(self.trees.len());
+        let Trees { sessions, path, .. } = self;
+        sessions.clear();
         for (at, tree) in self.trees.iter().enumerate() {
             for member in &tree.members {
                 if let Some(found) = find(&self.all, member.pid)
@@ -217,7 +223,6 @@ impl Trees {
         for tree in &mut self.trees {
             tree.members.clear();
         }
-        let mut path = Vec::new();
         for start in 0..self.all.len() {
             // Up to the first ancestor whose owner is known, or to the top; a chain longer than all processes is a loop
             // in a file that was made by hand.
@@ -234,7 +239,7 @@ impl Trees {
                 at = find(&self.all, self.all[here].ppid).filter(|parent| self.all[*parent].started <= self.all[here].started);
             }
             if let Some(owner) = owner {
-                for here in &path {
+                for here in path.iter() {
                     self.owners[*here] = Some(owner);
                 }
                 let stat = &self.all[start];

@@ -43,6 +43,8 @@ pub(super) struct Workers {
     /// Where the next look at details begins, and when the round began.
     cursor: usize,
     round: Option<Moment>,
+    /// Threads and descriptors are looked at.
+    details: bool,
 }
 
 #[derive(Debug)]
@@ -108,6 +110,17 @@ impl Workers {
             met: None,
             cursor: 0,
             round: None,
+            details: true,
+        }
+    }
+
+    /// Whether threads and descriptors are looked at. While they are not, they are not known.
+    pub fn set_details(&mut self, wanted: bool) {
+        self.details = wanted;
+        if !wanted {
+            for worker in &mut self.workers {
+                (worker.threads, worker.descriptors) = (Reading::Unsupported, Reading::Unsupported);
+            }
         }
     }
 
@@ -142,7 +155,9 @@ impl Workers {
                 self.met = self.met.filter(|_| worker.unseen.is_none());
             }
         }
-        self.look_at_details(now, scratch, tally);
+        if self.details {
+            self.look_at_details(now, scratch, tally);
+        }
         into.clear();
         let (paths, page) = (&self.paths, self.page);
         let kernel_share = self.kernel_share;

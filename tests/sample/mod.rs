@@ -40,6 +40,7 @@ pub fn snapshot() -> Snapshot {
             cgroup: "v2".into(),
             enforcement: "signal".into(),
             pressure: "trigger, 2000 ms".into(),
+            pages: "locked".into(),
             limit_source: "cgroup".into(),
             scope: "container".into(),
             limitations: vec!["cgroup throttling: /sys/fs/cgroup is read-only".into()],
