@@ -8,8 +8,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::config::{Loaded, Sources};
 use crate::host::clock::Moment;
-use crate::host::pages;
 use crate::host::psi::{self, Told};
+use crate::host::{Paths, pages};
 use crate::http::control::{Answer, Request};
 use crate::http::server;
 use crate::journal::Event;
@@ -113,8 +113,10 @@ impl Guardian {
     /// Serves what is asked, from the first full tick on.
     fn open_doors(&mut self, now: Moment) {
         let Some(doors) = self.doors.take() else { return };
-        // Everything that is needed for long is there now.
-        self.environment.pages = pages::lock().map_or_else(|why| format!("not locked: {why}"), |()| "locked".to_owned());
+        // Everything that is needed for long is there now. A machine that is a folder is only looked at.
+        if Paths::from(&self.settings.host).is_live() {
+            self.environment.pages = pages::lock().map_or_else(|why| format!("not locked: {why}"), |()| "locked".to_owned());
+        }
         match server::spawn(doors) {
             Ok(handle) => self.http = Some(handle),
             Err(error) => self.tell(&[Event::Degraded { part: "http", detail: error.to_string() }], now),
