@@ -71,6 +71,7 @@ fn rows() -> Vec<Row> {
         row("docker-v2", "/cpuset.cpus.effective", "0-", |r| letter(&r.cpu.limit_cores), "kfffffkfff"),
         row("docker-v2", "/memory.pressure", "some avg10=0.00", |r| letter(&r.pressure.memory), "ugufffkgff"),
         row("docker-v1", "/memory.usage_in_bytes", "2x", |r| letter(&r.memory.current), "ugffffkgff"),
+        row("readonly-cgroupfs", "/memory.failcnt", "1x", |r| letter(&r.memory.events), "ugffffkgff"),
         row("docker-v1", "/memory.limit_in_bytes", "26843545x", |r| letter(&r.memory.limit), "kfffffkfff"),
         row("docker-v1", "/memory.stat", "cache 1", |r| letter(&r.memory.unreclaimable), "ugffffkgff"),
         row("docker-v1", "/memory.stat", "cache 1", |r| letter(&r.memory.limit), "kfffffkfff"),

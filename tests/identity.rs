@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use plimsoll::actuators::undo::{self, Restored, Saved, UndoLog};
+use plimsoll::config::Sources;
 use plimsoll::config::settings::Signal;
 use plimsoll::host::Paths;
+use plimsoll::host::clock::Moment;
 use plimsoll::host::folder::{Folder, GroupFile};
 use plimsoll::host::group::Groups;
 use plimsoll::host::kept::Kept;
@@ -21,12 +23,14 @@ use plimsoll::host::process::{self, Delivery, Priority, Process, Root};
 use plimsoll::host::procfs::Stat;
 use plimsoll::host::stops::StopTable;
 use plimsoll::host::{cgroupfs, scan};
+use plimsoll::supervisor::Supervisor;
+use plimsoll::supervisor::supervisor::Surroundings;
 use rustix::io::Errno;
 
 const RECYCLES: u32 = 100_000;
 
-/// The test inside runs as the first process of a namespace, whose numbers are ours to give out.
-const INSIDE: &str = "inside_a_pid_namespace";
+/// Workers that end and leave their numbers to strangers while the supervisor still ends what is left of their trees.
+const LIVES: u32 = 100;
 
 /// Past the capture of the test harness: a skip that nobody sees is a lie.
 fn skip(reason: &str) {
@@ -37,10 +41,20 @@ fn skip(reason: &str) {
 
 #[test]
 fn a_hundred_thousand_recycled_pids_reach_no_stranger() {
+    inside_a_pid_namespace("inside_handles");
+}
+
+#[test]
+fn what_is_left_of_a_worker_is_ended_and_nobody_who_has_its_number() {
+    inside_a_pid_namespace("inside_supervisor");
+}
+
+/// Runs one test as the first process of a namespace, whose numbers are ours to give out.
+fn inside_a_pid_namespace(name: &str) {
     let test = std::env::current_exe().expect("the test has a path");
     let mut unshare = Command::new("unshare");
     unshare.args(["--pid", "--fork", "--mount-proc", "--kill-child"]).arg(test);
-    unshare.args(["--exact", INSIDE, "--ignored", "--nocapture", "--test-threads=1"]);
+    unshare.args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1"]);
     let Ok(output) = unshare.output() else { return skip("there is no unshare(1) here") };
     let (said, failed) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     if failed.starts_with("unshare:") {
@@ -52,7 +66,7 @@ fn a_hundred_thousand_recycled_pids_reach_no_stranger() {
 
 #[test]
 #[ignore = "started by the test above, as the first process of a pid namespace"]
-fn inside_a_pid_namespace() {
+fn inside_handles() {
     if std::process::id() != 1 {
         return skip("this is no pid namespace of our own");
     }
@@ -94,6 +108,73 @@ fn inside_a_pid_namespace() {
     assert!(within_a_tick > RECYCLES / 10, "too slow to be the hard case");
 }
 
+#[test]
+#[ignore = "started by the test above, as the first process of a pid namespace"]
+fn inside_supervisor() {
+    if std::process::id() != 1 {
+        return skip("this is no pid namespace of our own");
+    }
+    let mut nursery = Nursery::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("plimsoll.toml");
+    // One descendant leaves session and parent: only because of it there is something to be ended when the worker is gone.
+    fs::write(&file, "[workers.web]\ncommand = [\"sh\", \"-c\", \"setsid sleep 1000 & exec sleep 1000\"]\nrestart = \"never\"").unwrap();
+    let sources =
+        Sources { file: Some(file), env: Vec::new(), set: Vec::new(), command: Vec::new(), working_dir: folder.path().to_path_buf() };
+    let settings = plimsoll::config::load(&sources).unwrap_or_else(|problems| panic!("{}", problems.render(false))).settings;
+    for life in 0..LIVES {
+        let mut supervisor = Supervisor::new(Surroundings {
+            paths: nursery.paths.clone(),
+            groups: Groups::none("by pids alone"),
+            env: vec![("PATH".into(), std::env::var_os("PATH").unwrap())],
+            keeper: 1,
+            oom_score_adj: None,
+            descriptors: None,
+            command: None,
+        });
+        let mut events = Vec::new();
+        supervisor.apply(&settings.workers, 1.0, Moment::now());
+        supervisor.advance(Moment::now(), &mut events);
+        let slot = supervisor.replicas()[0].slot().expect("it was started");
+        let root = supervisor.life(slot).unwrap().process.pid();
+        let mut all = Vec::new();
+        let astray = loop {
+            scan::processes(&nursery.paths, &mut all, &mut Vec::new()).unwrap();
+            if let Some(astray) = all.iter().find(|process| process.ppid == root && process.session == process.pid) {
+                break *astray;
+            }
+        };
+        supervisor.note_members(slot, [(root, supervisor.life(slot).unwrap().process.started()), (astray.pid, astray.started)].into_iter());
+        let held = supervisor.members(slot, &all).unwrap();
+        assert!(held.len() >= 2, "root {root}, {astray:?} of {all:?}: {held:?}");
+
+        // SAFETY: numbers only; it is our child and not reaped yet.
+        assert_eq!(unsafe { libc::kill(root, libc::SIGKILL) }, 0);
+        while supervisor.life(slot).is_some_and(|life| life.process.signal(Signal(0)).unwrap() == Delivery::Delivered) {
+            supervisor.reap(Moment::now(), &mut events);
+        }
+        let stranger = nursery.give(root);
+        assert!(supervisor.life(slot).is_some(), "there is somebody left of it");
+        // By every way there is, from an old look at all processes as well as from a new one.
+        let _ = supervisor.signal(slot, Signal(libc::SIGTERM));
+        supervisor.kill(slot, "memory", Moment::now());
+        for member in held.iter().chain(&supervisor.members(slot, &all).unwrap()) {
+            if member.pid() == root {
+                assert_eq!(member.signal(Signal(libc::SIGSTOP)).unwrap(), Delivery::Gone);
+            }
+        }
+        supervisor.close(Moment::now(), Moment::now().steady);
+        while !supervisor.is_empty() {
+            supervisor.reap(Moment::now(), &mut events);
+            supervisor.advance(Moment::now(), &mut events);
+        }
+        assert_eq!(nursery.harm(stranger), None, "life {life}");
+        nursery.end(stranger);
+        supervisor.reap(Moment::now(), &mut events);
+    }
+    println!("{LIVES} workers ended, each with a stranger under its number");
+}
+
 /// Everything the daemon may hold of a process, taken while that lived.
 struct Old {
     handle: Process,
@@ -128,7 +209,7 @@ impl Old {
             }
         }
         if round.is_multiple_of(100) {
-            let ended = plimsoll::host::clock::Moment::now().steady.as_secs() * process::ticks_per_second();
+            let ended = Moment::now().steady.as_secs() * process::ticks_per_second();
             let root = Root { pid: self.handle.pid(), started: self.handle.started(), ended: Some(ended + 200) };
             let mut all = Vec::new();
             scan::processes(paths, &mut all, &mut Vec::new()).unwrap();
@@ -192,9 +273,18 @@ impl Nursery {
     /// Ends a child and gives its number to another.
     fn replace(&mut self, pid: i32) -> i32 {
         self.end(pid);
+        self.give(pid)
+    }
+
+    /// Gives a free number to a child.
+    fn give(&mut self, pid: i32) -> i32 {
         self.last_pid.write_all_at((pid - 1).to_string().as_bytes(), 0).unwrap();
         let stranger = self.give_birth();
-        assert_eq!(stranger, pid, "the number was given away");
+        if stranger != pid {
+            let mut all = Vec::new();
+            scan::processes(&self.paths, &mut all, &mut Vec::new()).unwrap();
+            panic!("{pid} was not given away but {stranger}, of {all:?}");
+        }
         stranger
     }
 

@@ -381,6 +381,11 @@ impl Brake {
         self.lines.keys().copied()
     }
 
+    /// The line a replica is held at, in bytes.
+    pub fn line_of(&self, slot: SlotId) -> Option<u64> {
+        self.lines.get(&slot).map(|lent| lent.bytes)
+    }
+
     /// When the next stop is over.
     pub fn next_deadline(&self) -> Option<Duration> {
         self.frozen.values().map(|frozen| frozen.until).min()

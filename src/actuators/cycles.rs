@@ -18,7 +18,7 @@ use crate::host::folder::Folder;
 use crate::host::freezer::Freezer;
 use crate::host::process::{Delivery, Process};
 use crate::host::stops::{StopTable, Ticket};
-use crate::host::{Paths, cgroupfs, scan};
+use crate::host::{Paths, cgroupfs};
 use crate::sampling::readings::SlotId;
 
 use super::duty::{Duty, Hold};
@@ -234,16 +234,17 @@ impl Cycle {
 
     /// Everybody in the frozen group; who is known already keeps its descriptor.
     fn take_members_of_group(&mut self, paths: &Paths) {
-        let Some(pids) = self.tree.freezer.as_ref().and_then(|freezer| freezer.file().folder.members().ok()) else { return };
-        self.tree.members.retain(|member| pids.contains(&member.pid()));
-        for pid in pids {
-            if !self.tree.members.iter().any(|member| member.pid() == pid)
-                && let Ok(seen) = scan::process(paths, pid, &mut Vec::new())
-                && let Ok(Some(process)) = Process::open_seen(paths, &seen)
-            {
-                self.tree.members.push(process);
-            }
+        let Some(folder) = self.tree.freezer.as_ref().map(|freezer| freezer.file().folder.clone()) else { return };
+        let Ok(listed) = folder.members() else { return };
+        let members = &mut self.tree.members;
+        members.retain(|member| listed.contains(&member.pid()) && member.is_here().unwrap_or(true));
+        let unknown = listed.iter().filter(|pid| !members.iter().any(|member| member.pid() == **pid));
+        let opened: Vec<Process> = unknown.filter_map(|pid| Process::open_listed(paths, *pid).ok().flatten()).collect();
+        if opened.is_empty() {
+            return;
         }
+        let Ok(still) = folder.members() else { return };
+        members.extend(opened.into_iter().filter(|member| still.contains(&member.pid())));
     }
 
     /// Lets everybody go on; returns what went wrong.

@@ -135,10 +135,12 @@ fn restore_heirs(process: &Process, old: Priority, since: u64, paths: &Paths) ->
     let root = Root { pid: process.pid(), started: process.started(), ended: None };
     for heir in tree_of(root, NO_KEEPER, &[], &all).iter().filter(|heir| heir.pid != process.pid() && heir.started >= since) {
         let Some(heir) = Process::open_seen(paths, heir)? else { continue };
-        match heir.priority() {
-            Ok(Priority::IDLE) => heir.set_priority(old)?,
-            // Not ours, or ended just now.
-            _ => {}
+        // One that was given another priority since is as somebody wants it.
+        if heir.priority().is_ok_and(|found| found == Priority::IDLE) {
+            match heir.set_priority(old) {
+                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => return Err(error),
+                _ => {}
+            }
         }
     }
     Ok(())

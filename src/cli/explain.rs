@@ -74,7 +74,8 @@ impl Page {
         let (used, limit) = (state.used.map_or(UNKNOWN.to_owned(), &amount), state.limit.map_or(UNKNOWN.to_owned(), &amount));
         self.fact("reading", &format!("{share}: {used} of {limit}{source}"));
         if !why.measure.is_empty() {
-            self.fact("measure", &format!("{}{}", why.measure, growing(&why, state.limit, &amount)));
+            let full = state.exhaustion_seconds.map_or(String::new(), |left| format!(", full in {}", duration(left)));
+            self.fact("measure", &format!("{}{}{full}", why.measure, growing(&why, state.limit, &amount)));
         }
         let line = |name: &str, share: f64| match state.limit {
             Some(limit) => format!("{name} {} ({})", exact(share), amount(share * limit)),
@@ -172,14 +173,13 @@ impl Page {
         for hold in &why.holds {
             let method = state.replicas.iter().find(|one| one.index == hold.replica).and_then(|one| one.throttle_method.clone());
             let by = method.map_or(String::new(), |method| format!(" by {method}"));
-            let told = format!(
-                "{}.{} to {}{by} for {}; `plimsoll explain {}` says what ends it",
-                state.name,
-                hold.replica,
-                cores(hold.cores),
-                hold.resource,
-                hold.resource
-            );
+            let to = match (hold.cores, hold.memory_bytes) {
+                (Some(most), _) => format!("to {}{by}", cores(most)),
+                (None, Some(line)) => format!("at {} of memory, beyond which the kernel slows it", size(line as f64)),
+                (None, None) => String::new(),
+            };
+            let end = format!("`plimsoll explain {}` says what ends it", hold.resource);
+            let told = format!("{}.{} {to} for {}; {end}", state.name, hold.replica, hold.resource);
             self.fact(head, &told);
             head = "";
         }

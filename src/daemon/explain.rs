@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::config::{Loaded, Settings};
 use crate::host::clock::Moment;
 use crate::journal::Event;
+use crate::policy::stress::Measure;
 use crate::policy::verdict::Basis;
 use crate::policy::{Level, Resource, Verdict};
 use crate::response::candidate::Candidate;
@@ -153,7 +154,7 @@ impl Guardian {
             Resource::Disk(path) => policy.disks.iter().find(|disk| *disk.path == **path).map(|disk| &disk.rule),
         };
         let sustain = rule.map_or(Duration::ZERO, |rule| rule.sustain);
-        let Outlook { rungs, places, more, measuring, next } = self.planner.outlook(verdict, candidates, now, sustain);
+        let Outlook { rungs, places, more, measuring, next } = self.planner.outlook(verdict, candidates, now);
         let limit = verdict.limit.filter(|limit| *limit > 0.0);
         let mut actions: Vec<ActionWhy> = self.chronicle.actions.get(&label).into_iter().flatten().cloned().collect();
         for (id, before, after_1s) in measuring {
@@ -165,11 +166,11 @@ impl Guardian {
             }
         }
         ResourceWhy {
-            measure: self.measure(verdict).to_owned(),
+            measure: self.measure(verdict),
             limit_source: self.limit_source(verdict).to_owned(),
             growth: verdict.growth,
             over_since: verdict.over.then(|| now.unix_seconds() - verdict.over_for.as_secs_f64()),
-            sustain_s: sustain.as_secs_f64(),
+            sustain_s: verdict.patience.as_secs_f64(),
             settings: self.chronicle.origins(&label),
             ladder: rungs
                 .into_iter()
@@ -190,18 +191,20 @@ impl Guardian {
     }
 
     /// What is held against the line, in words.
-    fn measure(&self, verdict: &Verdict) -> &'static str {
-        match (&verdict.resource, verdict.basis) {
+    fn measure(&self, verdict: &Verdict) -> String {
+        let words = match (&verdict.resource, verdict.basis) {
             (Resource::Cpu, Basis::Workers) => "CPU time of the workers together, mean of a second",
             (Resource::Cpu, _) => "CPU time of everybody in the scope, mean of a second",
             (Resource::Memory, Basis::Workers) => "memory of the workers together",
-            (Resource::Memory, _) if self.readings.memory.unreclaimable.known().is_some() => {
-                "what the kernel cannot take back (unreclaimable)"
-            }
-            (Resource::Memory, _) => "the working set",
+            (Resource::Memory, _) => match (verdict.measure, verdict.stress()) {
+                (Some(Measure::Unreclaimable), _) => "what the kernel cannot take back (unreclaimable)",
+                (_, Some(stress)) => return format!("the working set, because there is stress: {stress}"),
+                (_, None) => "the working set",
+            },
             (Resource::Disk(_), _) => "space in use, or inodes where they are fuller",
             (Resource::Worker(_), _) => "memory of its fullest replica",
-        }
+        };
+        words.to_owned()
     }
 
     fn limit_source(&self, verdict: &Verdict) -> &'static str {
@@ -232,7 +235,10 @@ impl Guardian {
                 ends: self.chronicle.ends.get(&**name).into_iter().flatten().cloned().collect(),
             });
             let wishes = replica.slot().into_iter().flat_map(|slot| self.throttle.wishes(slot));
-            why.holds.extend(wishes.map(|(resource, cores)| HoldWhy { replica: replica.index, resource: self.label(resource), cores }));
+            let hold = |resource| HoldWhy { replica: replica.index, resource: self.label(resource), ..HoldWhy::default() };
+            why.holds.extend(wishes.map(|(resource, cores)| HoldWhy { cores: Some(cores), ..hold(resource) }));
+            let line = replica.slot().and_then(|slot| self.brake.line_of(slot));
+            why.holds.extend(line.map(|bytes| HoldWhy { memory_bytes: Some(bytes), ..hold(&Resource::Memory) }));
         }
         whys.into_values().collect()
     }

@@ -300,8 +300,7 @@ impl Guardian {
     fn tell_measured(&self, measured: Vec<Measured>, events: &mut Vec<Event>) {
         // What was never done had no effect, and is not said to have had none.
         let measured = measured.into_iter().filter(|_| !self.settings.policy.dry_run);
-        for Measured { action, resource, rung, before, after_1s, after_10s, effective, .. } in measured {
-            let limit = self.tally.verdicts.iter().find(|verdict| verdict.resource == resource).and_then(|verdict| verdict.limit);
+        for Measured { action, resource, rung, before, limit, after_1s, after_10s, effective, .. } in measured {
             let share = |amount: Option<f64>| match (amount, limit) {
                 (Some(amount), Some(limit)) if limit > 0.0 => Some(amount / limit),
                 _ => None,

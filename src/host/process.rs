@@ -58,7 +58,7 @@ impl Priority {
 }
 
 /// `statfs` says this of a pidfd whose inode is the process's own.
-const PIDFS: i64 = 0x5049_4446;
+const PIDFS: rustix::fs::FsWord = 0x5049_4446;
 
 impl Process {
     /// Opens the process that was meant. `None`: it has ended, or the number belongs to another one now.
@@ -78,6 +78,12 @@ impl Process {
         Ok(Process::open_number(paths, seen.pid)?.filter(|(_, now)| is_it(now)).map(|(process, _)| process))
     }
 
+    /// Opens what a frozen group lists as its member. Only if the group still lists the number afterwards it was the
+    /// member: nobody is born in a frozen group, and a stranger is in another.
+    pub fn open_listed(paths: &Paths, pid: i32) -> io::Result<Option<Process>> {
+        Ok(Process::open_number(paths, pid)?.map(|(process, _)| process))
+    }
+
     fn open_number(paths: &Paths, pid: i32) -> io::Result<Option<(Process, Stat)>> {
         let Some(number) = Pid::from_raw(pid) else { return Ok(None) };
         let pidfd = match rustix::process::pidfd_open(number, PidfdFlags::empty()) {
@@ -90,7 +96,7 @@ impl Process {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::SRCH) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        let has_own_inode = rustix::fs::fstatfs(&pidfd).is_ok_and(|about| i64::from(about.f_type) == PIDFS);
+        let has_own_inode = rustix::fs::fstatfs(&pidfd).is_ok_and(|about| about.f_type == PIDFS);
         let inode = if has_own_inode { rustix::fs::fstat(&pidfd)?.st_ino } else { 0 };
         let process = Process { identity: ProcessId { pid, started: stat.started, inode }, pidfd };
         // Not reaped after its text was read: the text was its own.
@@ -131,7 +137,7 @@ impl Process {
     }
 
     /// True until it is reaped; so long its number is its own.
-    fn is_here(&self) -> io::Result<bool> {
+    pub fn is_here(&self) -> io::Result<bool> {
         match self.signal(Signal(0)) {
             Ok(delivery) => Ok(delivery == Delivery::Delivered),
             // Somebody we may not signal is there.
@@ -211,13 +217,18 @@ pub fn tree_of(root: Root, keeper: i32, known: &[(i32, u64)], processes: &[Stat]
     let belongs = |process: &Stat| {
         is_root(process)
             || (process.session == root.pid && root.ended.is_none_or(|ended| process.started <= ended && process.ppid == keeper))
-            || known.contains(&(process.pid, process.started))
+            // Who still has a parent in the tree is found as its child; who has not was handed to us.
+            || (process.ppid == keeper && known.contains(&(process.pid, process.started)))
     };
+    // Even one that began in the same tick.
+    let has_its_number = |process: &Stat| process.pid == root.pid && !is_root(process);
     // A stranger with the root's number means that nobody was left in its session when the number was given away.
-    let number_recycled = processes.iter().any(|process| process.pid == root.pid && !is_root(process));
+    let number_recycled = processes.iter().any(has_its_number);
     let mut members: Vec<Stat> = processes
         .iter()
-        .filter(|process| process.pid != keeper && belongs(process) && !(number_recycled && process.session == root.pid))
+        .filter(|process| {
+            process.pid != keeper && belongs(process) && !has_its_number(process) && !(number_recycled && process.session == root.pid)
+        })
         .copied()
         .collect();
     // Children of members join until nobody new is found; the list is short and the depth small.
@@ -632,6 +643,9 @@ mod tests {
         let mut pids: Vec<i32> = tree_of(root, 10, &[(24, 24)], &processes).iter().map(|stat| stat.pid).collect();
         pids.sort_unstable();
         assert_eq!(pids, [20, 21, 22, 23, 24, 25]);
+        let strangers = [process(1, 0, 1), process(24, 1, 77), process(20, 10, 10)];
+        let ended = Root { ended: Some(30), ..root };
+        assert_eq!(tree_of(ended, 10, &[(24, 24), (20, 20)], &strangers), [], "nor is one of the same tick with another parent");
         assert!(!tree_of(root, 10, &[(24, 999)], &processes).iter().any(|stat| stat.pid == 24), "a recycled pid is not the known one");
         // The root has ended at tick 20; number 20 went to a stranger who began a session of that number.
         let ended = Root { ended: Some(30), ..root };

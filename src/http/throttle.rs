@@ -86,6 +86,14 @@ fn parse_wait(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_text_is_survived(text in "\\PC{0,30}|[0-9]{0,25}(ms|s|m|h|)") {
+            parse_wait(&text);
+        }
+    }
 
     #[test]
     fn a_wait_is_a_whole_number_with_a_unit() {

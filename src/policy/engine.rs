@@ -302,6 +302,9 @@ fn sound(reading: Reading<f64>) -> Option<f64> {
 fn basis(set: Option<f64>, own: Reading<f64>, source: LimitSource) -> (Basis, Reading<f64>) {
     let known = sound(own);
     match set {
+        // Only a cgroup's limit is ever forgotten (a machine's is remembered), so the scope is a container all the same:
+        // to judge the workers alone for a moment would look like recovery.
+        Some(set) if matches!(own, Reading::Failed(_)) => (Basis::Scope, Reading::Known(set)),
         Some(set) if known.is_none_or(|own| set < own) => match source {
             LimitSource::Cgroup if known.is_some() => (Basis::Scope, Reading::Known(set)),
             _ => (Basis::Workers, Reading::Known(set)),

@@ -498,7 +498,7 @@ mod tests {
     #[test]
     fn readings_that_are_missing_and_a_clock_that_leaps_foretell_nothing_wrong() {
         // Every other look is missing for a while, then all of them for a minute.
-        let usage = |now: f64| (!(200.0..260.0).contains(&now) && (now as u64 / 3).is_multiple_of(2)).then(|| 100.0 + now);
+        let usage = |now: f64| (!(200.0..260.0).contains(&now) && (now as u64 / 3).is_multiple_of(2)).then_some(100.0 + now);
         let told = watch(&mut Forecast::default(), (0.0, 300.0), 1.0, usage);
         let (now, used, left) = *told.iter().rev().find(|(now, ..)| *now < 200.0).unwrap();
         assert!((left.unwrap() - (LIMIT - used)).abs() < 30.0, "at {now}: {left:?}");
@@ -553,7 +553,7 @@ mod tests {
             for (gap, used, limit) in looks {
                 now += gap;
                 forecast.feed(at(now), used, limit);
-                if used as u64 % 7 == 0 {
+                if (used as u64).is_multiple_of(7) {
                     forecast.relieved(at(now));
                 }
                 // A Duration is a number by its type; that none panics is what is shown.

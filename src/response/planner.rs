@@ -62,6 +62,8 @@ pub struct Measured {
     /// The rung's word.
     pub rung: &'static str,
     pub before: f64,
+    /// What was the limit then.
+    pub limit: Option<f64>,
     pub after_1s: Option<f64>,
     pub after_10s: Option<f64>,
     pub effective: bool,
@@ -71,8 +73,8 @@ pub struct Measured {
 
 impl Measured {
     /// `shed: 85.0 % before, 75.0 % after 1 s, 72.0 % after 10 s: effective`.
-    fn in_words(&self, limit: Option<f64>) -> String {
-        let share = |amount: Option<f64>| match (amount, limit) {
+    fn in_words(&self) -> String {
+        let share = |amount: Option<f64>| match (amount, self.limit) {
             (Some(amount), Some(limit)) if limit > 0.0 => words::percent(amount / limit),
             _ => "not known".to_owned(),
         };
@@ -170,6 +172,7 @@ struct Probe {
     rung: &'static str,
     at: Moment,
     before: f64,
+    limit: Option<f64>,
     after_1s: Option<f64>,
     after_10s: Option<f64>,
     effective: Option<bool>,
@@ -177,8 +180,8 @@ struct Probe {
 }
 
 impl Probe {
-    fn new(action: u64, rung: &'static str, before: f64, now: Moment) -> Self {
-        Probe { action, rung, at: now, before, after_1s: None, after_10s: None, effective: None, next: ENOUGH.to_owned() }
+    fn new(action: u64, rung: &'static str, before: f64, limit: Option<f64>, now: Moment) -> Self {
+        Probe { action, rung, at: now, before, limit, after_1s: None, after_10s: None, effective: None, next: ENOUGH.to_owned() }
     }
 
     /// Takes the figures that are due; true when ten seconds are over.
@@ -200,6 +203,7 @@ impl Probe {
             resource: resource.clone(),
             rung: self.rung,
             before: self.before,
+            limit: self.limit,
             after_1s: self.after_1s,
             after_10s: self.after_10s.or(used),
             effective: self.effective.unwrap_or(otherwise),
@@ -239,6 +243,8 @@ struct Scene<'a> {
     candidates: &'a [Candidate],
     /// Memory in use, of all.
     memory: Option<f64>,
+    /// Cores.
+    cpu_limit: Option<f64>,
     /// What is judged is more than what the kernel cannot take back: file cache counts.
     counts_cache: bool,
     now: Moment,
@@ -293,9 +299,10 @@ impl Planner {
         let gap = self.planned.map_or(Duration::ZERO, |before| now.since(before));
         self.planned = Some(now);
         let memory = verdicts.iter().find(|verdict| verdict.resource == Resource::Memory).and_then(|verdict| verdict.used);
+        let cpu_limit = verdicts.iter().find(|verdict| verdict.resource == Resource::Cpu).and_then(|verdict| verdict.limit);
         let fixed = readings.memory.unreclaimable.known().map(|bytes| bytes as f64);
         let counts_cache = memory.is_some_and(|used| fixed.is_none_or(|fixed| used > fixed * MORE_THAN_FIXED));
-        let scene = Scene { candidates, memory, counts_cache, now, dry: self.policy.dry_run };
+        let scene = Scene { candidates, memory, counts_cache, cpu_limit, now, dry: self.policy.dry_run };
         self.hold.feed(candidates, gap);
         self.cooldowns.expire(now);
         self.watch_endings(&scene);
@@ -561,7 +568,7 @@ impl Planner {
                 return true;
             }
             let measured = probe.measured(&verdict.resource, verdict.used, false);
-            last = Some(measured.in_words(verdict.limit));
+            last = Some(measured.in_words());
             plan.measured.push(measured);
             false
         });
@@ -709,7 +716,7 @@ impl Planner {
         let before = verdict.used.unwrap_or(0.0);
         course.failure = None;
         if course.probes.len() < PROBES {
-            course.probes.push(Probe::new(id, rung.word(), before, scene.now));
+            course.probes.push(Probe::new(id, rung.word(), before, verdict.limit, scene.now));
         }
         Trial::new(id, rung.clone(), tier, victim, before, scene.dry, scene.now)
     }
@@ -838,7 +845,7 @@ impl Planner {
         let id = self.act(Resource::Cpu, Deed::Throttle(shares), reason, plan);
         if !limited.is_empty() && !scene.dry {
             let (slots, most) = (limited.iter().map(|(slot, _)| *slot).collect(), limited.iter().map(|(_, cores)| cores).sum());
-            let mut limited = LimitProbe { probe: Probe::new(id, Rung::Throttle.word(), 0.0, scene.now), slots, most };
+            let mut limited = LimitProbe { probe: Probe::new(id, Rung::Throttle.word(), 0.0, scene.cpu_limit, scene.now), slots, most };
             // A replica that has only just started has used nothing yet that is known.
             limited.probe.before = limited.used(scene).unwrap_or(0.0);
             self.limit_probe = Some(limited);

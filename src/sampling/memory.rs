@@ -82,7 +82,7 @@ impl Group {
             return Reading::Known(own);
         }
         let stat = self.stat(scratch, tally);
-        let own = stat.map(|stat| self.unreclaimable(&stat, current.known(), scratch, tally));
+        let own = stat.and_then(|stat| self.unreclaimable(&stat, current.known(), scratch, tally));
         self.own = current.known().zip(own.known());
         own
     }
@@ -95,11 +95,16 @@ impl Group {
     /// v1 accounts the kernel's part in one sum, caches of names and inodes included, which are given back when asked for:
     /// a group of 128 MiB that had written 400 MB of file held 3.5 MB of it, and 0.3 MB after the next read. So of that sum
     /// the part counts that is not reclaimable on the machine as a whole, and never more than is charged beside the pages.
-    fn unreclaimable(&mut self, stat: &MemoryStat, current: Option<u64>, scratch: &mut Vec<u8>, tally: &mut Tally) -> u64 {
-        let (Version::V1, Some(share), Some(current)) = (self.version, self.kernel_share, current) else { return stat.unreclaimable };
-        let kernel = tally.reading(Source::Cgroup, self.kernel.read(scratch), cgroupfs::parse_number).known().unwrap_or(0);
+    fn unreclaimable(&mut self, stat: &MemoryStat, current: Option<u64>, scratch: &mut Vec<u8>, tally: &mut Tally) -> Reading<u64> {
+        let (Version::V1, Some(share), Some(current)) = (self.version, self.kernel_share, current) else {
+            return Reading::Known(stat.unreclaimable);
+        };
         let beside = current.saturating_sub(stat.unreclaimable).saturating_sub(stat.file_cache());
-        stat.unreclaimable.saturating_add(((kernel as f64 * share) as u64).min(beside))
+        match tally.reading(Source::Cgroup, self.kernel.read(scratch), cgroupfs::parse_number) {
+            // A kernel that does not account its own part.
+            Reading::Unsupported => Reading::Known(stat.unreclaimable),
+            kernel => kernel.map(|kernel| stat.unreclaimable.saturating_add(((kernel as f64 * share) as u64).min(beside))),
+        }
     }
 
     fn events(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) -> Reading<MemoryEvents> {
@@ -213,7 +218,7 @@ fn of_group(group: &mut Group, blank: MemoryReadings, scratch: &mut Vec<u8>, tal
     MemoryReadings {
         current,
         working_set: current.and_then(|current| stat.map(|stat| current.saturating_sub(stat.inactive_file))),
-        unreclaimable: stat.map(|stat| group.unreclaimable(&stat, current.known(), scratch, tally)),
+        unreclaimable: stat.and_then(|stat| group.unreclaimable(&stat, current.known(), scratch, tally)),
         swap,
         events: group.events(scratch, tally),
         file_cache: stat.map(|stat| stat.file_cache()),

@@ -102,9 +102,12 @@ pub struct WorkerWhy {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HoldWhy {
     pub replica: u32,
-    /// `cpu`, `memory`; with nothing over its line it is the worker's own `limits.cpu`.
+    /// `cpu`, `memory`; `cpu` with nothing over its line is the worker's own `limits.cpu`.
     pub resource: String,
-    pub cores: f64,
+    /// To so many cores.
+    pub cores: Option<f64>,
+    /// At so many bytes of memory: beyond them the kernel slows it.
+    pub memory_bytes: Option<u64>,
 }
 
 /// One end of a replica, or the failure to start it.

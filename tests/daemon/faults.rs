@@ -229,8 +229,10 @@ fn a_dead_mount_hangs_nobody_and_is_not_taken_for_an_empty_disk() {
     drop(dead);
 }
 
-/// What is wrong with the files of memory, and nothing is known of it any more.
-const LOST: [(&str, [(Call, &str, Fault); 2]); 4] = [
+/// What is wrong with the files of memory, so that nothing is known of it any more.
+type Lost = (&'static str, [(Call, &'static str, Fault); 2]);
+
+const LOST: [Lost; 4] = [
     ("EIO", [(Call::Read, "/memory.current", Fault::Fails(Errno::IO)), (Call::Read, "/memory.stat", Fault::Fails(Errno::IO))]),
     ("empty", [(Call::Read, "/memory.current", Fault::Says("")), (Call::Read, "/memory.stat", Fault::Says(""))]),
     ("gone", [(Call::Open, "/memory.current", Fault::Fails(Errno::NOENT)), (Call::Open, "/memory.stat", Fault::Fails(Errno::NOENT))]),

@@ -223,7 +223,8 @@ fn steady_screen(text: &str) -> String {
         (None, ["web", state, pid, _cpu, _memory, _unit, rest @ ..]) => format!("web {state} {pid} ~ ~ {}\n", rest.join(" ")),
         _ => format!("{line}\n"),
     };
-    text.lines().map(line).collect()
+    // Where a note is broken hangs on the width of a number too.
+    text.replace("\n      ", " ").lines().map(line).collect()
 }
 
 macro_rules! machines {

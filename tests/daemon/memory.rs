@@ -88,4 +88,8 @@ fn a_worker_over_its_own_recycle_line_is_replaced() {
     let recycled = stage.event("worker_recycled", |event| event["worker"] == "fat");
     assert_eq!(recycled["old_pid"].as_i64(), Some(first.into()));
     assert_eq!(said(&stage, "fat.log").iter().filter(|line| line.starts_with("asked to end")).count(), 1);
+    // Measured to the end, although the replica it is about has gone: nothing is left of that.
+    let told = stage.event("action_effective", |event| event["action"] == "recycle");
+    assert!(told["before"].as_f64().is_some_and(|share| share > 0.5), "{told}");
+    assert_eq!((told["after_1s"].as_f64(), told["after_10s"].as_f64()), (Some(0.0), Some(0.0)), "{told}");
 }

@@ -2,10 +2,11 @@
 
 use super::report::{Level, Report};
 use super::{Means, Patient, tried};
+use crate::actuators::brake;
 use crate::host::cgroupfs::{Kind, Version};
 use crate::host::group::{self, Group, Groups, LEAF};
-use crate::host::memory_group;
 use crate::host::probe::{self, Habit, Held, Subject};
+use crate::response::candidate::{LineKind, ReclaimBy};
 
 const AREA: &str = "control groups";
 const DELEGATE: &str =
@@ -25,6 +26,9 @@ pub fn examine(patient: &Patient, report: &mut Report, means: &mut Means) {
     if layout.kind == Kind::None {
         report.bad(AREA, Level::Warn, "groups", "none are mounted", "workers are slowed by signals then, which works everywhere");
         means.quota = Some(false);
+        if patient.is_live() {
+            memory(patient, report, means, &Groups::none("no control groups"));
+        }
         return;
     }
     if !patient.is_live() {
@@ -66,6 +70,7 @@ fn belongs_to_somebody(patient: &Patient) -> Option<String> {
 }
 
 fn try_out(patient: &Patient, report: &mut Report, means: &mut Means, groups: &Groups) {
+    memory(patient, report, means, groups);
     for limitation in groups.limitations() {
         report.bad(AREA, Level::Note, "groups of our own", limitation.clone(), DELEGATE);
     }
@@ -83,8 +88,6 @@ fn try_out(patient: &Patient, report: &mut Report, means: &mut Means, groups: &G
         }
     };
     report.ok(AREA, "groups of our own", "made, and removed again");
-    // While nobody is in it.
-    memory(patient, report, means, &group);
     match Subject::start(&patient.paths, Habit::Busy) {
         Ok(subject) => with_subject(report, means, &group, subject),
         Err(error) => report.bad(AREA, Level::Fail, "a child", format!("could not be started: {error}"), "look at ulimit -u and pids.max"),
@@ -148,25 +151,32 @@ fn quota(report: &mut Report, means: &mut Means, group: &Group, subject: &Subjec
     }
 }
 
-fn memory(patient: &Patient, report: &mut Report, means: &mut Means, group: &Group) {
-    let version = patient.layout.memory.as_ref().map(|own| own.version);
-    let (Some(version), Some(folder)) = (version, group.memory_accounting()) else {
-        report.note(AREA, "memory of a group", "no memory controller in our groups: what a worker uses is added up from its processes");
-        means.reclaim = Some(false);
-        return;
-    };
-    let memory_group::Tried { line, reclaim, .. } = memory_group::probe(version, folder);
-    let (line_is, reclaim_is) = match version {
-        Version::V2 => ("memory.high", "memory.reclaim"),
-        Version::V1 => ("memory soft limit (v1)", "memory.force_empty (v1)"),
-    };
-    means.reclaim = Some(reclaim.is_ok());
+/// Memory: tried out as the daemon does at its start.
+fn memory(patient: &Patient, report: &mut Report, means: &mut Means, groups: &Groups) {
+    let subject = Subject::start(&patient.paths, Habit::Idle);
+    let child = subject.as_ref().ok().map(Subject::pid);
+    let brake::Means { line, reclaim, freeze } = brake::Means::find(&patient.paths, groups, child);
     match line {
-        Ok(()) => report.ok(AREA, line_is, "set and taken back"),
-        Err(why) => report.note(AREA, line_is, format!("{why}; growing workers are slowed by their CPU instead")),
+        Ok(LineKind::Slows) => report.ok(AREA, "memory.high", "set and taken back"),
+        Ok(LineKind::Hints) => {
+            report.ok(AREA, "memory soft limit (v1)", "set and taken back; it is a hint only, growth is slowed by the processor")
+        }
+        Err(why) => report.note(AREA, "memory.high", format!("{why}; growth is slowed by the processor")),
     }
-    match reclaim {
-        Ok(()) => report.ok(AREA, reclaim_is, "the kernel takes the request"),
-        Err(why) => report.note(AREA, reclaim_is, format!("{why}; it takes cgroup v2 and Linux 5.19")),
+    match &reclaim {
+        Ok(by) => report.ok(AREA, "asking memory back", by_words(*by)),
+        Err(why) => report.note(AREA, "asking memory back", why.clone()),
+    }
+    if let Err(why) = freeze {
+        report.note(AREA, "a short stop", why);
+    }
+    means.reclaim = Some(reclaim.map_err(drop));
+}
+
+pub fn by_words(by: ReclaimBy) -> &'static str {
+    match by {
+        ReclaimBy::Group => "by memory.reclaim of its group",
+        ReclaimBy::Emptying => "by memory.force_empty of its group (v1)",
+        ReclaimBy::Advice => "by process_madvise",
     }
 }

@@ -1,5 +1,6 @@
 //! Each rung of each ladder in the settings: works here, or is passed over because of what.
 
+use super::groups::by_words;
 use super::report::{Level, Report};
 use super::{Means, Patient};
 use crate::actuators::throttle;
@@ -77,8 +78,8 @@ fn works(patient: &Patient, means: Means, resource: &Resource, rung: &Rung) -> W
         }
         Rung::Reclaim => match means.reclaim {
             _ if *resource == Resource::Cpu => Works::Passes("it does nothing for the cpu".to_owned()),
-            Some(true) => Works::Passes("the kernel would, this version does not ask it yet".to_owned()),
-            Some(false) => Works::Passes("no group of ours has memory.reclaim".to_owned()),
+            Some(Ok(by)) => Works::Yes(by_words(by).to_owned()),
+            Some(Err(())) => Works::Passes("memory cannot be asked back here".to_owned()),
             None => Works::Unknown("it was not tried"),
         },
         Rung::Throttle => throttle(&workers, means),

@@ -15,6 +15,7 @@ use crate::daemon::signals::Signals;
 use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::inventory::Platform;
+use crate::response::candidate::ReclaimBy;
 use crate::snapshot::Snapshot;
 
 use report::{Level, Report};
@@ -38,7 +39,8 @@ pub struct Means {
     pub quota: Option<bool>,
     pub duty: Option<bool>,
     pub nice: Option<bool>,
-    pub reclaim: Option<bool>,
+    /// By what memory is asked back.
+    pub reclaim: Option<Result<ReclaimBy, ()>>,
 }
 
 /// Looks at a part of everything.

@@ -1,8 +1,6 @@
 //! What the planner would say if it were asked: each rung of a ladder with what it would do now, who would be taken, what comes
 //! next. Nothing is decided here; it is the same questions `climb` asks, without the consequences.
 
-use std::time::Duration;
-
 use super::{Course, Plan, Planner, Scene, Step};
 use crate::host::clock::Moment;
 use crate::policy::{Level, Resource, Verdict};
@@ -71,14 +69,14 @@ pub struct Place {
 
 impl Planner {
     /// How things stand for the resource of `verdict`, in the tick that was planned last.
-    pub fn outlook(&self, verdict: &Verdict, candidates: &[Candidate], now: Moment, sustain: Duration) -> Outlook {
+    pub fn outlook(&self, verdict: &Verdict, candidates: &[Candidate], now: Moment) -> Outlook {
         let nothing_yet = Course::default();
         let course = self.courses.get(&verdict.resource).unwrap_or(&nothing_yet);
-        let scene = Scene { candidates, memory: None, counts_cache: false, now, dry: self.policy.dry_run };
+        let scene = Scene { candidates, memory: None, counts_cache: false, cpu_limit: None, now, dry: self.policy.dry_run };
         let rungs = self.prospects(verdict, course, &scene);
         let (places, more) = places(verdict, candidates);
         Outlook {
-            next: self.next(verdict, course, &rungs, sustain),
+            next: next(verdict, course, &rungs),
             rungs,
             places,
             more,
@@ -109,42 +107,43 @@ impl Planner {
         }
         prospects
     }
+}
 
-    fn next(&self, verdict: &Verdict, course: &Course, rungs: &[Prospect], sustain: Duration) -> String {
-        let first = |level: Level| {
-            let possible = |one: &&Prospect| one.level == level && matches!(one.state, Standing::Ready | Standing::Waits);
-            rungs.iter().find(possible).map(|one| one.rung.as_str())
-        };
-        let harder = match verdict.level {
-            Level::Critical => first(Level::Critical).or_else(|| first(Level::High)),
-            _ => first(Level::High),
-        };
-        let critical = || match verdict.critical.zip(first(Level::Critical)) {
-            Some((line, rung)) if verdict.level != Level::Critical => format!("; at {} {rung}", words::percent(line)),
-            _ => String::new(),
-        };
-        match (&course.trial, &course.refusal, verdict.level) {
-            (_, _, Level::Normal) if !verdict.over => match harder {
-                Some(rung) => format!("nothing while it stays under {}; over it {rung}{}", words::percent(verdict.high), critical()),
-                None => {
-                    format!("nothing while it stays under {}; over it there is nothing to try{}", words::percent(verdict.high), critical())
-                }
-            },
-            (_, _, Level::Normal) => {
-                let over = verdict.over_for.as_secs_f64();
-                let then = harder.unwrap_or("nothing that can be tried");
-                format!("over the line for {over:.1} s of {:.1} s; then {then}{}", sustain.as_secs_f64(), critical())
+/// What comes next, in words.
+fn next(verdict: &Verdict, course: &Course, rungs: &[Prospect]) -> String {
+    let first = |level: Level| {
+        let possible = |one: &&Prospect| one.level == level && matches!(one.state, Standing::Ready | Standing::Waits);
+        rungs.iter().find(possible).map(|one| one.rung.as_str())
+    };
+    let harder = match verdict.level {
+        Level::Critical => first(Level::Critical).or_else(|| first(Level::High)),
+        _ => first(Level::High),
+    };
+    let critical = || match verdict.critical.zip(first(Level::Critical)) {
+        Some((line, rung)) if verdict.level != Level::Critical => format!("; at {} {rung}", words::percent(line)),
+        _ => String::new(),
+    };
+    match (&course.trial, &course.refusal, verdict.level) {
+        (_, _, Level::Normal) if !verdict.over => match harder {
+            Some(rung) => format!("nothing while it stays under {}; over it {rung}{}", words::percent(verdict.high), critical()),
+            None => {
+                format!("nothing while it stays under {}; over it there is nothing to try{}", words::percent(verdict.high), critical())
             }
-            (Some(trial), _, _) => match harder {
-                Some(rung) => format!("{} is given its time; if it is not enough, {rung}{}", trial.rung.word(), critical()),
-                None => format!("{} is given its time; after it nothing is left that could act{}", trial.rung.word(), critical()),
-            },
-            (None, Some((reason, detail)), _) => format!("nothing can be done now: {}: {detail}", reason.word()),
-            (None, None, _) => match harder {
-                Some(rung) => format!("nothing while it stays under {}; over it {rung}{}", words::percent(verdict.high), critical()),
-                None => format!("what is on holds it; nothing harder is ready{}", critical()),
-            },
+        },
+        (_, _, Level::Normal) => {
+            let over = verdict.over_for.as_secs_f64();
+            let then = harder.unwrap_or("nothing that can be tried");
+            format!("over the line for {over:.1} s of {:.1} s; then {then}{}", verdict.patience.as_secs_f64(), critical())
         }
+        (Some(trial), _, _) => match harder {
+            Some(rung) => format!("{} is given its time; if it is not enough, {rung}{}", trial.rung.word(), critical()),
+            None => format!("{} is given its time; after it nothing is left that could act{}", trial.rung.word(), critical()),
+        },
+        (None, Some((reason, detail)), _) => format!("nothing can be done now: {}: {detail}", reason.word()),
+        (None, None, _) => match harder {
+            Some(rung) => format!("nothing while it stays under {}; over it {rung}{}", words::percent(verdict.high), critical()),
+            None => format!("what is on holds it; nothing harder is ready{}", critical()),
+        },
     }
 }
 

@@ -85,6 +85,7 @@ fn an_effect_is_measured_before_after_one_second_and_after_ten() {
         resource: Resource::Memory,
         rung: "shed",
         before: 850.0 * MB as f64,
+        limit: Some(1000.0 * MB as f64),
         after_1s: Some(750.0 * MB as f64),
         after_10s: Some(720.0 * MB as f64),
         effective: true,

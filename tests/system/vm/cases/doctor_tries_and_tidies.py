@@ -29,7 +29,7 @@ def groups() -> set[Path]:
 def case() -> str:
     Path("/etc/plimsoll/plimsoll.toml").write_text(SETTINGS)
     alone = findings(*ALONE)
-    for what in ("moving a child into a group", "CPU quota", "memory.high", "memory.reclaim", "freezing a group", "killing a group", "journal"):
+    for what in ("moving a child into a group", "CPU quota", "memory.high", "asking memory back", "freezing a group", "killing a group", "journal"):
         level, found = alone.get(what, ("missing", ""))
         expect(level == "ok", f"{what}: {level}: {found}; {alone}")
     for what in ("pressure trigger, 2 s", "pressure trigger, 500 ms", "lowering oom_score_adj", "mlockall", "nice, and back"):
