@@ -6,7 +6,7 @@ use crate::snapshot::WorkerState;
 use crate::snapshot::explain::{ActionWhy, Explanation, ResourceExplained, ResourceWhy, Setting, WorkerExplained};
 
 /// The heads of the lines stand in a column of their own.
-const HEAD: usize = 10;
+const HEAD: usize = 11;
 /// Settings of a worker that always have a part in how it is treated; the others are told where somebody set them.
 const TELLING: [&str; 4] = ["priority", "protected", "restart", "throttle"];
 
