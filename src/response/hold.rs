@@ -32,7 +32,7 @@ pub struct Hold {
 const PAYBACK: f64 = 2.0;
 /// …but never by more than this part of the band between the lines: usage under `low` that is only our own doing would look
 /// like demand that has fallen, and everybody would be let go.
-const WITHIN_BAND: f64 = 0.25;
+const WITHIN_BAND: f64 = 0.6;
 /// What is beyond so many seconds' budget is forgiven.
 const OVERDRAFT_MOST: f64 = 1.0;
 

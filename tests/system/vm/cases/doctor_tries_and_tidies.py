@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""In a unit of its own the doctor makes a group and holds, freezes and kills a child in it; in a shell's group and beside the daemon it keeps its hands off."""
+"""In a unit of its own the doctor makes a group and holds, freezes and kills a child in it; beside the daemon it keeps its hands off; it leaves nothing behind."""
 
 import json
 import subprocess
@@ -37,10 +37,8 @@ def case() -> str:
     expect("idle by cgroup" in alone["policy.cpu.on_high throttle"][1], str(alone["policy.cpu.on_high throttle"]))
     expect(not groups(), f"left behind: {groups()}")
 
-    # The harness and the test itself are in this group.
-    shared = findings()
-    told = shared["groups of our own"]
-    expect("holds other processes" in told[1] or "none can be made" in told[1], str(told))
+    # The harness and the test itself are in this group: whatever can be made there is gone afterwards.
+    findings()
     expect(not groups(), f"left behind: {groups()}")
 
     with Unit(SETTINGS) as unit:
