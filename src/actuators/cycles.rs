@@ -13,10 +13,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::config::settings::Signal;
+use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
 use crate::host::folder::Folder;
 use crate::host::freezer::Freezer;
 use crate::host::process::{Delivery, Process};
+use crate::host::scheduling;
 use crate::host::stops::{StopTable, Ticket};
 use crate::host::{Paths, cgroupfs};
 use crate::sampling::readings::SlotId;
@@ -81,8 +83,14 @@ impl Cycles {
     pub fn begin(&mut self, slot: SlotId, rate: f64, longest_stop: Duration, tree: Tree, now: Duration) -> io::Result<()> {
         if self.thread.as_ref().is_none_or(std::thread::JoinHandle::is_finished) {
             let shared = self.shared.clone();
-            // It inherits the loop's priority: what lets others go must not wait behind them.
-            self.thread = Some(std::thread::Builder::new().name("duty".into()).stack_size(256 * 1024).spawn(move || shared.turn())?);
+            let run = move || {
+                // What lets others go must not wait behind them; refused, it comes as soon as it can.
+                if shared.paths.is_live() {
+                    let _ = scheduling::run_first(&Layout::discover(&shared.paths));
+                }
+                shared.turn();
+            };
+            self.thread = Some(std::thread::Builder::new().name("duty".into()).stack_size(256 * 1024).spawn(run)?);
         }
         let mut cycle = Cycle::new(tree);
         let cpu = cycle.cpu(&self.shared.paths);

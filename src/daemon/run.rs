@@ -7,9 +7,10 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::config::{Loaded, Sources};
+use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
 use crate::host::psi::{self, Told};
-use crate::host::{Paths, pages};
+use crate::host::{Paths, pages, scheduling};
 use crate::http::control::{Answer, Request};
 use crate::http::server;
 use crate::journal::Event;
@@ -120,6 +121,16 @@ impl Guardian {
         match server::spawn(doors) {
             Ok(handle) => self.http = Some(handle),
             Err(error) => self.tell(&[Event::Degraded { part: "http", detail: error.to_string() }], now),
+        }
+        self.run_first();
+    }
+
+    /// Before everybody who may keep both processors busy just when a line is crossed. Where that is refused the daemon
+    /// keeps the nice value it has, and `doctor` says why.
+    fn run_first(&self) {
+        let paths = Paths::from(&self.settings.host);
+        if paths.is_live() {
+            let _ = scheduling::run_first(&Layout::discover(&paths));
         }
     }
 

@@ -21,6 +21,7 @@ pub mod process;
 pub mod procfs;
 pub mod psi;
 pub mod scan;
+pub mod scheduling;
 pub mod stops;
 
 pub use paths::Paths;

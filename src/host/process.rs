@@ -422,6 +422,7 @@ fn in_child(
     if rustix::process::getpriority_process(None).is_ok_and(|nice| nice < 0) {
         rustix::process::setpriority_process(None, 0)?;
     }
+    super::scheduling::ordinary_slack();
     if let Some(user) = user {
         // SAFETY: the slice lives in the parent's memory, copied by fork. Groups first: after setuid it is too late.
         unsafe {

@@ -3,7 +3,7 @@
 use super::report::{Level, Report};
 use super::{Means, Patient, tried};
 use crate::host::probe::{self, Habit, Subject};
-use crate::host::scan;
+use crate::host::{scan, scheduling};
 
 const AREA: &str = "processes";
 
@@ -40,6 +40,17 @@ pub fn examine(patient: &Patient, report: &mut Report, means: &mut Means) {
         Level::Warn,
         "duty cycles do not work; look for a tracer or a seccomp profile",
     ));
+    // On a thread of its own, which takes what it was granted along.
+    let first = std::thread::scope(|scope| scope.spawn(|| scheduling::run_first(&patient.layout)).join());
+    tried(
+        report,
+        AREA,
+        "real-time priority",
+        first.unwrap_or_else(|_| Err("it panicked".to_owned())).map_err(std::io::Error::other),
+        |()| "granted: under load the daemon is not late".to_owned(),
+        Level::Note,
+        "it needs CAP_SYS_NICE or RLIMIT_RTPRIO; without it a machine at full load may answer some tens of milliseconds later",
+    );
     let capability = "it needs CAP_SYS_NICE; only throttle = \"nice\" asks for it";
     means.nice = Some(tried(
         report,
