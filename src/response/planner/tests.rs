@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::settings::{DiskPolicy, Signal, Worker};
-use crate::host::memory_group::Figures;
+use crate::host::memory_group::{Figures, Pace};
 use crate::policy::tests::{MB, at, readings, rule, settings, worker};
 use crate::policy::verdict::Basis;
 use crate::response::action::Portion;
@@ -398,6 +398,7 @@ fn in_a_group(cache: u64, swap: u64, held: Option<u64>, slowed: u64) -> Candidat
         held: held.map(Held::Set),
         reclaim: Some(ReclaimBy::Group),
         can_freeze: true,
+        pace: Pace::default(),
     };
     one
 }
