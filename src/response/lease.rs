@@ -338,7 +338,8 @@ mod tests {
             now.slowed += 1;
             // It works for twenty seconds; then another one comes into being under its name for a moment, and it stands still.
             let still = Duration::from_secs_f64((seconds - 20.0).max(0.0));
-            let pace = if *tick == 90 { Pace::default() } else { Pace { ran: Some(Duration::from_secs_f64(seconds)), stalled: Some(still) } };
+            let pace =
+                if *tick == 90 { Pace::default() } else { Pace { ran: Some(Duration::from_secs_f64(seconds)), stalled: Some(still) } };
             let grasp = Grasp { held: Some(Held::Set(line)), pace, ..grasp(now, 0) };
             matches!(lease.step(&grasp, false, at(seconds)), Term::End(_))
         });
