@@ -227,7 +227,7 @@ impl Engine {
                 (together, together)
             }
             Some(Measure::Unreclaimable) => (bytes(memory.unreclaimable), bytes(memory.unreclaimable)),
-            Some(Measure::WorkingSet) => (bytes(memory.working_set), bytes(memory.judged())),
+            Some(Measure::WorkingSet) => (bytes(stress::working_set(memory, &self.evidence)), bytes(memory.judged())),
         };
         if measure == Some(Measure::WorkingSet) && memory.unreclaimable.known().is_some() {
             // A part of it can be given back: it is not at once that this hurts.

@@ -108,7 +108,7 @@ pub(crate) fn readings(now: Moment) -> Readings {
             swap: Reading::Unsupported,
             events: Reading::Unsupported,
             file_cache: Reading::Unsupported,
-            refaulted: Reading::Unsupported,
+            refaults: Reading::Unsupported,
             stalls: Reading::Unsupported,
         },
         pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },
