@@ -558,12 +558,15 @@ impl Planner {
         self.climb(verdict, course, scene, plan);
     }
 
-    /// Back to normal: everything that was put on for this resource is taken off, and its ladder starts anew.
+    /// Back to normal: everything that was put on for this resource is taken off, and its ladder starts anew. Only a hold
+    /// that somebody would fill at once goes on, as wide as the line allows.
     fn rest(&mut self, verdict: &Verdict, course: &mut Course, scene: &Scene, plan: &mut Plan) {
         let is_cpu = verdict.resource == Resource::Cpu;
         let is_due = course.release_again.is_some_and(|at| scene.now.steady >= at.steady);
         let is_on = course.slowed.is_some() || (is_cpu && self.hold.engaged().is_some());
-        if is_on || is_due {
+        if is_cpu && !is_due && self.hold.holds_back(verdict, scene.candidates) {
+            self.keep_budget(verdict, scene, plan);
+        } else if is_on || is_due {
             let reason = match verdict.utilization {
                 Some(usage) if usage >= verdict.low => {
                     format!("{}, and it is not foretold any more to be full soon", words::standing(verdict))
@@ -807,7 +810,7 @@ impl Planner {
     fn keep_budget(&mut self, verdict: &Verdict, scene: &Scene, plan: &mut Plan) {
         let Some(engaged) = self.hold.engaged() else { return };
         if let Some(room) = self.hold.room(verdict, scene.candidates) {
-            self.hold.note_budget(room.whole());
+            self.hold.note_budget(&room);
         }
         let Some(shares) = self.hold.shares(verdict, scene.candidates) else { return };
         if !self.hold.differs(&shares) {

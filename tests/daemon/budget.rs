@@ -46,6 +46,7 @@ fn settled(stage: &Stage) {
 #[track_caller]
 fn assert_held(stage: &Stage, tolerance: f64) {
     settled(stage);
+    let mut idlest: f64 = 0.0;
     for _ in 0..WINDOWS {
         let before = outside::machine_time();
         let cores = used(stage);
@@ -56,8 +57,10 @@ fn assert_held(stage: &Stage, tolerance: f64) {
         if (cores - BUDGET).abs() <= tolerance {
             return;
         }
-        assert!(idle < CALM, "{cores:.3} cores of a budget of {BUDGET}\n{:#}", stage.status()["workers"]);
+        idlest = idlest.max(idle);
     }
+    // One window may have been spoilt by others; not all of them on a machine that has time for everybody.
+    assert!(idlest < CALM, "never within {tolerance} cores of a budget of {BUDGET}\n{:#}", stage.status()["workers"]);
     skip("the machine is too busy with other things to measure a share on it");
 }
 

@@ -388,6 +388,28 @@ fn a_failed_own_cpu_limit_is_tried_again_after_a_pause() {
     assert_eq!(plan.actions[0].deed, Deed::Throttle(vec![Share { slot: SlotId(1), cores: None }]));
 }
 
+#[test]
+fn usage_that_is_low_because_of_the_hold_itself_releases_nobody() {
+    let cpu = |level, usage| verdict(Resource::Cpu, level, usage);
+    let hog = |cores| [candidate(1, "hog", cores, 10)];
+    let mut run = Run::new(&settings(vec![]));
+    run.plan(0.0, &cpu(Level::Normal, 0.95), &hog(0.6));
+    let plan = run.plan(1.0, &cpu(Level::High, 0.95), &hog(0.6));
+    assert_eq!(deeds(&plan), ["throttle"]);
+    let Deed::Throttle(shares) = &plan.actions[0].deed else { panic!("{plan:?}") };
+    let share = shares[0].cores.expect("it is held");
+    run.note(1.0, &plan.actions[0], Outcome::Done);
+    // Others have gone. The hog uses all it is left, which is not enough for the line: the hold widens, and stays.
+    let calm = |cores: f64| cpu(Level::Normal, cores / 2.0);
+    let plan = run.plan(2.0, &calm(share), &hog(share));
+    let Deed::Throttle(wider) = &plan.actions[0].deed else { panic!("{plan:?}") };
+    assert!(wider[0].cores > Some(2.0 * share), "{plan:?}");
+    run.note(2.0, &plan.actions[0], Outcome::Done);
+    // It has all it wants: nobody is held back.
+    let plans: Vec<Plan> = (3..6).map(|second| run.plan(f64::from(second), &calm(0.1), &hog(0.1))).collect();
+    assert_eq!(plans.iter().filter(|plan| deeds(plan) == ["release"]).count(), 1, "{plans:?}");
+}
+
 /// A replica of 500 MB that grows, with so many megabytes of file cache, so many of free swap, held at a line or not.
 fn in_a_group(cache: u64, swap: u64, held: Option<u64>, slowed: u64) -> Candidate {
     let mut one = Candidate { growth: 1e6, ..candidate(1, "web", 0.4, 500) };
@@ -638,7 +660,8 @@ proptest! {
                 let course = planner.courses.get(&verdict.resource).unwrap_or(&untouched);
                 if verdict.level == Level::Normal {
                     prop_assert!(course.trial.is_none() && course.unanswered.is_none());
-                    prop_assert!(!held.contains(&verdict.resource), "everything is undone at normal: {:?}", verdict.resource);
+                    let is_wanted = verdict.resource == Resource::Cpu && planner.hold.holds_back(verdict, &candidates);
+                    prop_assert!(is_wanted || !held.contains(&verdict.resource), "everything is undone at normal: {:?}", verdict.resource);
                 } else if verdict.over {
                     let is_held = verdict.resource == Resource::Cpu && planner.hold.engaged().is_some();
                     let is_awaited = verdict.resource == Resource::Memory && !planner.flights.is_empty();
