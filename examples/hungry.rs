@@ -8,6 +8,7 @@
 //! | `leak=MB` | takes so many MB each second and keeps them |
 //! | `cap=MB` | leaks no further than this |
 //! | `gives-back=MB` | frees so much of it each time it gets a SIGUSR1 |
+//! | `thrash=FILE` | touches the pages of a file in any order, for ever: a working set as large as that |
 //! | `child=WORDS` | starts a child with those habits (separated by commas); any number of times |
 //! | `astray=WORDS` | starts a descendant that leaves session and parent, as a daemon does |
 //! | `serve=FILE` | answers HTTP on a port of its own, which it writes to the file |
@@ -39,6 +40,7 @@ struct Habits {
     leak: usize,
     cap: Option<usize>,
     gives_back: Option<usize>,
+    thrash: Option<String>,
     children: Vec<String>,
     astray: Vec<String>,
     serve: Option<String>,
@@ -80,6 +82,9 @@ fn main() {
         let (habits, hoard) = (habits.clone(), hoard.clone());
         std::thread::spawn(move || leak(&habits, &hoard));
     }
+    if let Some(file) = habits.thrash.clone() {
+        std::thread::spawn(move || thrash(&file));
+    }
     match habits.after {
         Some(after) => std::thread::sleep(after),
         None => loop {
@@ -101,6 +106,7 @@ fn read(words: &[String]) -> Habits {
             "leak" => habits.leak = number() as usize * MB,
             "cap" => habits.cap = Some(number() as usize * MB),
             "gives-back" => habits.gives_back = Some(number() as usize * MB),
+            "thrash" => habits.thrash = Some(value.to_owned()),
             "child" => habits.children.push(value.to_owned()),
             "astray" => habits.astray.push(value.to_owned()),
             "serve" => habits.serve = Some(value.to_owned()),
@@ -162,6 +168,30 @@ fn listen(habits: &Habits, hoard: &Arc<Mutex<Vec<Vec<u8>>>>) {
             }
         }
     });
+}
+
+/// Through a mapping, and with nothing read ahead: each page is wanted for itself.
+fn thrash(file: &str) {
+    use std::os::fd::AsRawFd;
+    const PAGE: usize = 4096;
+    let file = File::open(file).expect("the file is there");
+    let length = file.metadata().expect("it can be asked").len() as usize;
+    // SAFETY: a new mapping, to be read only; nobody makes the file shorter.
+    let map = unsafe {
+        let map = libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0);
+        assert!(map != libc::MAP_FAILED, "the file can be mapped");
+        libc::madvise(map, length, libc::MADV_RANDOM);
+        map.cast::<u8>()
+    };
+    let mut seed = 88_172_645_463_325_252_u64;
+    loop {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        let page = seed as usize % (length / PAGE);
+        // SAFETY: within the mapping.
+        std::hint::black_box(unsafe { map.add(page * PAGE).read_volatile() });
+    }
 }
 
 fn burn(until: Option<&str>) {

@@ -306,7 +306,7 @@ impl<'a> World<'a> {
                 swap: Reading::Unsupported,
                 events: Reading::Unsupported,
                 file_cache: bytes(step.idle_cache + step.busy_cache),
-                refaulted: Reading::Unsupported,
+                refaults: Reading::Unsupported,
                 stalls: Reading::Known(Pressure { waiting: Duration::from_secs_f64(self.waited), stalled: None }),
             },
             pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },

@@ -22,7 +22,7 @@ use crate::host::cgroupfs::Version;
 use crate::host::clock::Moment;
 use crate::host::folder::GroupFile;
 use crate::host::freezer::Freezer;
-use crate::host::memory_group::{self, MemoryGroup, Tried};
+use crate::host::memory_group::{self, MemoryGroup, Pace, Tried};
 use crate::host::process::{Delivery, Process};
 use crate::host::stops::{StopTable, Ticket};
 use crate::host::{Paths, advice, group, scan};
@@ -42,6 +42,9 @@ const GUARD_EVERY: Duration = Duration::from_secs(1);
 /// … in so many replicas each time at least, and in this part of all.
 const GUARD_LEAST: usize = 64;
 const GUARD_PART: usize = 5;
+
+/// A pressure file that is read sooner than this stops counting.
+const PACE_EVERY: Duration = Duration::from_millis(10);
 
 /// What works here, found by doing it at the start; else why not.
 #[derive(Clone, Debug)]
@@ -147,6 +150,21 @@ struct Lent {
     bytes: u64,
     /// The write that has not been answered yet.
     job: Option<u64>,
+    /// How the replica got on, and when that was read.
+    pace: Option<(Moment, Pace)>,
+}
+
+impl Lent {
+    fn held(&self) -> Held {
+        self.job.map_or(Held::Set(self.bytes), |_| Held::Writing)
+    }
+
+    fn pace(&mut self, now: Moment) -> Pace {
+        match self.pace {
+            Some((at, pace)) if now.since(at) < PACE_EVERY => pace,
+            _ => self.pace.insert((now, self.group.pace())).1,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -188,22 +206,22 @@ impl Brake {
     }
 
     /// What can be done about a replica's memory, and what it is made of now.
-    pub fn grasp(&self, replica: &Replica) -> Grasp {
+    pub fn grasp(&mut self, replica: &Replica, now: Moment) -> Grasp {
         let group = memory_group(replica);
         let swap_room = match &group {
             Some(group) => group.swap_room(&self.paths),
             None => memory_group::swap_free(&self.paths),
         };
         let has_group = group.is_some();
+        let lent = replica.slot().and_then(|slot| self.lines.get_mut(&slot));
+        let (held, pace) = lent.map_or((None, Pace::default()), |lent| (Some(lent.held()), lent.pace(now)));
         let needs_group = |by: ReclaimBy| has_group || by == ReclaimBy::Advice;
         Grasp {
             figures: group.as_ref().and_then(|group| group.figures().ok()),
             swap_room,
             line: self.means.line.as_ref().ok().copied().filter(|_| has_group),
-            held: replica.slot().and_then(|slot| self.lines.get(&slot)).map(|lent| match lent.job {
-                Some(_) => Held::Writing,
-                None => Held::Set(lent.bytes),
-            }),
+            held,
+            pace,
             reclaim: self.means.reclaim.as_ref().ok().copied().filter(|by| needs_group(*by)),
             can_freeze: self.means.freeze.is_ok(),
         }
@@ -214,12 +232,12 @@ impl Brake {
     pub fn hold(&mut self, line: &Line, supervisor: &Supervisor) -> Result<(), String> {
         self.means.line.clone()?;
         let replica = supervisor.replica(line.slot).filter(|replica| replica.is_running()).ok_or("it is not running any more")?;
-        let (group, old) = match self.lines.get(&line.slot) {
-            Some(lent) => (lent.group.clone(), lent.old.clone()),
+        let (group, old, pace) = match self.lines.get(&line.slot) {
+            Some(lent) => (lent.group.clone(), lent.old.clone(), lent.pace),
             None => {
                 let group = memory_group(replica).ok_or("it has no memory group of its own")?;
                 let old = group.line_file().read().map_err(|error| error.to_string())?;
-                (group, old)
+                (group, old, None)
             }
         };
         let wanted = line.bytes.to_string();
@@ -234,7 +252,7 @@ impl Brake {
             return Err(why);
         }
         // An earlier write that is still under way is answered first: the last one counts.
-        self.lines.insert(line.slot, Lent { group, old, bytes: line.bytes, job: Some(self.jobs) });
+        self.lines.insert(line.slot, Lent { group, old, bytes: line.bytes, job: Some(self.jobs), pace });
         Ok(())
     }
 
@@ -461,7 +479,7 @@ impl Brake {
             if watch.line != line {
                 *watch = Lease::new(line, &figures, now);
             }
-            if let Some(Term::End(why)) = watch.look_at_others(&figures, group.swap_room(&self.paths), now) {
+            if let Some(Term::End(why)) = watch.look_at_others(&figures, group.pace(), group.swap_room(&self.paths), now) {
                 self.foreign.remove(&slot);
                 let failed = group.set_line("max").err().map(|error| error.to_string());
                 lifted.push(Lifted { slot, worker: format!("{}.{}", replica.worker.name, replica.index), line, why, failed });

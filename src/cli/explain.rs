@@ -93,6 +93,9 @@ impl Page {
             None if state.state != "normal" => self.fact("over", "not at this moment: it ends when it has been under low long enough"),
             None => {}
         }
+        if !why.early.is_empty() {
+            self.fact("early", &why.early);
+        }
         self.settings("rule", why.settings.iter());
         let mut head = "ladder";
         for rung in &why.ladder {
@@ -307,6 +310,9 @@ mod tests {
                 growth: 1048576.0 * 2.0,
                 over_since: Some(86.0),
                 sustain_s: 4.0,
+                early:
+                    "over the line for less than 4 s of sustain, full in 3.0 s if it goes on: not waited for; nobody is ended on a forecast"
+                        .into(),
                 settings: vec![setting].into(),
                 ladder: vec![RungWhy {
                     level: "high".into(),

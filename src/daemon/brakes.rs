@@ -16,7 +16,7 @@ const CLOSE: usize = 16;
 
 impl Guardian {
     /// Fills in how memory can be held, while it is over a line: of a thousand replicas only for those it may be about.
-    pub fn look_at_grasps(&self, verdicts: &[Verdict], candidates: &mut [Candidate]) {
+    pub fn look_at_grasps(&mut self, verdicts: &[Verdict], candidates: &mut [Candidate], now: Moment) {
         let is_wanted = |verdict: &Verdict| verdict.resource == Resource::Memory && (verdict.over || verdict.level > Level::Normal);
         if !verdicts.iter().any(is_wanted) {
             return;
@@ -29,7 +29,7 @@ impl Guardian {
         chosen.extend(order.iter().take(CLOSE).map(|candidate| candidate.slot));
         for candidate in candidates.iter_mut().filter(|candidate| chosen.contains(&candidate.slot)) {
             if let Some(replica) = self.supervisor.replica(candidate.slot) {
-                candidate.grasp = self.brake.grasp(replica);
+                candidate.grasp = self.brake.grasp(replica, now);
             }
         }
     }

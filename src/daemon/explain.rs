@@ -171,6 +171,7 @@ impl Guardian {
             growth: verdict.growth,
             over_since: verdict.over.then(|| now.unix_seconds() - verdict.over_for.as_secs_f64()),
             sustain_s: verdict.patience.as_secs_f64(),
+            early: early(verdict, sustain, self.planner.status(&verdict.resource).throttled),
             settings: self.chronicle.origins(&label),
             ladder: rungs
                 .into_iter()
@@ -241,6 +242,19 @@ impl Guardian {
             why.holds.extend(line.map(|bytes| HoldWhy { memory_bytes: Some(bytes), ..hold(&Resource::Memory) }));
         }
         whys.into_values().collect()
+    }
+}
+
+/// Why something is done sooner than the settings say, in words.
+fn early(verdict: &Verdict, sustain: Duration, is_throttled: bool) -> String {
+    let sustain = format!("{} s of sustain", sustain.as_secs_f64());
+    let left = verdict.exhaustion.map_or(String::new(), |left| format!(", full in {:.1} s if it goes on", left.as_secs_f64()));
+    let nobody = "nobody is ended on a forecast";
+    match (verdict.level, verdict.early) {
+        (Level::Normal, true) => format!("under the line{left}, sooner than {sustain}: a throttle is moved forward; {nobody}"),
+        (Level::Normal, false) if is_throttled => format!("throttled ahead of the line, for a while after it was foretold last; {nobody}"),
+        (_, true) => format!("over the line for less than {sustain}{left}: not waited for; {nobody}"),
+        (_, false) => String::new(),
     }
 }
 

@@ -138,9 +138,17 @@ fn gap(outlook: &Outlook, quiet: Duration) -> Duration {
 
 /// The gap to the next tick, from the beginning of this one: it does not wait for a level that is about to follow.
 pub fn tick_gap(verdicts: &[Verdict], holding: bool, interval: Duration) -> Duration {
-    let engaged = holding || verdicts.iter().any(|verdict| verdict.over || verdict.level != Level::Normal);
+    let engaged = holding || verdicts.iter().any(|verdict| verdict.over || verdict.level != Level::Normal || may_be_early(verdict));
     let most = if engaged { ENGAGED.min(interval) } else { interval };
     verdicts.iter().filter_map(until_level).fold(most, Duration::min).max(SHORTEST.min(most))
+}
+
+/// Under its line, at `low` or over, and filling so fast that it could be foretold to be full before `sustain` is over: the
+/// forecast needs looks to see that.
+fn may_be_early(verdict: &Verdict) -> bool {
+    let (Some(used), Some(limit)) = (verdict.used, verdict.limit) else { return false };
+    let fills = verdict.resource != Resource::Cpu && used >= verdict.low * limit;
+    fills && verdict.fill.lately() * verdict.patience.as_secs_f64() > limit - used
 }
 
 /// How long until the level follows the usage, where it will if the usage stays.

@@ -346,7 +346,7 @@ fn write_memory(memory: &MemoryReadings, into: &mut MemoryState) {
     into.working_set_bytes = memory.working_set.known();
     into.unreclaimable_bytes = memory.unreclaimable.known();
     into.swap_bytes = memory.swap.known();
-    into.refaulted_bytes_total = memory.refaulted.known();
+    into.refaulted_bytes_total = memory.refaulted();
     let events = memory
         .events
         .known()

@@ -46,7 +46,7 @@ impl Guardian {
         let mut candidates = std::mem::take(&mut self.spare.candidates);
         self.engine.judge_into(&self.readings, now, &mut verdicts);
         self.list_candidates(now, &mut candidates);
-        self.look_at_grasps(&verdicts, &mut candidates);
+        self.look_at_grasps(&verdicts, &mut candidates, now);
         let Plan { actions, refusals, measured } = self.planner.plan(&verdicts, &self.readings, &candidates, now);
         let effects = self.perform(actions, now);
         self.planner.note(effects.iter().map(|effect| (&effect.action, &effect.outcome)), now);

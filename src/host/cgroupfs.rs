@@ -232,9 +232,32 @@ pub struct MemoryStat {
     pub hierarchical_limit: Option<u64>,
     /// v1 only; v2 has a file of its own.
     pub swap: Option<u64>,
-    /// Pages that were reclaimed and wanted back, since the group began: on v2 those the group had room for
-    /// (`workingset_activate`), on v1 all of them, since it does not tell them apart. Old kernels count neither.
-    pub refaults: Option<u64>,
+    pub refaults: Refaults,
+}
+
+/// Pages that were reclaimed and wanted back, since the group or the machine began. `None`: not counted here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Refaults {
+    /// However long they had been gone.
+    pub all: Option<u64>,
+    /// Those there had been room for. v1 groups do not tell them apart.
+    pub activated: Option<u64>,
+    /// Faults that had to be waited for: a program touched what is mapped, it did not read a file.
+    pub major_faults: Option<u64>,
+}
+
+impl Refaults {
+    /// Takes in one line of `memory.stat` or `/proc/vmstat`, if it is one of these.
+    pub fn take(&mut self, name: &[u8], value: u64) {
+        let sum = match name {
+            // One line until 5.9, two since.
+            b"workingset_refault" | b"workingset_refault_anon" | b"workingset_refault_file" => &mut self.all,
+            b"workingset_activate" | b"workingset_activate_anon" | b"workingset_activate_file" => &mut self.activated,
+            b"pgmajfault" => &mut self.major_faults,
+            _ => return,
+        };
+        *sum = Some(sum.unwrap_or(0).saturating_add(value));
+    }
 }
 
 impl MemoryStat {
@@ -264,12 +287,12 @@ pub fn parse_memory_stat(text: &[u8], version: Version) -> Option<MemoryStat> {
             }
             (Version::V1, b"hierarchical_memory_limit") => stat.hierarchical_limit = (value < NO_LIMIT).then_some(value),
             (Version::V1, b"total_swap") => stat.swap = Some(value),
-            // One line until 5.9, two since.
-            (Version::V2, b"workingset_activate" | b"workingset_activate_anon" | b"workingset_activate_file")
-            | (Version::V1, b"total_workingset_refault" | b"total_workingset_refault_anon" | b"total_workingset_refault_file") => {
-                stat.refaults = Some(stat.refaults.unwrap_or(0).saturating_add(value));
+            (Version::V2, name) => stat.refaults.take(name, value),
+            (Version::V1, name) => {
+                if let Some(name) = name.strip_prefix(b"total_") {
+                    stat.refaults.take(name, value);
+                }
             }
-            _ => {}
         }
     }
     stat.inactive_file = inactive_file?;
@@ -366,13 +389,15 @@ mod tests {
         let v1 = "rss 1\ntotal_rss 100\ntotal_shmem 50\ntotal_inactive_file 7\ntotal_active_file 8\ntotal_swap 9\nhierarchical_memory_limit 1000\n";
         let stat = parse_memory_stat(v1.as_bytes(), Version::V1).unwrap();
         assert_eq!((stat.unreclaimable, stat.hierarchical_limit, stat.swap), (150, Some(1000), Some(9)));
-        assert_eq!(stat.refaults, None);
+        assert_eq!(stat.refaults, Refaults::default());
         // Kernels that have no line for shared memory have it on the lists of anonymous pages all the same.
-        let old = "total_rss 100\ntotal_inactive_file 7\ntotal_inactive_anon 30\ntotal_active_anon 110\ntotal_workingset_refault 4\n";
+        let old = "total_rss 100\ntotal_inactive_file 7\ntotal_inactive_anon 30\ntotal_active_anon 110\ntotal_workingset_refault 4\n\
+                   pgmajfault 1\ntotal_pgmajfault 6\n";
         let stat = parse_memory_stat(old.as_bytes(), Version::V1).unwrap();
-        assert_eq!((stat.unreclaimable, stat.refaults), (140, Some(4)));
+        assert_eq!((stat.unreclaimable, stat.refaults), (140, Refaults { all: Some(4), activated: None, major_faults: Some(6) }));
         let since_5_9 = "anon 1\ninactive_file 2\nworkingset_refault_file 9\nworkingset_activate_anon 3\nworkingset_activate_file 4\n";
-        assert_eq!(parse_memory_stat(since_5_9.as_bytes(), Version::V2).unwrap().refaults, Some(7));
+        let refaults = parse_memory_stat(since_5_9.as_bytes(), Version::V2).unwrap().refaults;
+        assert_eq!(refaults, Refaults { all: Some(9), activated: Some(7), major_faults: None });
         assert_eq!(parse_memory_stat(b"cache 1\n", Version::V1), None);
         assert_eq!(parse_memory_stat(b"", Version::V2), None);
     }

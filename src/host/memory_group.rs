@@ -3,11 +3,13 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Paths;
 use super::cgroupfs::{self, Version};
 use super::folder::{Folder, GroupFile};
 use super::procfs::parse_meminfo;
+use super::psi;
 
 #[derive(Clone, Debug)]
 pub struct MemoryGroup {
@@ -28,6 +30,15 @@ pub struct Figures {
     pub line: Option<u64>,
     /// How often it was slowed for being over the line (`memory.events high`); 0 on v1, where nobody is.
     pub slowed: u64,
+}
+
+/// How a group gets on, as totals since it began. `None`: not accounted here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// CPU time.
+    pub ran: Option<Duration>,
+    /// Time in which every task of it that had something to do waited for memory (`full` of `memory.pressure`).
+    pub stalled: Option<Duration>,
 }
 
 impl MemoryGroup {
@@ -72,6 +83,19 @@ impl MemoryGroup {
                 slowed: 0,
             },
         })
+    }
+
+    /// How it gets on. On v1 the processor's account is in another tree, and pressure in none. Not to be asked more often than
+    /// every ten milliseconds, as any pressure file.
+    pub fn pace(&self) -> Pace {
+        let read = |name: &str| self.folder.read(name).ok();
+        match self.version {
+            Version::V1 => Pace::default(),
+            Version::V2 => Pace {
+                ran: read("cpu.stat").and_then(|text| cgroupfs::value_of(&text, "usage_usec")).map(Duration::from_micros),
+                stalled: read("memory.pressure").and_then(|text| psi::parse(&text)?.full),
+            },
+        }
     }
 
     /// Sets the line. Below present use the kernel first takes memory back from the group, however long that takes: for a
@@ -188,6 +212,21 @@ mod tests {
             assert!(group.figures().is_err(), "{missing}");
             std::fs::write(root.path().join(missing), text).unwrap();
         }
+    }
+
+    #[test]
+    fn pace_is_read_where_it_is_accounted() {
+        let root = tempfile::tempdir().unwrap();
+        let pace = |version| MemoryGroup::new(version, Arc::new(Folder::open(root.path()).unwrap())).pace();
+        assert_eq!(pace(Version::V2), Pace::default());
+        std::fs::write(root.path().join("cpu.stat"), "usage_usec 1500\nuser_usec 1000\n").unwrap();
+        let pressure = "some avg10=0.00 avg60=0.00 avg300=0.00 total=90\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=70\n";
+        std::fs::write(root.path().join("memory.pressure"), pressure).unwrap();
+        let expected = Pace { ran: Some(Duration::from_micros(1500)), stalled: Some(Duration::from_micros(70)) };
+        assert_eq!((pace(Version::V2), pace(Version::V1)), (expected, Pace::default()));
+        // Pressure is switched off: the file is there, and empty.
+        std::fs::write(root.path().join("memory.pressure"), "").unwrap();
+        assert_eq!(pace(Version::V2), Pace { stalled: None, ..expected });
     }
 
     #[test]

@@ -4,6 +4,8 @@
 
 use std::time::Duration;
 
+use super::cgroupfs::Refaults;
+
 /// The fields of `/proc/PID/stat` that are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stat {
@@ -128,19 +130,16 @@ pub fn parse_meminfo(text: &[u8]) -> Option<Meminfo> {
     (meminfo.total > 0).then_some(meminfo)
 }
 
-/// Of `/proc/vmstat` the pages that were reclaimed and wanted back although there was room for them, since boot. `None` on a
-/// kernel that does not count them.
-pub fn parse_refaults(text: &[u8]) -> Option<u64> {
-    text.split(|byte| *byte == b'\n').fold(None, |sum, line| {
+/// Of `/proc/vmstat` what was reclaimed and wanted back, since boot.
+pub fn parse_refaults(text: &[u8]) -> Refaults {
+    let mut refaults = Refaults::default();
+    for line in text.split(|byte| *byte == b'\n') {
         let mut fields = fields(line);
-        match (fields.next(), fields.next().and_then(number::<u64>)) {
-            // One line until 5.9, two since.
-            (Some(b"workingset_activate" | b"workingset_activate_anon" | b"workingset_activate_file"), Some(pages)) => {
-                Some(sum.unwrap_or(0).saturating_add(pages))
-            }
-            _ => sum,
+        if let (Some(name), Some(pages)) = (fields.next(), fields.next().and_then(number::<u64>)) {
+            refaults.take(name, pages);
         }
-    })
+    }
+    refaults
 }
 
 /// One `cpu` line of `/proc/stat`, in clock ticks.
@@ -317,9 +316,10 @@ mod tests {
 
     #[test]
     fn refaults_of_old_and_new_kernels() {
-        assert_eq!(parse_refaults(b"pgfault 1\nworkingset_refault 9\nworkingset_activate 5\n"), Some(5));
-        assert_eq!(parse_refaults(b"workingset_activate_anon 2\nworkingset_activate_file 5\n"), Some(7));
-        assert_eq!(parse_refaults(b"pgfault 1\nworkingset_activate x\n"), None);
+        let refaults = |all, activated, major_faults| Refaults { all, activated, major_faults };
+        assert_eq!(parse_refaults(b"pgmajfault 1\nworkingset_refault 9\nworkingset_activate 5\n"), refaults(Some(9), Some(5), Some(1)));
+        assert_eq!(parse_refaults(b"workingset_activate_anon 2\nworkingset_activate_file 5\n"), refaults(None, Some(7), None));
+        assert_eq!(parse_refaults(b"pgfault 1\nworkingset_activate x\n"), Refaults::default());
     }
 
     #[test]

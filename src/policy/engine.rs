@@ -20,6 +20,9 @@ pub const CPU_WINDOW: Duration = Duration::from_secs(1);
 /// Growth is a slope over this long.
 pub const GROWTH_WINDOW: Duration = Duration::from_secs(10);
 
+/// A forecast is acted on once it has been made for this part of the time that is left.
+const SURE_PART: u32 = 4;
+
 /// Holds the windows and the levels of every resource between ticks.
 #[derive(Clone, Debug)]
 pub struct Engine {
@@ -43,12 +46,30 @@ struct Watch {
     hysteresis: Hysteresis,
     growth: Slope,
     forecast: Forecast,
+    /// Since when it has been foretold to be full before `sustain` would be over.
+    full_soon: Option<Moment>,
     fill: Fill,
 }
 
 impl Watch {
     fn new(now: Moment) -> Self {
-        Watch { hysteresis: Hysteresis::new(now), growth: Slope::new(GROWTH_WINDOW), fill: Fill::default(), forecast: Forecast::default() }
+        Watch {
+            hysteresis: Hysteresis::new(now),
+            growth: Slope::new(GROWTH_WINDOW),
+            forecast: Forecast::default(),
+            full_soon: None,
+            fill: Fill::default(),
+        }
+    }
+
+    /// Whether it is foretold, surely enough, to be full within `sustain`: for a part of the time that is left. A program that
+    /// loads for a moment fills too.
+    fn is_full_soon(&mut self, left: Option<Duration>, sustain: Duration, now: Moment) -> bool {
+        let Some(left) = left.filter(|left| *left <= sustain) else {
+            self.full_soon = None;
+            return false;
+        };
+        now.since(*self.full_soon.get_or_insert(now)) >= left / SURE_PART
     }
 
     fn grow(&mut self, used: Option<f64>, now: Moment) -> f64 {
@@ -206,7 +227,7 @@ impl Engine {
                 (together, together)
             }
             Some(Measure::Unreclaimable) => (bytes(memory.unreclaimable), bytes(memory.unreclaimable)),
-            Some(Measure::WorkingSet) => (bytes(memory.working_set), bytes(memory.judged())),
+            Some(Measure::WorkingSet) => (bytes(stress::working_set(memory, &self.evidence)), bytes(memory.judged())),
         };
         if measure == Some(Measure::WorkingSet) && memory.unreclaimable.known().is_some() {
             // A part of it can be given back: it is not at once that this hurts.
@@ -257,6 +278,14 @@ impl Engine {
         }
         let level: Level = watch.hysteresis.step(utilization, &lines, now);
         let over_for = watch.hysteresis.over_for();
+        let exhaustion = exhaustion.and_then(|(_, left)| left);
+        let is_full_soon = watch.is_full_soon(exhaustion, look.lines.sustain, now);
+        let in_band = utilization.is_some_and(|usage| usage >= look.lines.low && usage < look.lines.high);
+        let early = match level {
+            Level::Normal => in_band && is_full_soon,
+            Level::High => lines.sustain < look.lines.sustain && over_for < look.lines.sustain,
+            Level::Critical => false,
+        };
         Verdict {
             resource: look.resource,
             level,
@@ -271,8 +300,8 @@ impl Engine {
             over: utilization.is_some_and(|usage| usage >= look.lines.high),
             over_for,
             growth,
-            exhaustion: exhaustion.and_then(|(_, left)| left),
-            early: level == Level::High && lines.sustain < look.lines.sustain && over_for < look.lines.sustain,
+            exhaustion,
+            early,
             measure: look.measure,
             evidence: look.measure.map(|_| self.evidence),
             fill: watch.fill,

@@ -3,7 +3,9 @@
 //!
 //! Of what a group is charged for, the cache of files can be given back, so it is not counted: [`Measure::Unreclaimable`].
 //! But a cache that is in constant use is given back only to be read again, and then its share hurts as much as any other.
-//! So while there is evidence, the working set is judged instead: [`Measure::WorkingSet`].
+//! So while there is evidence, the working set is judged instead: [`Measure::WorkingSet`]. What the kernel calls the inactive part
+//! of the cache is not in it, but for what was given back and wanted again within the window: a working set larger than the
+//! limit never stays long enough to be called active.
 //!
 //! ```text
 //!                   any sign within the last 10 s, and the working set at `low` or over
@@ -16,18 +18,20 @@
 //! |---|---|---|
 //! | [`Sign::OutOfMemory`] | one event in the window | the kernel reclaimed, found nothing, and killed or was about to |
 //! | [`Sign::Stalls`] | some task waited 25 % of the window | measured: a reader that streams a file of 1 GiB through a group of 128 MiB waits 9 to 20 % of its time; systemd-oomd acts from 60 %, Android's lmkd from 20 % on small devices |
-//! | [`Sign::Refaults`] | as many bytes as the cache holds, within the window | the default `thrashing_limit` of Android's lmkd, 100 % |
+//! | [`Sign::Refaults`] | as many bytes as the cache holds, within the window | the default `thrashing_limit` of Android's lmkd, 100 %. Measured: 140 MiB mapped and touched in any order in 96 MiB, 1000 % |
 //!
 //! Meeting the limit (`max`, `high`; `failcnt` on v1) is no sign: the same reader met it 600 times a second with a working
-//! set of one megabyte, while nothing was short. On v1 it would even show refaults, eight times the cache each second, since
-//! all of them are counted there; v2 counts apart what there was room for. What tells such a reader from a cache that is
-//! needed is the working set: under `low`, where nothing is wrong by either measure, no sign is looked at.
+//! set of one megabyte, while nothing was short, and it refaults as well: eight times the cache each second. So a refault counts
+//! only where it hurts: the kernel says there had been room for the page (`workingset_activate`, which no v1 group counts), or a
+//! program had to wait for it in the middle of its work (a major fault; whoever reads files ahead has next to none). And
+//! under `low`, where nothing is wrong by either measure, no sign is looked at.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::host::cgroupfs::Refaults;
 use crate::host::clock::Moment;
-use crate::sampling::readings::MemoryReadings;
+use crate::sampling::readings::{MemoryReadings, Reading, in_bytes};
 
 /// Counters are compared over this long; also how long a sign lasts.
 pub const WINDOW: Duration = Duration::from_secs(10);
@@ -74,7 +78,8 @@ pub enum Sign {
 pub struct Evidence {
     /// The share of the time in which some task waited for memory.
     pub waiting: Option<f64>,
-    /// What was reclaimed and wanted back, as a share of the file cache.
+    /// What was reclaimed and wanted back, and hurt: in bytes, and as a share of the file cache.
+    pub wanted_back: Option<u64>,
     pub refaulted: Option<f64>,
     /// How often the limit was met (`high` and `max`). For people: it is no sign.
     pub limit_met: Option<u64>,
@@ -111,7 +116,7 @@ impl Evidence {
 struct Look {
     at: Duration,
     waiting: Option<Duration>,
-    refaulted: Option<u64>,
+    refaults: Refaults,
     limit_met: Option<u64>,
     ooms: Option<u64>,
 }
@@ -122,7 +127,7 @@ impl Look {
         Look {
             at: now.steady,
             waiting: memory.stalls.known().map(|stalls| stalls.waiting),
-            refaulted: memory.refaulted.known(),
+            refaults: memory.refaults.known().unwrap_or_default(),
             limit_met: events.map(|events| events.high.saturating_add(events.max)),
             ooms: events.map(|events| events.oom.max(events.oom_kill)),
         }
@@ -135,7 +140,9 @@ impl Look {
         }
         self.at < before.at
             || less(self.waiting, before.waiting)
-            || less(self.refaulted, before.refaulted)
+            || less(self.refaults.all, before.refaults.all)
+            || less(self.refaults.activated, before.refaults.activated)
+            || less(self.refaults.major_faults, before.refaults.major_faults)
             || less(self.limit_met, before.limit_met)
             || less(self.ooms, before.ooms)
     }
@@ -182,19 +189,29 @@ impl Stress {
         });
         let least = memory.limit.known().unwrap_or(0) as f64 * SMALLEST_CACHE;
         let cache = memory.file_cache.known().map(|cache| (cache as f64).max(least)).filter(|cache| *cache > 0.0);
-        let refaulted = counted(look.refaulted, oldest(&self.looks, |look| look.refaulted));
+        let faults = |of: fn(&Refaults) -> Option<u64>| counted(of(&look.refaults), oldest(&self.looks, |look| of(&look.refaults)));
+        let touched = faults(|one| one.all).zip(faults(|one| one.major_faults)).map(|(all, major)| all.min(major));
+        let wanted_back = faults(|one| one.activated).max(touched).map(in_bytes);
         Evidence {
             waiting,
-            refaulted: refaulted.zip(cache).map(|(refaulted, cache)| refaulted as f64 / cache),
+            wanted_back,
+            refaulted: wanted_back.zip(cache).map(|(wanted, cache)| wanted as f64 / cache),
             limit_met: counted(look.limit_met, oldest(&self.looks, |look| look.limit_met)),
             ooms: counted(look.ooms, oldest(&self.looks, |look| look.ooms)),
         }
     }
 }
 
+/// The working set, with what of the inactive cache is in use all the same.
+pub fn working_set(memory: &MemoryReadings, evidence: &Evidence) -> Reading<u64> {
+    let wanted_back = evidence.wanted_back.filter(|_| evidence.refaulted.is_some_and(|share| share >= REFAULTED)).unwrap_or(0);
+    let current = memory.current.known();
+    memory.working_set.map(|active| current.map_or(active, |current| active.saturating_add(wanted_back).clamp(active, current.max(active))))
+}
+
 /// Which measure is judged; `low` in bytes.
 pub fn measure(memory: &MemoryReadings, evidence: &Evidence, low: f64) -> Measure {
-    match (memory.unreclaimable.known(), memory.working_set.known()) {
+    match (memory.unreclaimable.known(), working_set(memory, evidence).known()) {
         (Some(_), None) => Measure::Unreclaimable,
         (Some(_), Some(working_set)) if evidence.sign().is_none() || (working_set as f64) < low => Measure::Unreclaimable,
         _ => Measure::WorkingSet,
@@ -215,9 +232,13 @@ mod tests {
         memory.unreclaimable = Reading::Known(650 * MB);
         memory.file_cache = Reading::Known(200 * MB);
         memory.stalls = Reading::Known(Pressure { waiting: Duration::from_secs_f64(waiting * seconds), stalled: None });
-        memory.refaulted = Reading::Known((refaulted_mb * seconds * MB as f64) as u64);
+        memory.refaults = pages(None, Some((refaulted_mb * seconds * MB as f64) as u64 / 4096), None);
         memory.events = Reading::Known(MemoryEvents { high: 0, max: (max * seconds) as u64, oom: ooms, oom_kill: ooms });
         memory
+    }
+
+    fn pages(all: Option<u64>, activated: Option<u64>, major_faults: Option<u64>) -> Reading<Refaults> {
+        Reading::Known(Refaults { all, activated, major_faults })
     }
 
     /// After so many seconds of the same, a look every half second.
@@ -262,6 +283,39 @@ mod tests {
         assert_eq!(at_last.sign(), None);
     }
 
+    /// A group of 96 MB that is full of file cache, all of it on the inactive list.
+    fn full_of_files(all: u64, activated: Option<u64>, major_faults: u64) -> MemoryReadings {
+        let mut memory = readings(at(0.0)).memory;
+        (memory.limit, memory.current) = (Reading::Known(96 * MB), Reading::Known(96 * MB));
+        (memory.working_set, memory.unreclaimable, memory.file_cache) = (Reading::Known(MB), Reading::Known(MB), Reading::Known(95 * MB));
+        memory.refaults = pages(Some(all), activated, Some(major_faults));
+        memory
+    }
+
+    #[test]
+    fn a_working_set_larger_than_the_limit_is_told_from_a_stream_of_files() {
+        // Pages a second as measured on v1, kernel 6.18: touched in any order, and read through; then the same as v2 shows them.
+        let cases = [
+            ("v1, touched in any order", 24_000, None, 24_000, true),
+            ("v1, read through", 330_000, None, 5, false),
+            ("v2, touched in any order", 24_000, Some(0), 24_000, true),
+            ("v2, read again and again with room for it", 24_000, Some(20_000), 0, true),
+            ("v2, read through", 330_000, Some(0), 5, false),
+            ("touched now and then", 1000, Some(100), 1000, false),
+        ];
+        for (name, all, activated, major, thrashes) in cases {
+            let look = |now: f64| {
+                let of = |rate: u64| (rate as f64 * now) as u64;
+                full_of_files(of(all), activated.map(of), of(major))
+            };
+            let evidence = after(&mut Stress::default(), (0.0, 20.0), look);
+            assert_eq!(evidence.sign(), thrashes.then_some(Sign::Refaults), "{name}: {evidence:?}");
+            let judged = (measure(&look(20.0), &evidence, 67e6), working_set(&look(20.0), &evidence).known());
+            let expected = if thrashes { (Measure::WorkingSet, Some(96 * MB)) } else { (Measure::Unreclaimable, Some(MB)) };
+            assert_eq!(judged, expected, "{name}");
+        }
+    }
+
     #[test]
     fn one_look_and_a_counter_that_went_back_prove_nothing() {
         let mut stress = Stress::default();
@@ -301,7 +355,7 @@ mod tests {
                 memory.stalls = waiting.map_or(Reading::Unsupported, |waiting| {
                     Reading::Known(Pressure { waiting: Duration::from_millis(waiting.into()), stalled: None })
                 });
-                memory.refaulted = known(refaulted);
+                memory.refaults = pages(refaulted, None, refaulted.map(|pages| pages / 2));
                 memory.file_cache = known(cache);
                 memory.events = count.map_or(Reading::Unsupported, |count| {
                     Reading::Known(MemoryEvents { high: count, max: count, oom: count, oom_kill: 0 })

@@ -108,7 +108,7 @@ pub(crate) fn readings(now: Moment) -> Readings {
             swap: Reading::Unsupported,
             events: Reading::Unsupported,
             file_cache: Reading::Unsupported,
-            refaulted: Reading::Unsupported,
+            refaults: Reading::Unsupported,
             stalls: Reading::Unsupported,
         },
         pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },
@@ -372,6 +372,44 @@ fn a_fast_fill_over_high_is_early_until_sustain_is_over() {
     }
     assert!(early.first().is_some_and(|(now, early)| *now < 5.0 && *early), "{early:?}");
     assert!(early.last().is_some_and(|(_, early)| !early), "{early:?}");
+}
+
+/// How memory of 1000 MB was early under its line: the first and the last moment, and the level after each look.
+fn early_under_the_line(sustain: u64, usage: impl Fn(f64) -> f64) -> Option<(f64, f64)> {
+    let mut settings = settings(vec![]);
+    settings.policy.memory.rule.sustain = Duration::from_secs(sustain);
+    let mut engine = Engine::new(&settings);
+    let mut early: Option<(f64, f64)> = None;
+    for tick in 0..800u32 {
+        let now = f64::from(tick) * 0.25;
+        let mut seen = readings(at(now));
+        seen.memory.unreclaimable = Reading::Known((usage(now) * MB as f64) as u64);
+        let verdicts = engine.judge(&seen, at(now));
+        let memory = find(&verdicts, &Resource::Memory);
+        if memory.level == Level::Normal && memory.early {
+            assert!(memory.utilization.is_some_and(|share| (memory.low..memory.high).contains(&share)), "{memory:?}");
+            assert!(memory.exhaustion.is_some_and(|left| left <= Duration::from_secs(sustain)), "{memory:?}");
+            early = Some((early.map_or(now, |(first, _)| first), now));
+        }
+    }
+    early
+}
+
+#[test]
+fn memory_under_its_line_is_early_only_where_sustain_would_be_too_late() {
+    // From 200 MB at 60 s on: 700 MB are reached at 80 s, 800 at 84 s, 1000 at 92 s.
+    let fill = |now: f64| (200.0 + 25.0 * (now - 60.0).max(0.0)).min(1000.0);
+    let found = early_under_the_line(30, fill);
+    assert!(found.is_some_and(|(first, last)| (80.0..81.0).contains(&first) && last < 84.0), "{found:?}");
+    assert_eq!(early_under_the_line(4, fill), None, "there is time to wait for the line");
+    // A program that loads 550 MB in two seconds and stops under the line; a step; a saw-tooth that is known.
+    assert_eq!(
+        early_under_the_line(30, |now| 200.0 + 275.0 * (now - 60.0).clamp(0.0, 2.0)).filter(|(first, last)| last - first > 2.0),
+        None
+    );
+    assert_eq!(early_under_the_line(30, |now| if now < 60.0 { 200.0 } else { 750.0 }), None);
+    let teeth = early_under_the_line(30, |now| 450.0 + 300.0 * (now / 12.0).fract());
+    assert!(teeth.is_none_or(|(_, last)| last < 24.0), "the first tooth is not known for one: {teeth:?}");
 }
 
 fn any_number() -> impl Strategy<Value = Reading<f64>> {

@@ -77,7 +77,8 @@ pub struct Verdict {
     pub growth: f64,
     /// How long until the limit is reached, where it is being filled as far as can be told (`policy::forecast`).
     pub exhaustion: Option<Duration>,
-    /// `high` sooner than `sustain` asks for, because it fills too fast to be waited for: nobody is ended on that alone.
+    /// `high` sooner than `sustain` asks for, or under `high` and foretold to be full before `sustain` would be over: it fills
+    /// too fast to be waited for. A rung may be moved forward; nobody is ended on that alone.
     pub early: bool,
     /// Of the scope's memory: which number is judged, and the counters that decided it.
     pub measure: Option<Measure>,

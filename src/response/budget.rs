@@ -91,8 +91,17 @@ fn is_hungry(claim: &Claim) -> bool {
     claim.held.is_some_and(|held| claim.used >= HUNGRY * held)
 }
 
+/// Hungry, and held to less than it may have at most in a scope of `limit` cores.
+pub fn is_held_back(claim: &Claim, limit: f64) -> bool {
+    is_hungry(claim) && claim.held.is_some_and(|held| held < HUNGRY * most_of(claim, limit))
+}
+
 fn most(claim: &Claim, room: &Room) -> f64 {
-    claim.most.unwrap_or(room.limit).min(room.limit)
+    most_of(claim, room.limit)
+}
+
+fn most_of(claim: &Claim, limit: f64) -> f64 {
+    claim.most.unwrap_or(limit).min(limit)
 }
 
 #[derive(Clone, Copy, Debug)]

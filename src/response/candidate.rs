@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::config::settings::Worker;
 use crate::host::clock::Moment;
-use crate::host::memory_group::Figures;
+use crate::host::memory_group::{Figures, Pace};
 use crate::sampling::readings::SlotId;
 
 /// One replica as the daemon sees it in this tick: from the supervisor, the readings and the engine's windows.
@@ -40,6 +40,8 @@ pub struct Candidate {
 pub struct Grasp {
     /// `None` where it has no group of its own, or that cannot be read.
     pub figures: Option<Figures>,
+    /// How it gets on; only while we hold it at a line.
+    pub pace: Pace,
     /// Bytes of it that could go to swap.
     pub swap_room: Option<u64>,
     /// Its group takes a line for memory.

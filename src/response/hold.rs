@@ -24,15 +24,21 @@ pub struct Hold {
     /// What was used beyond it since, in core seconds. Everybody may grow into what others leave, so that nobody waits for
     /// a tick to be served; when all do at once, or a stop came late, more is used than the budget for a moment.
     overdraft: f64,
+    /// What was shared out in fact, after paying back, in cores; and by how much use was above it in the last window. The
+    /// kernel forgives debts and grants a whole quota with each write of one, so that a budget that is shared anew several
+    /// times a second is exceeded by a few hundredths of a core each time: foreseeable, so taken off beforehand.
+    granted: f64,
+    slip: Option<Mean>,
     /// Who lives, in order; kept for its memory.
     live: Vec<SlotId>,
 }
 
 /// An overdraft is paid back over this many seconds…
 const PAYBACK: f64 = 2.0;
-/// …but never by more than this part of the band between the lines: usage under `low` that is only our own doing would look
-/// like demand that has fallen, and everybody would be let go.
+/// …but never by more than this part of the band between the lines: nobody is to feel a burst that was somebody else's.
 const WITHIN_BAND: f64 = 0.6;
+/// Never is more than this part of the budget taken off because as much is expected to slip through.
+const SLIP_MOST: f64 = 0.3;
 /// What is beyond so many seconds' budget is forgiven.
 const OVERDRAFT_MOST: f64 = 1.0;
 
@@ -50,6 +56,7 @@ impl Hold {
             let used: f64 = candidates.iter().filter(|candidate| is_throttleable(candidate)).filter_map(|candidate| candidate.cores).sum();
             let more = (used - budget) * gap.as_secs_f64();
             self.overdraft = if more.is_finite() { (self.overdraft + more).clamp(0.0, budget * OVERDRAFT_MOST) } else { self.overdraft };
+            self.slip.get_or_insert_with(|| Mean::new(CPU_WINDOW)).feed(gap, used - self.granted);
         }
         for candidate in candidates {
             let slot = candidate.slot;
@@ -74,9 +81,10 @@ impl Hold {
         self.budget = None;
     }
 
-    /// What is shared out from now on, in cores, before anything is paid back.
-    pub fn note_budget(&mut self, whole: f64) {
-        self.budget = Some(whole);
+    /// `room` is shared out from now on.
+    pub fn note_budget(&mut self, room: &Room) {
+        self.budget = Some(room.whole());
+        self.granted = room.budget();
     }
 
     /// The throttle is off, and nothing is held any more.
@@ -84,6 +92,7 @@ impl Hold {
         self.engaged = None;
         self.budget = None;
         self.overdraft = 0.0;
+        self.slip = None;
         self.sent.clear();
         self.held.clear();
     }
@@ -94,12 +103,20 @@ impl Hold {
         verdict.used.map(|used| ((used - ours).max(0.0), ours))
     }
 
+    /// True while somebody is held who would use more: usage that is low then is the hold's own doing, not demand that has
+    /// fallen. (Others go, their mean still counts for a second, and the budget is short of the line for as long.)
+    pub fn holds_back(&self, verdict: &Verdict, candidates: &[Candidate]) -> bool {
+        let Some(limit) = verdict.limit.filter(|_| self.engaged.is_some()) else { return false };
+        self.claims(candidates).iter().any(|claim| budget::is_held_back(claim, limit))
+    }
+
     /// The room that `verdict` leaves.
     pub fn room(&self, verdict: &Verdict, candidates: &[Candidate]) -> Option<Room> {
         let (others, _) = self.split(verdict, candidates)?;
         let limit = verdict.limit?;
         let most = (verdict.high - verdict.low).max(0.0) * limit * WITHIN_BAND;
-        Some(Room { limit, high: verdict.high * limit, others, paid_back: (self.overdraft / PAYBACK).min(most) })
+        let slip = self.slip.as_ref().and_then(Mean::so_far).unwrap_or(0.0).clamp(0.0, SLIP_MOST * self.budget.unwrap_or(0.0));
+        Some(Room { limit, high: verdict.high * limit, others, paid_back: (self.overdraft / PAYBACK).min(most) + slip })
     }
 
     /// The budget shared out; `None` while use or limit are not known.

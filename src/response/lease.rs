@@ -3,6 +3,11 @@
 //! A group held below what it uses, with nothing that could be taken back, stands still: the kernel stalls every allocation
 //! and frees nothing. So a line is only ever lent.
 //!
+//! A group gets on when its usage falls, when nobody in it is held up, or when it works all the same: it burns processor time, and
+//! is at a standstill for less than half of the time by its own `memory.pressure`. The kernel's count of "slowed" alone would not
+//! tell a program that streams files at its line from one that stands still there. Where pressure is not accounted nobody is
+//! taken to work; and one that stands still by it is held up, whatever is counted.
+//!
 //! States: *refused*, or *granted* a small step below present use → *kept*, or *lowered* by another step, while usage falls
 //! or nobody is held up → *ended*: after [`WITHOUT_PROGRESS`] in which somebody was held up and usage did not fall, at once
 //! when nothing is left that could be taken back, when others have changed the line, or when it could not be set. What is
@@ -12,7 +17,7 @@
 use std::time::Duration;
 
 use crate::host::clock::Moment;
-use crate::host::memory_group::{Figures, whole_pages};
+use crate::host::memory_group::{Figures, Pace, whole_pages};
 use crate::response::candidate::{Grasp, Held};
 use crate::response::words;
 
@@ -28,6 +33,13 @@ const STEP: f64 = 1.0 / 32.0;
 const FALLEN: f64 = 1.0 / 256.0;
 /// A line is lowered at most this often.
 const LOWER_EVERY: Duration = Duration::from_secs(1);
+
+/// A group that is stalled for this part of the time stands still, …
+const STANDSTILL: f64 = 0.5;
+/// … and one that burns less than this part of a processor does not work.
+const WORKING: f64 = 0.01;
+/// How a group gets on is judged over at least this long.
+const STRETCH: Duration = Duration::from_millis(500);
 
 /// What of it the kernel could take back, in bytes. Unknown swap is no swap.
 pub fn movable(figures: &Figures, swap_room: Option<u64>) -> u64 {
@@ -67,8 +79,33 @@ pub struct Lease {
     /// The least that was used since, and how often anybody was held up so far.
     lowest: u64,
     slowed: u64,
-    /// When usage last fell, or nobody was held up.
+    /// When it last got on.
     progress: Moment,
+    /// Where the stretch began over which it is looked at how it gets on, and what the last whole one showed.
+    stretch: Option<(Moment, Pace)>,
+    gait: Gait,
+}
+
+/// How a group got on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Gait {
+    #[default]
+    Unknown,
+    Rests,
+    Works,
+    StandsStill,
+}
+
+impl Gait {
+    fn over(from: Pace, to: Pace, lasted: Duration) -> Gait {
+        let part = |to: Option<Duration>, from: Option<Duration>| Some(to?.checked_sub(from?)?.as_secs_f64() / lasted.as_secs_f64());
+        match (part(to.stalled, from.stalled), part(to.ran, from.ran)) {
+            (Some(stalled), _) if stalled >= STANDSTILL => Gait::StandsStill,
+            (Some(_), Some(ran)) if ran >= WORKING => Gait::Works,
+            (Some(_), Some(_)) => Gait::Rests,
+            _ => Gait::Unknown,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -81,13 +118,22 @@ pub enum Term {
 
 impl Lease {
     pub fn new(line: u64, figures: &Figures, now: Moment) -> Lease {
-        Lease { line, granted: now, set: now, lowest: figures.current, slowed: figures.slowed, progress: now }
+        Lease {
+            line,
+            granted: now,
+            set: now,
+            lowest: figures.current,
+            slowed: figures.slowed,
+            progress: now,
+            stretch: None,
+            gait: Gait::Unknown,
+        }
     }
 
     /// One look at a line of ours. `wants_less`: memory is still over its line, so the replica may be lowered further.
     pub fn step(&mut self, grasp: &Grasp, wants_less: bool, now: Moment) -> Term {
         let Some(held) = grasp.held else { return Term::End("the line could not be set".to_owned()) };
-        if let Some(end) = self.look(grasp.figures.as_ref(), now) {
+        if let Some(end) = self.look(grasp.figures.as_ref(), grasp.pace, now) {
             return end;
         }
         let Some(figures) = grasp.figures else { return Term::Keep };
@@ -111,18 +157,24 @@ impl Lease {
 
     /// One look at a line that others have set. It may be meant as it is, and hold a group that lives on file cache at it for
     /// ever; it is over only when nothing could be taken back all that time, and somebody is held up.
-    pub fn look_at_others(&mut self, figures: &Figures, swap_room: Option<u64>, now: Moment) -> Option<Term> {
+    pub fn look_at_others(&mut self, figures: &Figures, pace: Pace, swap_room: Option<u64>, now: Moment) -> Option<Term> {
         if !is_stuck(figures, swap_room) {
             self.progress = now;
         }
-        self.look(Some(figures), now)
+        self.look(Some(figures), pace, now)
     }
 
     /// One look at any line: is it over for want of progress? A look without figures is no progress.
-    pub fn look(&mut self, figures: Option<&Figures>, now: Moment) -> Option<Term> {
+    pub fn look(&mut self, figures: Option<&Figures>, pace: Pace, now: Moment) -> Option<Term> {
+        self.pace(pace, now);
         if let Some(figures) = figures {
             let has_fallen = (figures.current as f64) < self.lowest as f64 * (1.0 - FALLEN);
-            let is_held_up = figures.slowed > self.slowed || figures.current > self.line;
+            let is_over = figures.slowed > self.slowed || figures.current > self.line;
+            let is_held_up = match self.gait {
+                Gait::Works => false,
+                Gait::StandsStill => true,
+                Gait::Rests | Gait::Unknown => is_over,
+            };
             if has_fallen || !is_held_up {
                 self.progress = now;
             }
@@ -132,8 +184,24 @@ impl Lease {
         let without = now.since(self.progress);
         (without >= WITHOUT_PROGRESS).then(|| {
             let line = words::bytes(self.line as f64);
-            Term::End(format!("held at {line} for {} s without progress: usage does not fall", without.as_secs()))
+            let stands = if self.gait == Gait::StandsStill { ", and all of it waits for memory" } else { "" };
+            Term::End(format!("held at {line} for {} s without progress: usage does not fall{stands}", without.as_secs()))
         })
+    }
+}
+
+impl Lease {
+    /// A clock or an account that goes back begins a stretch anew.
+    fn pace(&mut self, pace: Pace, now: Moment) {
+        let Some((began, from)) = self.stretch else {
+            self.stretch = Some((now, pace));
+            return;
+        };
+        let lasted = now.since(began);
+        if lasted >= STRETCH {
+            self.gait = Gait::over(from, pace, lasted);
+            self.stretch = Some((now, pace));
+        }
     }
 }
 
@@ -223,10 +291,59 @@ mod tests {
             let mut watch = Lease::new(400 * MB, &now, at(0.0));
             let over = (1..60_u32).find(|second| {
                 now.slowed += 1;
-                watch.look_at_others(&now, Some(swap * MB), at(f64::from(*second))).is_some()
+                watch.look_at_others(&now, Pace::default(), Some(swap * MB), at(f64::from(*second))).is_some()
             });
             assert_eq!(over, ended.then_some(10), "{name}");
         }
+    }
+
+    #[test]
+    fn one_that_works_through_at_its_line_keeps_it_and_one_that_stands_still_does_not() {
+        // (name, processor time and standstill a second, counted as slowed, over its line) → when it ends
+        let cases = [
+            ("streams files at full speed", Some(0.6), Some(0.1), true, true, None),
+            ("is slowed, and gets on", Some(0.5), Some(0.4), true, true, None),
+            ("burns its time in the kernel, looking for memory", Some(0.9), Some(0.95), true, true, Some(10)),
+            ("stands still and nothing is counted", Some(0.0), Some(0.99), false, false, Some(10)),
+            ("rests under its line", Some(0.0), Some(0.0), false, false, None),
+            ("sleeps, held over it", Some(0.0), Some(0.0), true, true, Some(10)),
+            ("no pressure is accounted", Some(0.9), None, true, true, Some(10)),
+            ("nor processor time", None, Some(0.1), true, true, Some(10)),
+        ];
+        for (name, ran, stalled, is_slowed, is_over, ended) in cases {
+            let line = 480 * MB;
+            let mut now = Figures { line: Some(line), ..figures(if is_over { 490 } else { 470 }, 300, 170) };
+            let mut lease = Lease::new(line, &now, at(0.0));
+            let over = (0..120_u32).find(|tick| {
+                let seconds = f64::from(*tick) / 4.0;
+                now.slowed += u64::from(is_slowed);
+                let total = |share: Option<f64>| share.map(|share| Duration::from_secs_f64(share * seconds));
+                let pace = Pace { ran: total(ran), stalled: total(stalled) };
+                let grasp = Grasp { held: Some(Held::Set(line)), pace, ..grasp(now, 0) };
+                matches!(lease.step(&grasp, false, at(seconds)), Term::End(_))
+            });
+            // What it shows is known half a second in.
+            let over = over.map(|tick| tick / 4);
+            assert_eq!(over, ended, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_group_that_comes_to_a_standstill_after_it_worked_is_let_go_in_time() {
+        let line = 480 * MB;
+        let mut now = Figures { line: Some(line), ..figures(490, 300, 170) };
+        let mut lease = Lease::new(line, &now, at(0.0));
+        let over = (0..400_u32).find(|tick| {
+            let seconds = f64::from(*tick) / 4.0;
+            now.slowed += 1;
+            // It works for twenty seconds; then another one comes into being under its name for a moment, and it stands still.
+            let still = Duration::from_secs_f64((seconds - 20.0).max(0.0));
+            let pace =
+                if *tick == 90 { Pace::default() } else { Pace { ran: Some(Duration::from_secs_f64(seconds)), stalled: Some(still) } };
+            let grasp = Grasp { held: Some(Held::Set(line)), pace, ..grasp(now, 0) };
+            matches!(lease.step(&grasp, false, at(seconds)), Term::End(_))
+        });
+        assert!(over.is_some_and(|tick| (120..=124).contains(&tick)), "{over:?}");
     }
 
     proptest! {

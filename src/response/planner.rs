@@ -3,6 +3,7 @@
 //! Level-triggered. Nothing waits for a crossing: in every tick in which a resource is over its line, either a rung is on
 //! trial, or one holds it, or the next is tried, or there is a refusal with its reason.
 
+mod ahead;
 mod choice;
 pub mod outlook;
 
@@ -132,6 +133,8 @@ struct Course {
     lease: Option<Lease>,
     /// A replica that gets no line until then.
     barred: Option<(SlotId, Moment)>,
+    /// When it was last foretold that it will be full, while that is acted on under the line.
+    foretold: Option<Moment>,
     /// Stops while memory comes back: the action, when the last began, and how long all of them were.
     frozen: Option<(u64, Moment, Duration)>,
     /// Since when a budget that is on has not held the line.
@@ -176,12 +179,25 @@ struct Probe {
     after_1s: Option<f64>,
     after_10s: Option<f64>,
     effective: Option<bool>,
+    /// It was done for usage to stay under this: effective if it does.
+    keeps_under: Option<f64>,
     next: String,
 }
 
 impl Probe {
     fn new(action: u64, rung: &'static str, before: f64, limit: Option<f64>, now: Moment) -> Self {
-        Probe { action, rung, at: now, before, limit, after_1s: None, after_10s: None, effective: None, next: ENOUGH.to_owned() }
+        Probe {
+            action,
+            rung,
+            at: now,
+            before,
+            limit,
+            after_1s: None,
+            after_10s: None,
+            effective: None,
+            keeps_under: None,
+            next: ENOUGH.to_owned(),
+        }
     }
 
     /// Takes the figures that are due; true when ten seconds are over.
@@ -315,7 +331,8 @@ impl Planner {
         let is_own = |verdict: &&Verdict| matches!(verdict.resource, Resource::Worker(_));
         for verdict in verdicts.iter().filter(is_own).chain(verdicts.iter().filter(|verdict| !is_own(verdict))) {
             // A calm resource about which nothing was ever done has nothing to be undone: nearly all of a thousand replicas.
-            let Some(mut course) = self.courses.remove(&verdict.resource).or_else(|| (verdict.level > Level::Normal).then(Course::default))
+            let Some(mut course) =
+                self.courses.remove(&verdict.resource).or_else(|| (verdict.level > Level::Normal || verdict.early).then(Course::default))
             else {
                 continue;
             };
@@ -397,6 +414,12 @@ impl Planner {
             if action.deed == Deed::Release {
                 course.release_again = Some(now.after(RELEASE_AGAIN));
             }
+        }
+        if failed.is_some() && course.trial.is_none() && course.foretold.is_some() && course.slowed.is_some_and(|(_, id)| id == action.id) {
+            // Some of it may have been done: it is released before it is tried again.
+            (course.slowed, course.lease, course.foretold) = (None, None, None);
+            course.release_again = Some(now.after(RELEASE_AGAIN));
+            course.probes.retain(|probe| probe.action != action.id);
         }
         let Some(trial) = course.trial.as_mut().filter(|trial| trial.action == action.id) else { return };
         match outcome {
@@ -486,6 +509,9 @@ impl Planner {
             self.act(verdict.resource.clone(), Deed::Release, "the replica that was slowed has ended".to_owned(), plan);
         }
         if verdict.level == Level::Normal {
+            if self.stay_ahead(verdict, course, scene, plan) {
+                return course.answer();
+            }
             self.rest(verdict, course, scene, plan);
             return;
         }
@@ -532,13 +558,21 @@ impl Planner {
         self.climb(verdict, course, scene, plan);
     }
 
-    /// Back to normal: everything that was put on for this resource is taken off, and its ladder starts anew.
+    /// Back to normal: everything that was put on for this resource is taken off, and its ladder starts anew. Only a hold
+    /// that somebody would fill at once goes on, as wide as the line allows.
     fn rest(&mut self, verdict: &Verdict, course: &mut Course, scene: &Scene, plan: &mut Plan) {
         let is_cpu = verdict.resource == Resource::Cpu;
         let is_due = course.release_again.is_some_and(|at| scene.now.steady >= at.steady);
         let is_on = course.slowed.is_some() || (is_cpu && self.hold.engaged().is_some());
-        if is_on || is_due {
-            let reason = format!("{}, back under {}", words::standing(verdict), words::percent(verdict.low));
+        if is_cpu && !is_due && self.hold.holds_back(verdict, scene.candidates) {
+            self.keep_budget(verdict, scene, plan);
+        } else if is_on || is_due {
+            let reason = match verdict.utilization {
+                Some(usage) if usage >= verdict.low => {
+                    format!("{}, and it is not foretold any more to be full soon", words::standing(verdict))
+                }
+                _ => format!("{}, back under {}", words::standing(verdict), words::percent(verdict.low)),
+            };
             let id = self.act(verdict.resource.clone(), Deed::Release, reason, plan);
             course.last_action = Some(format!("release (action {id})"));
             (course.slowed, course.lease) = (None, None);
@@ -567,7 +601,8 @@ impl Planner {
             if !probe.look(verdict.used, now) || trial == Some(probe.action) {
                 return true;
             }
-            let measured = probe.measured(&verdict.resource, verdict.used, false);
+            let stayed = probe.keeps_under.zip(verdict.used).is_some_and(|(line, used)| used < line);
+            let measured = probe.measured(&verdict.resource, verdict.used, stayed);
             last = Some(measured.in_words());
             plan.measured.push(measured);
             false
@@ -775,7 +810,7 @@ impl Planner {
     fn keep_budget(&mut self, verdict: &Verdict, scene: &Scene, plan: &mut Plan) {
         let Some(engaged) = self.hold.engaged() else { return };
         if let Some(room) = self.hold.room(verdict, scene.candidates) {
-            self.hold.note_budget(room.whole());
+            self.hold.note_budget(&room);
         }
         let Some(shares) = self.hold.shares(verdict, scene.candidates) else { return };
         if !self.hold.differs(&shares) {

@@ -7,7 +7,7 @@ use super::readings::{MemoryEvents, MemoryReadings, Reading, Source};
 use super::scope::{Extent, Scope};
 use super::tally::Tally;
 use crate::host::Paths;
-use crate::host::cgroupfs::{self, Layout, MemoryStat, Own, Version};
+use crate::host::cgroupfs::{self, Layout, MemoryStat, Own, Refaults, Version};
 use crate::host::folder::Folder;
 use crate::host::kept::Kept;
 use crate::host::procfs::{self, Meminfo};
@@ -161,7 +161,7 @@ impl Memory {
             swap: Reading::Unsupported,
             events: Reading::Unsupported,
             file_cache: Reading::Unsupported,
-            refaulted: Reading::Unsupported,
+            refaults: Reading::Unsupported,
             stalls: Reading::Unsupported,
         };
         if let Reading::Known(machine) = machine {
@@ -173,7 +173,7 @@ impl Memory {
                 true => tally.reading(Source::Procfs, self.vmstat.read(scratch), |text| Some(procfs::parse_refaults(text))),
                 false => Reading::Unsupported,
             };
-            return of_machine(machine, refaults.and_then(|refaults| refaults.map_or(Reading::Unsupported, Reading::Known)), blank);
+            return of_machine(machine, refaults, blank);
         };
         // The group that carries the limit where it can be seen, else our own.
         let folder = scope.memory_group.as_deref().unwrap_or(&own.dir);
@@ -186,13 +186,8 @@ impl Memory {
     }
 }
 
-/// What a counter of pages comes to in bytes.
-fn in_bytes(pages: u64) -> u64 {
-    pages.saturating_mul(rustix::param::page_size() as u64)
-}
-
 /// Of a machine: shared memory and tmpfs lie on the lists of anonymous pages, so `MemAvailable` does not promise them.
-fn of_machine(machine: Reading<Meminfo>, refaults: Reading<u64>, blank: MemoryReadings) -> MemoryReadings {
+fn of_machine(machine: Reading<Meminfo>, refaults: Reading<Refaults>, blank: MemoryReadings) -> MemoryReadings {
     let taken = machine.map(|info| info.total.saturating_sub(info.free));
     MemoryReadings {
         current: taken,
@@ -203,7 +198,7 @@ fn of_machine(machine: Reading<Meminfo>, refaults: Reading<u64>, blank: MemoryRe
         }),
         swap: machine.map(|info| info.swap_total.saturating_sub(info.swap_free)),
         file_cache: machine.map(|info| info.inactive_file.saturating_add(info.active_file)),
-        refaulted: refaults.map(in_bytes),
+        refaults,
         ..blank
     }
 }
@@ -222,7 +217,7 @@ fn of_group(group: &mut Group, blank: MemoryReadings, scratch: &mut Vec<u8>, tal
         swap,
         events: group.events(scratch, tally),
         file_cache: stat.map(|stat| stat.file_cache()),
-        refaulted: stat.and_then(|stat| stat.refaults.map_or(Reading::Unsupported, |pages| Reading::Known(in_bytes(pages)))),
+        refaults: stat.map(|stat| stat.refaults),
         ..blank
     }
 }

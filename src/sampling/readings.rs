@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::host::cgroupfs::Refaults;
 use crate::host::clock::Moment;
 use crate::host::folder::Folder;
 
@@ -125,14 +126,19 @@ pub struct MemoryReadings {
     pub events: Reading<MemoryEvents>,
     /// Pages of files, shared memory left out.
     pub file_cache: Reading<u64>,
-    /// Reclaimed and wanted back, in bytes since the scope began; where the kernel tells them apart, only what there was room
-    /// for. Of a machine only in a look that was asked for it.
-    pub refaulted: Reading<u64>,
+    /// Pages that were reclaimed and wanted back. Of a machine only in a look that was asked for it.
+    pub refaults: Reading<Refaults>,
     /// Time the scope itself lost to memory: not that of a whole machine on which it is one container among others.
     pub stalls: Reading<Pressure>,
 }
 
 impl MemoryReadings {
+    /// Reclaimed and wanted back, in bytes since the scope began; where the kernel tells them apart, only what there was room for.
+    pub fn refaulted(&self) -> Option<u64> {
+        let refaults = self.refaults.known()?;
+        refaults.activated.or(refaults.all).map(in_bytes)
+    }
+
     /// The number that is judged without evidence of stress: what cannot be given back, else the working set.
     pub fn judged(&self) -> Reading<u64> {
         match self.unreclaimable {
@@ -140,6 +146,11 @@ impl MemoryReadings {
             _ => self.working_set,
         }
     }
+}
+
+/// What a counter of pages comes to in bytes.
+pub fn in_bytes(pages: u64) -> u64 {
+    pages.saturating_mul(rustix::param::page_size() as u64)
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

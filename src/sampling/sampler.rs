@@ -162,7 +162,7 @@ pub fn blank(at: Moment) -> Readings {
             swap: none,
             events: Reading::Unsupported,
             file_cache: none,
-            refaulted: none,
+            refaults: Reading::Unsupported,
             stalls: Reading::Unsupported,
         },
         pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },

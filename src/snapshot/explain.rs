@@ -38,6 +38,9 @@ pub struct ResourceWhy {
     pub over_since: Option<f64>,
     /// How long that must last before the state follows.
     pub sustain_s: f64,
+    /// It fills too fast to be waited for, and something is done sooner than the settings say; empty where that is not so.
+    #[serde(default)]
+    pub early: String,
     pub settings: Arc<[Setting]>,
     pub ladder: Vec<RungWhy>,
     /// Whom a drastic rung would take, the first in front; those who are spared come last.

@@ -46,6 +46,7 @@ fn settled(stage: &Stage) {
 #[track_caller]
 fn assert_held(stage: &Stage, tolerance: f64) {
     settled(stage);
+    let mut idlest: f64 = 0.0;
     for _ in 0..WINDOWS {
         let before = outside::machine_time();
         let cores = used(stage);
@@ -56,8 +57,10 @@ fn assert_held(stage: &Stage, tolerance: f64) {
         if (cores - BUDGET).abs() <= tolerance {
             return;
         }
-        assert!(idle < CALM, "{cores:.3} cores of a budget of {BUDGET}\n{:#}", stage.status()["workers"]);
+        idlest = idlest.max(idle);
     }
+    // One window may have been spoilt by others; not all of them on a machine that has time for everybody.
+    assert!(idlest < CALM, "never within {tolerance} cores of a budget of {BUDGET}\n{:#}", stage.status()["workers"]);
     skip("the machine is too busy with other things to measure a share on it");
 }
 
@@ -223,11 +226,14 @@ fn a_server_is_never_held_longer_than_its_longest_stop() {
             }
         });
         assert!(seen.longest > Duration::ZERO, "it was never seen held");
-        let slowest = answers.iter().max().copied().unwrap_or_default();
-        eprintln!("{} answers, the slowest after {slowest:?}", answers.len());
+        answers.sort_unstable();
+        assert!(answers.len() > 20, "{} answers", answers.len());
+        let (usual, slowest) = (answers[answers.len() * 9 / 10], answers[answers.len() - 1]);
+        eprintln!("{} answers, nine of ten within {usual:?}, the slowest after {slowest:?}", answers.len());
         assert_never_long(&seen, longest_stop);
-        // From where a client stands: it waits for one hold, and for a processor.
-        assert!(answers.len() > 20 && slowest <= longest_stop + Duration::from_millis(20) + seen.late, "{slowest:?}");
+        // From where a client stands: it waits for one hold, and for a processor. How long for that is up to strangers, so
+        // only the usual wait says something of the hold.
+        assert!(usual <= longest_stop + Duration::from_millis(20) + seen.late, "{usual:?}");
     }
 }
 

@@ -104,8 +104,11 @@ fn workers_that_vanish_again_and_again_stop_nothing() {
     wait_for("a hundred deaths", || (stage.events_named("worker_exited").len() >= 100).then_some(()));
     assert_well(&stage);
     assert!(!outside::children(stage.pid()).iter().any(|child| child.state == 'Z' && ["plimsoll", "sentinel"].contains(&&*child.name)));
-    let open = fs::read_dir(format!("/proc/{}/fd", stage.pid())).expect("it lives").count();
-    assert!(open < 100, "{open} descriptors: they are not given back");
+    // How many are open at once is the business of five living workers; what the dead keep would grow with each death.
+    let open = || fs::read_dir(format!("/proc/{}/fd", stage.pid())).expect("it lives").count();
+    let before = open();
+    wait_for("three hundred more", || (stage.events_named("worker_exited").len() >= 400).then_some(()));
+    wait_for("their descriptors are given back", || (open() < before + 50).then_some(()));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! What counts as used: in a real memory group, cache filled to the limit raises no alarm; the same amount of anonymous or
-//! shared memory does.
+//! shared memory does, and so does a working set of files that is larger than the limit.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 
@@ -140,6 +141,31 @@ fn shared_memory_to_the_same_height_does() {
         status["workers"][0]["replicas"][0]["memory_bytes"].as_u64().filter(|bytes| *bytes > LIMIT / 2)
     });
     assert!(own <= LIMIT, "{own}");
+    assert_eq!(stage.stop(), 0);
+}
+
+/// A file whose pages are on the disk and in nobody's cache: whoever wants one is charged for it.
+fn cold_file(path: &Path, bytes: usize) {
+    let mut file = File::create(path).expect("it is ours");
+    file.write_all(&vec![1; bytes]).and_then(|()| file.sync_all()).expect("the disk has room");
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("pages that are on the disk can go");
+}
+
+#[test]
+fn a_working_set_of_files_that_does_not_fit_does() {
+    let group = match MemoryGroup::make("plimsoll-test-thrash") {
+        Ok(group) => group,
+        Err(reason) => return skip(&reason),
+    };
+    let mut stage = Stage::new(&settings("{hungry thrash={here}/map}"));
+    cold_file(&stage.path("map"), LIMIT as usize / 2 * 3);
+    group.start(&mut stage);
+    let changed = stage.event("verdict_changed", |event| event["resource"] == "memory" && event["state"] != "normal");
+    assert_eq!(changed["measure"], "working_set", "{changed}");
+    assert!(changed["evidence"].as_str().is_some_and(|evidence| evidence.contains("read again")), "{changed}");
+    // Nothing but cache all the same: by what cannot be given back it is nearly empty.
+    let unreclaimable = stage.status()["memory"]["unreclaimable_bytes"].as_u64();
+    assert!(unreclaimable.is_some_and(|bytes| bytes < LIMIT / 4), "{unreclaimable:?}");
     assert_eq!(stage.stop(), 0);
 }
 

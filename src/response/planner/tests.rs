@@ -1,6 +1,6 @@
 use super::*;
 use crate::config::settings::{DiskPolicy, Signal, Worker};
-use crate::host::memory_group::Figures;
+use crate::host::memory_group::{Figures, Pace};
 use crate::policy::tests::{MB, at, readings, rule, settings, worker};
 use crate::policy::verdict::Basis;
 use crate::response::action::Portion;
@@ -388,6 +388,28 @@ fn a_failed_own_cpu_limit_is_tried_again_after_a_pause() {
     assert_eq!(plan.actions[0].deed, Deed::Throttle(vec![Share { slot: SlotId(1), cores: None }]));
 }
 
+#[test]
+fn usage_that_is_low_because_of_the_hold_itself_releases_nobody() {
+    let cpu = |level, usage| verdict(Resource::Cpu, level, usage);
+    let hog = |cores| [candidate(1, "hog", cores, 10)];
+    let mut run = Run::new(&settings(vec![]));
+    run.plan(0.0, &cpu(Level::Normal, 0.95), &hog(0.6));
+    let plan = run.plan(1.0, &cpu(Level::High, 0.95), &hog(0.6));
+    assert_eq!(deeds(&plan), ["throttle"]);
+    let Deed::Throttle(shares) = &plan.actions[0].deed else { panic!("{plan:?}") };
+    let share = shares[0].cores.expect("it is held");
+    run.note(1.0, &plan.actions[0], Outcome::Done);
+    // Others have gone. The hog uses all it is left, which is not enough for the line: the hold widens, and stays.
+    let calm = |cores: f64| cpu(Level::Normal, cores / 2.0);
+    let plan = run.plan(2.0, &calm(share), &hog(share));
+    let Deed::Throttle(wider) = &plan.actions[0].deed else { panic!("{plan:?}") };
+    assert!(wider[0].cores > Some(2.0 * share), "{plan:?}");
+    run.note(2.0, &plan.actions[0], Outcome::Done);
+    // It has all it wants: nobody is held back.
+    let plans: Vec<Plan> = (3..6).map(|second| run.plan(f64::from(second), &calm(0.1), &hog(0.1))).collect();
+    assert_eq!(plans.iter().filter(|plan| deeds(plan) == ["release"]).count(), 1, "{plans:?}");
+}
+
 /// A replica of 500 MB that grows, with so many megabytes of file cache, so many of free swap, held at a line or not.
 fn in_a_group(cache: u64, swap: u64, held: Option<u64>, slowed: u64) -> Candidate {
     let mut one = Candidate { growth: 1e6, ..candidate(1, "web", 0.4, 500) };
@@ -398,6 +420,7 @@ fn in_a_group(cache: u64, swap: u64, held: Option<u64>, slowed: u64) -> Candidat
         held: held.map(Held::Set),
         reclaim: Some(ReclaimBy::Group),
         can_freeze: true,
+        pace: Pace::default(),
     };
     one
 }
@@ -637,7 +660,8 @@ proptest! {
                 let course = planner.courses.get(&verdict.resource).unwrap_or(&untouched);
                 if verdict.level == Level::Normal {
                     prop_assert!(course.trial.is_none() && course.unanswered.is_none());
-                    prop_assert!(!held.contains(&verdict.resource), "everything is undone at normal: {:?}", verdict.resource);
+                    let is_wanted = verdict.resource == Resource::Cpu && planner.hold.holds_back(verdict, &candidates);
+                    prop_assert!(is_wanted || !held.contains(&verdict.resource), "everything is undone at normal: {:?}", verdict.resource);
                 } else if verdict.over {
                     let is_held = verdict.resource == Resource::Cpu && planner.hold.engaged().is_some();
                     let is_awaited = verdict.resource == Resource::Memory && !planner.flights.is_empty();
@@ -664,4 +688,88 @@ proptest! {
             twin.note(plan.actions.iter().map(|action| (action, &outcome)), moment);
         }
     }
+}
+
+/// Memory under its line that is foretold to be full in three seconds.
+fn foretold(usage: f64) -> Verdict {
+    Verdict { early: true, exhaustion: Some(Duration::from_secs(3)), ..memory(Level::Normal, usage) }
+}
+
+#[test]
+fn what_is_foretold_to_be_full_has_its_fastest_grower_slowed_before_the_line_and_nobody_ended() {
+    let mut settings = settings(vec![]);
+    settings.policy.memory.rule.on_high = vec![Rung::Recycle, Rung::Throttle, Rung::Kill];
+    let web = [in_a_group(200, 0, None, 0)];
+    let mut run = Run::new(&settings);
+    assert_eq!(deeds(&run.plan(0.0, &memory(Level::Normal, 0.75), &web)), [""; 0]);
+    let plan = run.plan(1.0, &foretold(0.75), &web);
+    assert_eq!(deeds(&plan), ["throttle"], "{plan:?}");
+    assert!(plan.actions[0].reason.contains("full in 3.0 s"), "{}", plan.actions[0].reason);
+    run.note(1.0, &plan.actions[0], Outcome::Done);
+    assert!(run.planner.status(&Resource::Memory).throttled);
+    // Slowed, it fills no longer: it is let go ten seconds after it was foretold last, and what was done was measured.
+    let mut held = [in_a_group(200, 0, Some(whole_line(&plan)), 0)];
+    if let Some(figures) = &mut held[0].grasp.figures {
+        figures.current = whole_line(&plan);
+    }
+    assert_eq!(deeds(&run.plan(2.0, &foretold(0.76), &held)), [""; 0], "once");
+    let mut measured = Vec::new();
+    for second in 3..12 {
+        let plan = run.plan(f64::from(second), &memory(Level::Normal, 0.77), &held);
+        assert_eq!((deeds(&plan), reasons(&plan)), (vec![], vec![]), "after {second} s");
+        measured.extend(plan.measured);
+    }
+    assert_eq!(deeds(&run.plan(12.0, &memory(Level::Normal, 0.77), &held)), ["release"]);
+    assert!(!run.planner.status(&Resource::Memory).throttled);
+    let [measured] = &measured[..] else { panic!("{measured:?}") };
+    assert_eq!((measured.rung, measured.effective), ("throttle", true));
+}
+
+/// The line of the first action.
+fn whole_line(plan: &Plan) -> u64 {
+    let Deed::Line(line) = &plan.actions[0].deed else { panic!("{plan:?}") };
+    line.bytes
+}
+
+#[test]
+fn a_throttle_ahead_of_the_line_stays_on_over_it_and_ends_under_low() {
+    let web = [in_a_group(0, 0, None, 0)];
+    let mut run = Run::new(&settings(vec![]));
+    let plan = run.plan(0.0, &foretold(0.75), &web);
+    assert!(
+        matches!(&plan.actions[0].deed, Deed::Throttle(shares) if shares[0].slot == SlotId(1)),
+        "no line without anything to take back"
+    );
+    run.note(0.0, &plan.actions[0], Outcome::Done);
+    // Over the line before the level follows, for however long.
+    for second in 1..30 {
+        assert_eq!(deeds(&run.plan(f64::from(second), &memory(Level::Normal, 0.81), &web)), [""; 0]);
+    }
+    // The ladder begins at its first rung: asking comes before what is on already.
+    let shedding = [Candidate { grasp: web[0].grasp.clone(), growth: 1e6, ..shedding(1, 500) }];
+    assert_eq!(deeds(&run.plan(30.0, &memory(Level::High, 0.85), &shedding)), ["shed"]);
+    assert_eq!(deeds(&run.plan(40.0, &memory(Level::Normal, 0.69), &shedding)), ["release"]);
+}
+
+#[test]
+fn nothing_is_moved_forward_without_a_throttle_on_the_ladder_or_in_vain_again_and_again() {
+    let web = [in_a_group(200, 0, None, 0)];
+    let mut without = settings(vec![]);
+    without.policy.memory.rule.on_high = vec![Rung::Shed, Rung::Recycle, Rung::Kill];
+    let mut run = Run::new(&without);
+    let plan = run.plan(0.0, &foretold(0.75), &web);
+    assert_eq!((deeds(&plan), reasons(&plan)), (vec![], vec![]));
+
+    let mut run = Run::new(&settings(vec![]));
+    let plan = run.plan(0.0, &foretold(0.75), &web);
+    run.note(0.0, &plan.actions[0], Outcome::Failed("no".to_owned()));
+    let mut done = Vec::new();
+    for tick in 1..40 {
+        let second = f64::from(tick) / 4.0;
+        for action in run.plan(second, &foretold(0.75), &web).actions {
+            done.push((second, action.deed.rung().is_some()));
+            run.note(second, &action, Outcome::Failed("no".to_owned()));
+        }
+    }
+    assert!((1..=4).contains(&done.len()), "every five seconds: {done:?}");
 }
