@@ -65,7 +65,7 @@ impl Server {
         let now = Arc::new(Mutex::new(sample::taken()));
         let clock = now.clone();
         let (commands, queue) = CommandQueue::new(2, Arc::new(|| {}));
-        let handle = spawn(Parts {
+        let handle = spawn(&Parts {
             tcp: vec![tcp],
             unix: Some(listen::bind_socket(&socket).unwrap()),
             published: published.clone(),

@@ -58,7 +58,11 @@ pub struct Guardian {
     pub effective: Arc<RwLock<serde_json::Value>>,
     /// Listeners that are bound and not yet served: whoever connects waits until there is something to see.
     pub doors: Option<Parts>,
+    /// That they could not be opened has been told.
+    pub doors_jam: bool,
     pub http: Option<Handle>,
+    /// Memory and priority are as good as they get.
+    pub settled: bool,
     pub listening: Vec<String>,
     pub environment: Environment,
     pub tally: Tally,

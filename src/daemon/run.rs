@@ -81,6 +81,9 @@ impl Guardian {
             }
             self.tick(now);
             self.open_doors(now);
+            if !self.settled {
+                self.settle();
+            }
         }
         None
     }
@@ -111,27 +114,33 @@ impl Guardian {
         self.supervisor.apply(&workers, cores, now);
     }
 
-    /// Serves what is asked, from the first full tick on.
+    /// Serves what is asked, from the first full tick on. A machine that has no thread left to give is asked again each tick.
     fn open_doors(&mut self, now: Moment) {
-        let Some(doors) = self.doors.take() else { return };
-        // Everything that is needed for long is there now. A machine that is a folder is only looked at.
-        if Paths::from(&self.settings.host).is_live() {
-            self.environment.pages = pages::lock().map_or_else(|why| format!("not locked: {why}"), |()| "locked".to_owned());
-        }
+        let Some(doors) = &self.doors else { return };
         match server::spawn(doors) {
-            Ok(handle) => self.http = Some(handle),
-            Err(error) => self.tell(&[Event::Degraded { part: "http", detail: error.to_string() }], now),
+            Ok(handle) => {
+                self.http = Some(handle);
+                self.doors = None;
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut self.doors_jam, true) {
+                    self.tell(&[Event::Degraded { part: "http", detail: format!("{error}; each tick tries again") }], now);
+                }
+            }
         }
-        self.run_first();
     }
 
-    /// Before everybody who may keep both processors busy just when a line is crossed. Where that is refused the daemon
-    /// keeps the nice value it has, and `doctor` says why.
-    fn run_first(&self) {
+    /// Once, when everything that is needed for long is there: memory that stays, and a place before everybody who may keep
+    /// all processors busy just when a line is crossed. Where either is refused the daemon goes on as it is, and `doctor`
+    /// says why. A machine that is a folder is only looked at.
+    fn settle(&mut self) {
         let paths = Paths::from(&self.settings.host);
-        if paths.is_live() {
-            let _ = scheduling::run_first(&Layout::discover(&paths));
+        self.settled = true;
+        if !paths.is_live() {
+            return;
         }
+        self.environment.pages = pages::lock().map_or_else(|why| format!("not locked: {why}"), |()| "locked".to_owned());
+        let _ = scheduling::run_first(&Layout::discover(&paths));
     }
 
     /// The cores replicas are counted by: the setting, else the effective limit, else one.

@@ -126,35 +126,40 @@ impl Handle {
     }
 }
 
-/// Starts the server on a thread of its own, named `http`.
-pub fn spawn(parts: Parts) -> io::Result<Handle> {
+/// Starts the server on a thread of its own, named `http`. It has its own copies of the listeners: the caller drops `parts`
+/// when all went well, and tries again with them when it did not.
+///
+/// # Errors
+/// No thread, descriptor or memory to be had.
+pub fn spawn(parts: &Parts) -> io::Result<Handle> {
     let (end, ending) = watch::channel(None);
     let ending = Ending::new(ending);
     let scrape = Scrape::new(parts.published.clone(), parts.clock.clone()).map_err(io::Error::other)?;
     let shared = Shared {
-        published: parts.published,
+        published: parts.published.clone(),
         scrape,
-        commands: parts.commands,
-        access: parts.access,
-        effective: parts.effective,
-        events: parts.events,
-        clock: parts.clock,
+        commands: parts.commands.clone(),
+        access: parts.access.clone(),
+        effective: parts.effective.clone(),
+        events: parts.events.clone(),
+        clock: parts.clock.clone(),
         patience: parts.limits.request,
         ending: ending.clone(),
     };
     let front = Front { access: shared.access.clone(), router: routes::router(shared), limits: parts.limits, ending };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
+    let entered = runtime.enter();
+    let mut tcp = Vec::with_capacity(parts.tcp.len());
     for listener in &parts.tcp {
         listener.set_nonblocking(true)?;
+        tcp.push(tokio::net::TcpListener::from_std(listener.try_clone()?)?);
     }
+    let mut unix = None;
     if let Some(listener) = &parts.unix {
         listener.set_nonblocking(true)?;
+        unix = Some(tokio::net::UnixListener::from_std(listener.try_clone()?)?);
     }
-    let (tcp, unix) = {
-        let _entered = runtime.enter();
-        let tcp = parts.tcp.into_iter().map(tokio::net::TcpListener::from_std).collect::<io::Result<Vec<_>>>()?;
-        (tcp, parts.unix.map(tokio::net::UnixListener::from_std).transpose()?)
-    };
+    drop(entered);
     let (finished, done) = mpsc::channel();
     let thread = std::thread::Builder::new().name("http".to_owned()).stack_size(1 << 20).spawn(move || {
         runtime.block_on(serve(front, tcp, unix));

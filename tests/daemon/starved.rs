@@ -154,6 +154,7 @@ fn without_new_processes_it_ticks_and_acts_and_tries_again() {
     pids.hold(&mut command);
     stage.launch_as(command);
     stage.event("worker_started", |event| event["worker"] == "leak");
+    wait_for("it serves", || stage.request("GET", "/healthz").filter(|reply| reply.status == 200));
     pids.set("pids.max", "1");
     stage.event("action_performed", |event| event["action"] == "kill" && event["outcome"] == "done");
     let failed = wait_for("starts that fail", || {
@@ -168,6 +169,22 @@ fn without_new_processes_it_ticks_and_acts_and_tries_again() {
     wait_for("it is started again", || (stage.events_named("worker_started").len() > lives).then_some(()));
     assert_eq!(stage.stop(), 0);
     assert_eq!(stage.population(), []);
+}
+
+#[test]
+fn where_no_thread_could_be_made_at_first_it_is_heard_when_one_can() {
+    let mut stage = Stage::new("");
+    let Some(pids) = Confined::new("pids", &stage) else { return skip("no pids group of our own") };
+    // The loop and the log: all else is refused.
+    pids.set("pids.max", "2");
+    let mut command = stage.plimsoll(&["run"]);
+    pids.hold(&mut command);
+    stage.launch_as(command);
+    stage.event("degraded", |event| event["part"] == "http");
+    pids.set("pids.max", "max");
+    wait_for("it serves", || stage.request("GET", "/healthz").filter(|reply| reply.status == 200));
+    assert_eq!(stage.events_named("degraded").iter().filter(|event| event["part"] == "http").count(), 1, "said once");
+    assert_eq!(stage.stop(), 0);
 }
 
 #[test]
