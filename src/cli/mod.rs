@@ -195,11 +195,20 @@ impl Session {
 
     fn doctor(&self) -> u8 {
         let sources = self.sources(Vec::new());
-        let loaded = match self.load(&sources) {
-            Ok(loaded) => loaded,
-            Err(code) => return code,
+        let (settings, problems) = match config::load(&sources) {
+            Ok(loaded) => (loaded.settings, None),
+            Err(problems) => {
+                eprint!("{}", problems.render(self.stderr_colour()));
+                // The machine can be looked at all the same: as it is without the file, or without anything that was said.
+                let no_file = Sources { file: Some("/dev/null".into()), ..sources.clone() };
+                let nothing = Sources { env: Vec::new(), set: Vec::new(), ..no_file.clone() };
+                match config::load(&no_file).or_else(|_| config::load(&nothing)) {
+                    Ok(loaded) => (loaded.settings, Some(problems)),
+                    Err(_) => return problems.exit_code(),
+                }
+            }
         };
-        let paths = Paths::from(&loaded.settings.host);
+        let paths = Paths::from(&settings.host);
         // A daemon guards the machine it runs on; of one that is a folder it says nothing.
         let client = self.client();
         let daemon = client.as_ref().ok().and_then(|client| client.get_json("/admin/resources/stats").ok());
@@ -207,7 +216,8 @@ impl Session {
             layout: Layout::discover(&paths),
             platform: Platform::detect(&paths, |name| sources.variable(name).map(str::to_owned)),
             socket: client.map(|client| client.socket().display().to_string()).map_err(|error| error.to_string()),
-            settings: loaded.settings,
+            problems: problems.as_ref().map_or(0, |problems| problems.list.len()),
+            settings,
             sources,
             paths,
             daemon,
@@ -216,7 +226,11 @@ impl Session {
             Ok(Some(report)) => {
                 let text = if self.common.json() { pretty(&report.to_json()) } else { report.render(self.stdout_style()) };
                 let printed = print_line(text.trim_end());
-                if report.has_failed() { FAILED } else { printed }
+                match problems {
+                    Some(problems) => problems.exit_code(),
+                    None if report.has_failed() => FAILED,
+                    None => printed,
+                }
             }
             // Ended by Ctrl-C, as the shell says it.
             Ok(None) => 130,

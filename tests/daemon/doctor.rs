@@ -110,9 +110,23 @@ fn what_fails_is_an_exit_code_and_has_a_remedy() {
     let bad = found.iter().filter(|finding| ["warn", "fail"].contains(&finding["level"].as_str().expect("a level")));
     assert!(bad.clone().count() > 0 && bad.clone().all(|finding| finding["remedy"].is_string()), "{found:#?}");
     drop(taken);
+}
 
-    stage.write("[policy.memroy]\nhigh = 1\n");
-    assert_eq!(stage.ask(&["doctor"]).status.code(), Some(78), "wrong settings are a problem of their own");
+#[test]
+fn with_wrong_settings_the_machine_is_examined_all_the_same() {
+    let mut stage = Stage::new("[policy.memroy]\nhigh = 1\n");
+    let wrong = [vec![], vec!["policy.memory.high=nonsense".to_owned()]];
+    for set in wrong {
+        stage.set = set;
+        let output = stage.ask(&["doctor", "--json"]);
+        assert_eq!(output.status.code(), Some(78), "wrong settings are a problem of their own: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("memroy"), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).expect("a report");
+        let found = report["findings"].as_array().expect("a list");
+        let (level, told) = about(found, "settings");
+        assert!(level == "fail" && told.ends_with("so what follows is about the defaults"), "{told}");
+        assert_eq!(about(found, "pidfd").0, "ok");
+    }
 }
 
 #[test]

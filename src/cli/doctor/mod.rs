@@ -23,6 +23,8 @@ use report::{Level, Report};
 /// What is looked at, and by what.
 pub struct Patient {
     pub sources: Sources,
+    /// How many problems kept the settings from being used; those here are then the defaults.
+    pub problems: usize,
     pub settings: Settings,
     pub paths: Paths,
     pub layout: Layout,
@@ -51,6 +53,11 @@ pub fn examine(patient: &Patient) -> std::io::Result<Option<Report>> {
     let mut signals = Signals::listen()?;
     let mut report = Report::default();
     let mut means = Means::default();
+    if patient.problems > 0 {
+        let found =
+            format!("{} told above, so what follows is about the defaults", if patient.problems == 1 { "a problem" } else { "problems" });
+        report.bad("settings", Level::Fail, "settings", found, "`plimsoll check` shows each with its place and what is allowed");
+    }
     let steps: [Step; 5] = [
         |patient, report, _| machine::examine(patient, report),
         groups::examine,

@@ -67,7 +67,14 @@ class Unit:
 
     def resource(self, name: str) -> dict[str, Any]:
         """What `status` says of one resource; LookupError where it says nothing."""
-        return next(r for r in self.status()["policy"]["resources"] if r["resource"] == name)
+        return [r for r in self.status()["policy"]["resources"] if r["resource"] == name][0]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """What the journal holds of that name since the unit was started, the oldest first, by the program's own field names."""
+        asked = ["journalctl", f"_SYSTEMD_INVOCATION_ID={self.show('InvocationID')}", "--output=json", "--all"]
+        done = subprocess.run(asked, capture_output=True, text=True, check=True)
+        entries = ({key.lower(): value for key, value in json.loads(line).items()} for line in done.stdout.splitlines())
+        return [entry for entry in entries if entry.get("event") == name]
 
     def workers_run(self) -> bool:
         state = self.show("ActiveState")
@@ -100,6 +107,11 @@ def keyed(file: Path) -> dict[str, int]:
 
 def group_of(pid: int) -> Path:
     return CGROUPS / Path(f"/proc/{pid}/cgroup").read_text().split("::", 1)[1].strip().lstrip("/")
+
+
+def memory_line(group: Path) -> str:
+    """`max`, or bytes."""
+    return (group / "memory.high").read_text().strip()
 
 
 def limited_groups(group: Path) -> list[str]:
