@@ -117,6 +117,9 @@ pub struct DaemonState {
     /// How much of its optional work the daemon has given up because it cost too much itself.
     #[serde(default)]
     pub given_up: u64,
+    /// Lines of the log that were dropped because whoever reads it did not keep up.
+    #[serde(default)]
+    pub log_dropped_total: u64,
     /// Why events or samples are not being kept, if they are not.
     pub history_problem: Option<String>,
 }

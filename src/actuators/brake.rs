@@ -385,7 +385,12 @@ impl Brake {
     /// Lets everybody go; how many were held.
     pub fn let_all_go(&mut self) -> Result<u32, String> {
         let slots: std::collections::BTreeSet<SlotId> = self.lines.keys().chain(self.frozen.keys()).copied().collect();
-        let failed: Vec<String> = slots.iter().filter_map(|slot| self.let_go(*slot).err()).collect();
+        let mut failed: Vec<String> = slots.iter().filter_map(|slot| self.let_go(*slot).err()).collect();
+        // Whatever is still written down, from a release that failed earlier; but not what a write that is under way may
+        // yet change, while there is a group for it.
+        let closing: Vec<GroupFile> = self.closing.values().map(MemoryGroup::line_file).collect();
+        let may_come = |saved: &Saved| closing.iter().any(|file| saved.is_lent_of(file) && file.path().exists());
+        failed.extend(self.undo.restore(&self.paths, |saved| matches!(saved, Saved::Lent { .. }) && !may_come(saved)));
         complain(failed).map(|()| u32::try_from(slots.len()).unwrap_or(u32::MAX))
     }
 

@@ -200,8 +200,8 @@ impl Throttle {
         let count = u32::try_from(slots.len()).unwrap_or(u32::MAX);
         let failures: Vec<String> = slots.into_iter().filter_map(|slot| self.let_go(slot, now).err()).collect();
         self.wishes.clear();
-        // Whatever is still written down, from a release that failed earlier.
-        let late = self.undo.restore(&self.paths, |saved| !matches!(saved, Saved::Folder { .. }));
+        // Whatever is still written down, from a release that failed earlier. What was lent is the brake's.
+        let late = self.undo.restore(&self.paths, |saved| matches!(saved, Saved::File { .. } | Saved::Nice { .. }));
         if failures.is_empty() && late.is_empty() { Ok(count) } else { Err([failures, late].concat().join("; ")) }
     }
 

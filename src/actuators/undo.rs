@@ -5,7 +5,7 @@
 //! is forced to the disk, and what was written before it (`boot`) is never taken for anything that is there now.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -359,10 +359,25 @@ fn boot_id(paths: &Paths) -> Option<String> {
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
+/// A line of ours is two paths and a value. What is longer is none of ours, and is not held in memory.
+const LONGEST_LINE: u64 = 64 * 1024;
+
 fn read(file: &File) -> Vec<Entry> {
-    // By bytes: a line that is no text is one line lost, not all that follow.
-    let lines = BufReader::new(file).split(b'\n').map_while(Result::ok);
-    lines.filter_map(|line| serde_json::from_slice(&line).ok()).collect()
+    let mut lines = BufReader::new(file);
+    let (mut line, mut entries) = (Vec::new(), Vec::new());
+    loop {
+        line.clear();
+        // By bytes: a line that is no text is one line lost, not all that follow.
+        match (&mut lines).take(LONGEST_LINE).read_until(b'\n', &mut line) {
+            Ok(0) | Err(_) => return entries,
+            Ok(length) if length as u64 == LONGEST_LINE && line.last() != Some(&b'\n') => {
+                if lines.skip_until(b'\n').is_err() {
+                    return entries;
+                }
+            }
+            Ok(_) => entries.extend(serde_json::from_slice::<Entry>(&line)),
+        }
+    }
 }
 
 fn append(mut file: &File, entry: &Entry) -> io::Result<()> {
@@ -539,6 +554,26 @@ mod tests {
             sweep(&log_path, &Paths::default()).unwrap();
             prop_assert!(!folder.exists());
         }
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_skipped_and_not_held_in_memory() {
+        let root = tempfile::tempdir().unwrap();
+        let log_path = root.path().join("undo-1.jsonl");
+        let [one, two] = ["one", "two"].map(|name| {
+            let folder = root.path().join(name);
+            std::fs::create_dir(&folder).unwrap();
+            serde_json::to_string(&Entry { boot: None, saved: Saved::folder(&folder).unwrap() }).unwrap()
+        });
+        let mut file = File::create(&log_path).unwrap();
+        writeln!(file, "{one}").unwrap();
+        // A hole takes no room on the disk; as a line it would take all of it in memory.
+        let size = file.metadata().unwrap().len();
+        file.set_len(size + 64 * LONGEST_LINE).unwrap();
+        drop(file);
+        let mut file = File::options().append(true).open(&log_path).unwrap();
+        writeln!(file, "\n{two}").unwrap();
+        assert_eq!(sweep(&log_path, &Paths::default()).unwrap().restored, 2);
     }
 
     #[test]

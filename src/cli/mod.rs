@@ -23,6 +23,7 @@ use clap::{CommandFactory, Parser};
 
 use crate::actuators::undo;
 use crate::config::{self, Loaded, Sources};
+use crate::daemon::signals::Signals;
 use crate::daemon::{self, folders, sentinel};
 use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
@@ -115,6 +116,13 @@ impl Session {
     }
 
     fn run(self, command: Vec<String>) -> u8 {
+        let signals = match Signals::listen() {
+            Ok(signals) => signals,
+            Err(error) => {
+                complain(&format!("could not start: signals cannot be listened to: {error}"));
+                return FAILED;
+            }
+        };
         let sources = self.sources(command);
         let loaded = match self.load(&sources) {
             Ok(loaded) => loaded,
@@ -123,7 +131,7 @@ impl Session {
         if loaded.settings.workers.is_empty() {
             complain("nothing to supervise: no [workers.NAME] in the settings and no command after --; watching the machine only");
         }
-        match daemon::run(sources, loaded, self.env) {
+        match daemon::run(signals, sources, loaded, self.env) {
             Ok(code) => code,
             Err(error) => {
                 complain(&error.to_string());

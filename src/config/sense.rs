@@ -374,6 +374,9 @@ impl Sense<'_> {
         self.program(key, worker, directory.as_deref());
         self.account(&format!("{key}.user"), worker.user.as_ref().map(|user| user.0.as_str()), "/etc/passwd", "user");
         self.account(&format!("{key}.group"), worker.group.as_ref().map(|group| group.0.as_str()), "/etc/group", "group");
+        if worker.group.is_some() && worker.user.is_none() {
+            self.refuse(&format!("{key}.group"), "has no user beside it".to_owned(), "a group for the user that is named in user");
+        }
         if worker.backoff.longest < worker.backoff.first {
             self.refuse(&format!("{key}.backoff.longest"), "is shorter than first".to_owned(), "a duration not under backoff.first");
         }
@@ -493,8 +496,11 @@ impl Sense<'_> {
 
     /// Names are looked up in the files only: a directory service may not be reachable when it matters, and numbers always work.
     fn account(&mut self, key: &str, name: Option<&str>, accounts: &str, kind: &str) {
-        let Some(name) = name.filter(|name| name.parse::<u32>().is_err()) else { return };
-        let text = std::fs::read_to_string(accounts).unwrap_or_default();
+        // The highest number means "leave it as it is" to the kernel: a worker would stay what the daemon is.
+        let is_number = |name: &&str| name.parse::<u32>().is_ok_and(|id| id != u32::MAX);
+        let Some(name) = name.filter(|name| !is_number(name)) else { return };
+        let text = std::fs::read(accounts).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
         let names: Vec<&str> = text.lines().filter_map(|line| line.split(':').next()).collect();
         if !names.contains(&name) {
             let place = self.place(key);

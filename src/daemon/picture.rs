@@ -78,6 +78,7 @@ impl Guardian {
         into.cpu_seconds = own.cpu;
         into.open_fds = own.descriptors;
         into.given_up = u64::try_from(self.self_watch.given_up()).unwrap_or(u64::MAX);
+        into.log_dropped_total = self.log.dropped();
         into.max_fds = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         into.history_problem = match &self.folders.stateless {
             Some(why) => Some(why.clone()),

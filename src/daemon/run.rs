@@ -18,6 +18,7 @@ use crate::journal::Event;
 use super::bell::Ring;
 use super::events::{self, Order};
 use super::guardian::Guardian;
+use super::signals::Signals;
 use super::wiring::{self, StartError};
 
 /// After something has happened to a worker, the next tick is at most this far away, so that what is published follows.
@@ -26,12 +27,12 @@ const SOON: Duration = Duration::from_millis(100);
 /// A sentinel that has lived this long can be started.
 const SENTINEL_LIVES: Duration = Duration::from_secs(1);
 
-/// Runs the daemon until it is told to end, or its command has ended. Returns the exit code.
+/// Runs the daemon until it is told to end, or its command has ended. Returns the exit code. For `signals` see [`wiring::wire`].
 ///
 /// # Errors
 /// When it could not be started; nothing is left behind then.
-pub fn run(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) -> Result<u8, StartError> {
-    let mut guardian = wiring::wire(sources, loaded, env)?;
+pub fn run(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) -> Result<u8, StartError> {
+    let mut guardian = wiring::wire(signals, sources, loaded, env)?;
     let code = guardian.run();
     Ok(code)
 }

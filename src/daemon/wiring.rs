@@ -76,13 +76,12 @@ impl StartError {
     }
 }
 
-/// Builds the daemon; its workers wait to be started by the loop.
-pub fn wire(sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) -> Result<Guardian, StartError> {
+/// Builds the daemon; its workers wait to be started by the loop. `signals` have been listened to since before the settings
+/// were read: one that arrives while we start is neither lost nor kills us half way.
+pub fn wire(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) -> Result<Guardian, StartError> {
     let settings = loaded.settings.clone();
     let paths = Paths::from(&settings.host);
     pages::keep_few();
-    // Before anything else: a signal that arrives while we start must not be lost (PID 1) nor kill us half way.
-    let signals = Signals::listen()?;
     let folders = Folders::take(&settings.daemon, &sources)?;
     let tcp = listen::bind_tcp(&settings.http.listen)?;
     let listening: Vec<String> = tcp.iter().filter_map(|listener| Some(listener.local_addr().ok()?.to_string())).collect();

@@ -2,6 +2,7 @@
 //! May touch `/proc`, `/sys`, cgroupfs, pidfds and clocks, all under given roots.
 //! Must not know thresholds, rules or why it was asked.
 
+pub mod accounts;
 pub mod advice;
 pub mod cgroupfs;
 pub mod clock;

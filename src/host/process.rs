@@ -15,6 +15,7 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
+use super::accounts::Account;
 use super::paths::Paths;
 use super::procfs::Stat;
 use super::{cputime, scan};
@@ -328,7 +329,7 @@ pub struct Launch {
     pub directory: Option<PathBuf>,
     /// The whole environment; nothing is inherited.
     pub env: Vec<(OsString, OsString)>,
-    pub user: Option<Identity>,
+    pub user: Option<Account>,
     /// `cgroup.procs` (or v1 `tasks`-compatible) files of the groups it starts in.
     pub groups: Vec<OwnedFd>,
     /// Written to `oom_score_adj`; raising needs no privilege.
@@ -337,16 +338,6 @@ pub struct Launch {
     pub descriptors: Option<(u64, u64)>,
     /// Standard input is inherited (`run -- COMMAND`) or `/dev/null`.
     pub inherit_stdin: bool,
-}
-
-/// A user to become.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
-    pub uid: u32,
-    pub gid: u32,
-    pub groups: Vec<u32>,
-    pub home: PathBuf,
-    pub name: String,
 }
 
 /// Starts a process in its own session, in its groups, with a parent-death signal of `SIGCONT`: should the daemon be
@@ -394,7 +385,7 @@ fn in_child(
     groups: &[RawFd],
     oom: Option<&std::ffi::CStr>,
     descriptors: Option<(u64, u64)>,
-    user: Option<&Identity>,
+    user: Option<&Account>,
 ) -> io::Result<()> {
     rustix::process::setsid()?;
     for group in groups {
@@ -465,48 +456,6 @@ pub fn resolve_program(program: &str, path: Option<&std::ffi::OsStr>, directory:
         .map(|folder| folder.join(program))
         .find(|candidate| executable(candidate))
         .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{program} was not found in PATH ({})", path.display())))
-}
-
-/// Looks a user (and optionally another group) up in `/etc/passwd` and `/etc/group`, by name or number.
-pub fn identity(user: &str, group: Option<&str>) -> io::Result<Identity> {
-    let no_such = |what: &str, name: &str| io::Error::new(io::ErrorKind::NotFound, format!("there is no {what} {name} on this machine"));
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let by_name = |line: &&str| {
-        let mut fields = line.split(':');
-        fields.next() == Some(user) || fields.nth(1) == Some(user)
-    };
-    let entry = passwd.lines().find(by_name);
-    let (name, uid, own_gid, home) = match entry.map(|line| line.split(':').collect::<Vec<_>>()).as_deref() {
-        Some([name, _, uid, gid, _, home, ..]) => {
-            let number = |text: &str| text.parse::<u32>().map_err(|_| no_such("user", user));
-            ((*name).to_owned(), number(uid)?, number(gid)?, PathBuf::from(home))
-        }
-        _ => {
-            let uid = user.parse::<u32>().map_err(|_| no_such("user", user))?;
-            (user.to_owned(), uid, uid, PathBuf::from("/"))
-        }
-    };
-    let groups_file = std::fs::read_to_string("/etc/group").unwrap_or_default();
-    let rows: Vec<Vec<&str>> = groups_file.lines().map(|line| line.split(':').collect()).collect();
-    let gid = match group {
-        None => own_gid,
-        Some(wanted) => rows
-            .iter()
-            .find(|row| row.first() == Some(&wanted))
-            .and_then(|row| row.get(2)?.parse().ok())
-            .or_else(|| wanted.parse().ok())
-            .ok_or_else(|| no_such("group", wanted))?,
-    };
-    let mut groups = vec![gid];
-    for row in &rows {
-        if row.get(3).is_some_and(|members| members.split(',').any(|member| member == name))
-            && let Some(id) = row.get(2).and_then(|id| id.parse().ok())
-            && !groups.contains(&id)
-        {
-            groups.push(id);
-        }
-    }
-    Ok(Identity { uid, gid, groups, home, name })
 }
 
 /// Makes orphans of our workers our children, so that they can be found and reaped. PID 1 has that duty by nature.

@@ -384,6 +384,13 @@ pub static TABLE: &[Metric] = &[
         "control loop",
         |snapshot, out| out.add_whole(&[], snapshot.daemon.given_up),
     ),
+    single(
+        "plimsoll_log_dropped_total",
+        COUNTER,
+        "Lines of the log that were dropped because whoever reads it did not keep up.",
+        "log",
+        |snapshot, out| out.add_whole(&[], snapshot.daemon.log_dropped_total),
+    ),
     family("plimsoll_source_errors_total", COUNTER, &["source"], "Reads of the kernel that failed.", "sampling", |snapshot, out| {
         out.add_each(&[], &snapshot.counters.source_errors_total)
     }),

@@ -41,6 +41,8 @@ pub struct Trees {
     scanned: Option<Moment>,
     /// When every process was last looked at, not only the new ones.
     passed: Option<Moment>,
+    /// Whoever was there at this moment is known.
+    complete: Option<Moment>,
     cost: Duration,
     trees: Vec<Tree>,
     /// Counts changes of members.
@@ -95,6 +97,7 @@ impl Trees {
             last_pid: None,
             scanned: None,
             passed: None,
+            complete: None,
             cost: Duration::ZERO,
             trees: Vec::new(),
             changes: 0,
@@ -118,6 +121,11 @@ impl Trees {
         self.changes
     }
 
+    /// Up to when everybody who belongs to a tree is known as such; whoever was started later may not be.
+    pub(super) fn complete(&self) -> Option<Moment> {
+        self.complete
+    }
+
     /// The members of each tree, in the order of the targets, and why nothing is known of them where that is so (which is
     /// not that they have ended).
     pub(super) fn each(&self) -> impl Iterator<Item = (&[Member], Option<Errno>)> {
@@ -135,6 +143,7 @@ impl Trees {
         self.last_pid = last_pid;
         self.scanned = Some(now);
         self.passed = Some(now);
+        self.complete = Some(now);
         self.assign();
         Ok(())
     }
@@ -153,6 +162,7 @@ impl Trees {
             }
             // Whatever a new one started before we followed it has not been looked for.
             self.last_pid = None;
+            self.complete = None;
             self.changes += 1;
         }
         for tree in self.trees.iter_mut().filter(|tree| tree.unseen.is_some()) {
@@ -172,6 +182,7 @@ impl Trees {
         }
         let last_pid = self.read_last_pid();
         if last_pid.is_some() && last_pid == self.last_pid {
+            self.complete = Some(now);
             return Ok(false);
         }
         // The numbers of processes rise until they begin again from the bottom: until then no number seen before can be
@@ -186,6 +197,7 @@ impl Trees {
         self.passed = passed;
         self.last_pid = last_pid;
         self.scanned = Some(now);
+        self.complete = Some(now);
         self.assign();
         Ok(true)
     }

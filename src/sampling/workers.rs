@@ -56,6 +56,8 @@ struct Worker {
     unseen: Option<Errno>,
     /// What the account of the group said in the last full look.
     grouped: Option<Duration>,
+    /// The last look that found that it had run.
+    ran: Option<Moment>,
     /// Used by processes that have ended.
     ended: Duration,
     /// The most ever seen: what is told never goes down.
@@ -161,11 +163,12 @@ impl Workers {
         into.clear();
         let (paths, page) = (&self.paths, self.page);
         let kernel_share = self.kernel_share;
+        let complete = trees.complete();
         into.extend(self.workers.iter_mut().map(|worker| {
             if let Some(group) = &mut worker.memory_group {
                 group.kernel_share = kernel_share;
             }
-            worker.read(paths, page, now, scratch, tally)
+            worker.read(paths, page, now, complete, scratch, tally)
         }));
     }
 
@@ -239,6 +242,7 @@ impl Worker {
             processes: Vec::new(),
             unseen: None,
             grouped: None,
+            ran: None,
             ended: Duration::ZERO,
             highest: Duration::ZERO,
             before: None,
@@ -278,14 +282,27 @@ impl Worker {
         }
     }
 
-    fn read(&mut self, paths: &Paths, page: u64, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> WorkerReadings {
+    /// `complete`: up to when all its members are known.
+    fn read(
+        &mut self,
+        paths: &Paths,
+        page: u64,
+        now: Moment,
+        complete: Option<Moment>,
+        scratch: &mut Vec<u8>,
+        tally: &mut Tally,
+    ) -> WorkerReadings {
         self.looks = self.looks.wrapping_add(1);
         if !self.looks.is_multiple_of(FULL_LOOK_EVERY)
-            && let Some(readings) = self.read_at_rest(paths, now, scratch, tally)
+            && let Some(readings) = self.read_at_rest(paths, now, complete, scratch, tally)
         {
             return readings;
         }
+        let before = self.highest;
         let readings = self.read_in_full(paths, page, now, scratch, tally);
+        if self.highest != before || self.ran.is_none() {
+            self.ran = Some(now);
+        }
         let is_whole = readings.processes.known().is_some() && readings.memory.known().is_some() && readings.cpu_total.known().is_some();
         self.last = is_whole.then(|| readings.clone());
         readings
@@ -293,15 +310,24 @@ impl Worker {
 
     /// The readings of a tree that has not run since the last full look: who does not run asks for no memory, makes no
     /// process, and does not end. `None` when it has, or when that cannot be told.
-    fn read_at_rest(&mut self, paths: &Paths, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> Option<WorkerReadings> {
+    fn read_at_rest(
+        &mut self,
+        paths: &Paths,
+        now: Moment,
+        complete: Option<Moment>,
+        scratch: &mut Vec<u8>,
+        tally: &mut Tally,
+    ) -> Option<WorkerReadings> {
         if self.unseen.is_some() || self.pss.wanted || !paths.is_live() {
             return None;
         }
         let last = self.last.as_ref()?;
         // Known of a full look, whatever it was taken from.
         let total = last.cpu_total.known()?;
-        let rests = match self.cpu_group.is_some() {
-            // The account of the group knows of members too that were not found yet.
+        // Whoever has not run since all members were known has started nobody who is not.
+        let is_complete = complete.zip(self.ran).is_some_and(|(complete, ran)| complete.steady > ran.steady);
+        let rests = match self.cpu_group.is_some() && !is_complete {
+            // The account of the group, several times as dear, knows of members too that were not found yet.
             true => self.grouped.is_some() && self.read_cpu_group(scratch, tally)?.known() == self.grouped,
             // To the nanosecond the same: it is the same process, and it has not run.
             false => self.processes.iter().all(|process| cputime::of_process(process.member.pid) == Ok(process.cpu)),
@@ -655,6 +681,38 @@ mod tests {
         rustix::process::kill_process(rustix::process::Pid::from_raw(spinning).unwrap(), rustix::process::Signal::KILL).unwrap();
         let end = look_until(&mut sampler, &target, |seen| seen.processes.known() == Some(1));
         assert!(end.cpu_total.known() >= after.cpu_total.known(), "{end:?}");
+    }
+
+    #[test]
+    fn the_account_of_a_group_is_asked_while_a_member_may_be_unknown_and_the_clocks_afterwards() {
+        let replica = Replica::start("exec sleep 1000");
+        let folder = tempfile::tempdir().unwrap();
+        let account = |nanos: u64| std::fs::write(folder.path().join("cpuacct.usage"), format!("{nanos:010}\n")).unwrap();
+        account(1_000_000_000);
+        let group = Arc::new(crate::host::folder::Folder::open(folder.path()).unwrap());
+        let target = Target { cpu_group: Some(group), ..replica.target() };
+        let begun = Moment::now();
+        let sleeps = || {
+            let name = std::fs::read_to_string(format!("/proc/{}/comm", target.pid)).unwrap();
+            name.trim() == "sleep" && scan::process(&Paths::default(), target.pid, &mut Vec::new()).unwrap().state == b'S'
+        };
+        while !sleeps() {
+            assert!(Moment::now().since(begun) < Duration::from_secs(20), "it does not sleep");
+            std::thread::yield_now();
+        }
+        let mut sampler = sampler();
+        let mut total = |at: Duration| {
+            let readings = sampler.read(std::slice::from_ref(&target), begun.after(at));
+            readings.workers[0].cpu_total.known().unwrap().as_secs()
+        };
+        assert_eq!(total(Duration::ZERO), 1);
+        // Too soon for another pass through all processes: somebody may have been started meanwhile.
+        account(2_000_000_000);
+        assert_eq!(total(Duration::from_millis(500)), 2);
+        // By now everybody is known, and nobody has run.
+        account(3_000_000_000);
+        let later: Vec<u64> = (1..=FULL_LOOK_EVERY).map(|look| total(Duration::from_secs(60 * look))).collect();
+        assert_eq!((later[0], later.last()), (2, Some(&3)), "the next full look finds out all the same: {later:?}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 
-use crate::host::process::Identity;
+use crate::host::accounts::Account;
 
 /// Variables that tell the daemon about itself: a worker that obeyed them would speak in its name, or learn its secrets.
 const FOR_THE_DAEMON: [&str; 9] = [
@@ -18,10 +18,10 @@ const FOR_THE_DAEMON: [&str; 9] = [
     "MEMORY_PRESSURE_WRITE",
 ];
 
-/// `inherited` cleaned, then the identity's home and name, then what the settings say.
+/// `inherited` cleaned, then the account's home and name, then what the settings say.
 pub fn of_worker(
     inherited: &[(OsString, OsString)],
-    identity: Option<&Identity>,
+    account: Option<&Account>,
     settings: &BTreeMap<String, String>,
 ) -> Vec<(OsString, OsString)> {
     let mut env: BTreeMap<OsString, OsString> = inherited
@@ -32,10 +32,10 @@ pub fn of_worker(
         })
         .cloned()
         .collect();
-    if let Some(identity) = identity {
-        env.insert("HOME".into(), identity.home.clone().into());
-        env.insert("USER".into(), identity.name.clone().into());
-        env.insert("LOGNAME".into(), identity.name.clone().into());
+    if let Some(account) = account {
+        env.insert("HOME".into(), account.home.clone().into());
+        env.insert("USER".into(), account.name.clone().into());
+        env.insert("LOGNAME".into(), account.name.clone().into());
     }
     env.extend(settings.iter().map(|(name, value)| (name.into(), value.into())));
     env.into_iter().collect()

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::config::settings::{Restart, Signal, Worker};
 use crate::host::Paths;
+use crate::host::accounts;
 use crate::host::clock::Moment;
 use crate::host::group::{self, Group, Groups};
 use crate::host::process::{self, Delivery, Exit, ExitStatus, Launch, Process};
@@ -555,7 +556,7 @@ fn target(replica: &Replica) -> Option<Target> {
 /// Everything between the settings and a running process.
 fn launch(around: &Surroundings, worker: &Worker, name: &str) -> io::Result<(Process, Option<Group>)> {
     let user = match &worker.user {
-        Some(user) => Some(process::identity(user, worker.group.as_deref())?),
+        Some(user) => Some(accounts::find(user, worker.group.as_deref())?),
         None => None,
     };
     // Without a group of its own a worker still runs; the throttle then works by signals.

@@ -11,6 +11,8 @@ use plimsoll::host::cgroupfs::Version;
 use plimsoll::host::folder::Folder;
 use plimsoll::host::memory_group::MemoryGroup;
 
+use crate::faults::assert_well;
+use crate::kernel::{Call, Fault};
 use crate::outside;
 use crate::stage::{Stage, skip, wait_for, wait_within};
 
@@ -100,6 +102,36 @@ fn a_line_that_others_have_moved_stays_as_they_set_it() {
     // The worker runs on in its group, and so does what others have said of it.
     wait_for("the sentinel is done", || (outside::children(stage.worker("leaky")).is_empty()).then_some(()));
     assert_eq!(value(&file), Some(theirs));
+}
+
+/// The kernel may take its time over a write that makes it take memory back.
+#[test]
+fn a_line_that_is_taken_off_while_it_is_still_being_written_is_off_when_the_write_is_over() {
+    let mut stage = Stage::new(&settings());
+    if !stage.start_under(None, |_| {}) {
+        return skip("no seccomp user notification here");
+    }
+    stage.rules().set([(Call::Write, "/memory.soft_limit_in_bytes", Fault::HangsIn("lines"))]);
+    let Some(file) = soft_limit(stage.worker("leaky")) else { return skip("the worker has no v1 memory group of its own here") };
+    let lent = || fs::read_to_string(stage.path(&format!("run/undo-{}.jsonl", stage.pid()))).is_ok_and(|log| log.contains("\"lent\""));
+    stage.event("throttle_engaged", |event| event["resource"] == "memory");
+    assert!(value(&file).expect("it can be read") > NONE && lent(), "written down, and under way");
+    assert_well(&stage);
+    stage.write(&format!("{}\n[policy]\ndry_run = true", settings()));
+    assert!(stage.ask(&["reload"]).status.success(), "nobody waits for the kernel");
+    assert!(lent(), "what may still come must be put back");
+    stage.rules().clear();
+    wait_for("it is put back", || (!lent()).then_some(()));
+    assert!(value(&file).expect("it can be read") > NONE, "{:?}", value(&file));
+    assert_eq!(stage.events_named("degraded"), [] as [serde_json::Value; 0]);
+
+    // Nor does its end wait for the kernel.
+    stage.rules().set([(Call::Write, "/memory.soft_limit_in_bytes", Fault::HangsIn("lines"))]);
+    stage.write(&settings());
+    assert!(stage.ask(&["reload"]).status.success());
+    wait_for("it is held again", || lent().then_some(()));
+    assert_eq!(stage.stop(), 0);
+    assert_eq!(stage.groups_left(), [] as [PathBuf; 0]);
 }
 
 #[test]

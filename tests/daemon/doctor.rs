@@ -140,6 +140,11 @@ fn beside_a_daemon_it_says_whose_things_are() {
     assert_eq!(about(&found, &format!("port {address}")), ("ok", "the running daemon listens on it"));
     let (level, told) = about(&found, "daemon");
     assert!(level == "ok" && told.contains(&format!("pid {}", stage.pid())), "{told}");
+    let environment = &stage.status()["environment"];
+    assert_eq!(about(&found, "daemon: memory pressure"), ("note", environment["pressure"].as_str().expect("text")));
+    let limitations: Vec<_> =
+        found.iter().filter(|finding| finding["what"] == "daemon: limitation").map(|finding| &finding["found"]).collect();
+    assert_eq!(limitations, environment["limitations"].as_array().expect("a list").iter().collect::<Vec<_>>());
     // It has done no harm.
     assert_eq!(stage.worker("web"), stage.worker("web"));
     assert!(stage.events_named("worker_exited").is_empty() && stage.events_named("degraded").is_empty());

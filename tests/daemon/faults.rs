@@ -38,13 +38,19 @@ pub fn assert_well(stage: &Stage) {
     }
 }
 
-/// A file system of 1 MB on a folder of the stage; gone with it.
+/// A small file system on a folder of the stage; gone with it.
 pub struct SmallDisk(std::path::PathBuf);
 
 impl SmallDisk {
+    /// One of 1 MB.
     pub fn mount(folder: std::path::PathBuf) -> Option<SmallDisk> {
+        SmallDisk::of(folder, 1)
+    }
+
+    pub fn of(folder: std::path::PathBuf, megabytes: u32) -> Option<SmallDisk> {
         fs::create_dir_all(&folder).expect("it is ours");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "plimsoll-test"]).arg(&folder).output();
+        let size = format!("size={megabytes}m");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "plimsoll-test"]).arg(&folder).output();
         mounted.is_ok_and(|output| output.status.success()).then_some(SmallDisk(folder))
     }
 
@@ -319,4 +325,48 @@ fn interrupted_reads_and_a_hanging_disk_cost_no_tick() {
         (errors() == before).then_some(())
     });
     assert_eq!(stage.stop(), 0);
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_nothing_up() {
+    let mut stage = Stage::new(&format!(
+        "{HOG}
+        [workers.mayfly]
+        command = [\"false\"]
+        replicas = 8
+        backoff = {{ first = \"10ms\", longest = \"10ms\", give_up = 1000000 }}"
+    ));
+    // A pipe holds 64 KiB, and the daemon some lines more.
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    stage.launch_with_log(writer);
+    wait_for("it serves", || stage.request("GET", "/healthz").filter(|reply| reply.status == 200));
+    wait_for("lines are dropped, and counted", || stage.metric("plimsoll_log_dropped_total").filter(|lines| *lines > 100.0));
+    wait_for("it acts", || stage.metric("plimsoll_policy_throttled").filter(|on| *on == 1.0));
+    assert_well(&stage);
+    let events = stage.ask(&["events", "--json", "--since", "1h", "--event", "throttle_engaged"]);
+    assert!(!events.stdout.is_empty(), "what the log could not take is on record: {events:?}");
+    assert_eq!(stage.stop(), 0, "whoever does not read does not hold up the end");
+    drop(reader);
+    assert_eq!(stage.population(), []);
+}
+
+#[test]
+fn a_daemon_that_is_late_again_and_again_does_without_something_and_says_so() {
+    const STALL: std::time::Duration = std::time::Duration::from_secs(1);
+    let stage = Stage::running(&HOG.replace("500ms", "100ms"));
+    stage.event("throttle_engaged", |event| event["resource"] == "cpu");
+    // As on a machine that gives it no time.
+    for _ in 0..3 {
+        let before = stage.status()["tick"].as_u64();
+        stage.signal(rustix::process::Signal::STOP);
+        std::thread::sleep(STALL);
+        stage.signal(rustix::process::Signal::CONT);
+        wait_for("it ticks again", || (stage.status()["tick"].as_u64() > before).then_some(()));
+    }
+    let told = stage.event("self_shed", |_| true);
+    assert!(told["reason"].as_str().is_some_and(|why| why.contains("began late")), "{told}");
+    wait_for("the page says so", || stage.metric("plimsoll_self_given_up").filter(|given_up| *given_up >= 1.0));
+    let limitations = stage.status()["environment"]["limitations"].to_string();
+    assert!(limitations.contains(told["work"].as_str().expect("text")), "{limitations}");
+    assert_well(&stage);
 }

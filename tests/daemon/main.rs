@@ -16,6 +16,7 @@ mod brakes;
 mod budget;
 mod commands;
 mod crash;
+mod disks;
 mod doctor;
 mod environment;
 mod faults;

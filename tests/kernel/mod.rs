@@ -70,6 +70,8 @@ pub enum Fault {
     Says(&'static str),
     /// Never returns while the rule stands; then it goes on as if nothing had been.
     Hangs,
+    /// The same, in the thread of this name alone.
+    HangsIn(&'static str),
 }
 
 /// `call` on a path that ends in `path` meets `fault`. The first rule that fits counts.
@@ -269,7 +271,8 @@ impl Desk {
         let path = asked.path.to_string_lossy().into_owned();
         let fault = {
             let rules = self.rules.lock().expect("no rule panics");
-            rules.iter().find(|rule| Some(rule.call) == asked.call && path.ends_with(&rule.path)).map(|rule| rule.fault.clone())
+            let fits = |rule: &&Rule| Some(rule.call) == asked.call && path.ends_with(&rule.path) && is_in(&rule.fault, asked.pid);
+            rules.iter().find(fits).map(|rule| rule.fault.clone())
         };
         match fault {
             None => match self.reflex.as_ref().and_then(|reflex| reflex(&asked)) {
@@ -282,7 +285,7 @@ impl Desk {
                 self.turn = !self.turn;
                 if self.turn { Outcome::Fails(errno) } else { Outcome::GoOn }
             }
-            Some(Fault::Hangs) => Outcome::Wait,
+            Some(Fault::Hangs | Fault::HangsIn(_)) => Outcome::Wait,
             Some(Fault::Says(text)) => self.say(notif, text),
         }
     }
@@ -309,6 +312,14 @@ impl Desk {
         // SAFETY: `from` describes a live slice that is only read; `to` is the other process's to check.
         let written = unsafe { libc::process_vm_writev(notif.pid.cast_signed(), &raw const from, 1, &raw const to, 1, 0) };
         if written < 0 { Outcome::Fails(Errno::FAULT) } else { Outcome::Is(written as i64) }
+    }
+}
+
+/// Whether a fault is for this thread.
+fn is_in(fault: &Fault, thread: i32) -> bool {
+    match fault {
+        Fault::HangsIn(name) => fs::read_to_string(format!("/proc/{thread}/comm")).is_ok_and(|comm| comm.trim() == *name),
+        _ => true,
     }
 }
 

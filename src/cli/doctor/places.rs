@@ -9,7 +9,7 @@ use super::{Patient, tried};
 use crate::cli::render::{percent, size};
 use crate::config::settings::Worker;
 use crate::daemon::folders;
-use crate::host::{probe, process};
+use crate::host::{accounts, probe, process};
 
 const AREA: &str = "places";
 const WORKERS: &str = "workers";
@@ -52,6 +52,12 @@ fn daemon(patient: &Patient, report: &mut Report) {
     match (&patient.daemon, &patient.socket) {
         (Some(snapshot), Ok(socket)) => {
             report.ok(AREA, "daemon", format!("one runs on {socket} (pid {}, {})", snapshot.daemon.pid, snapshot.daemon.version));
+            let environment = &snapshot.environment;
+            report.note(AREA, "daemon: memory pressure", environment.pressure.clone());
+            report.note(AREA, "daemon: its own memory", environment.pages.clone());
+            for limitation in &environment.limitations {
+                report.note(AREA, "daemon: limitation", limitation.clone());
+            }
         }
         (_, Err(why)) => report.note(AREA, "daemon", why.clone()),
         (None, Ok(socket)) => {
@@ -177,16 +183,16 @@ fn worker(patient: &Patient, report: &mut Report, worker: &Worker) {
         }
     }
     if let Some(user) = &worker.user {
-        match process::identity(user, worker.group.as_deref()) {
-            Ok(identity) if identity.uid == rustix::process::geteuid().as_raw() || rustix::process::geteuid().is_root() => {
-                report.ok(WORKERS, name("user"), format!("{} is {}:{}", identity.name, identity.uid, identity.gid));
+        match accounts::find(user, worker.group.as_deref()) {
+            Ok(account) if account.uid == rustix::process::geteuid().as_raw() || rustix::process::geteuid().is_root() => {
+                report.ok(WORKERS, name("user"), format!("{} is {}:{}", account.name, account.uid, account.gid));
             }
-            Ok(identity) => {
+            Ok(account) => {
                 report.bad(
                     WORKERS,
                     Level::Fail,
                     name("user"),
-                    format!("we may not become {}", identity.name),
+                    format!("we may not become {}", account.name),
                     "run the daemon as root, or take user away",
                 );
             }
