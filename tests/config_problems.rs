@@ -167,7 +167,13 @@ fn each_impossible_setting_is_refused_at_its_place() {
         ("no such folder", worker("directory = \"/nope\""), "3:13 workers.web.directory: \"/nope\" is not there"),
         ("a file as a folder", worker("directory = \"/etc/passwd\""), "3:13 workers.web.directory: \"/etc/passwd\" is not a folder"),
         ("no such user", worker("user = \"rooot\""), "3:8 workers.web.user: there is no user \"rooot\" in /etc/passwd"),
-        ("no such group", worker("group = \"nogroupx\""), "3:9 workers.web.group: there is no group \"nogroupx\" in /etc/group"),
+        (
+            "no such group",
+            worker("group = \"nogroupx\"\nuser = \"root\""),
+            "3:9 workers.web.group: there is no group \"nogroupx\" in /etc/group",
+        ),
+        ("a group for nobody", worker("group = \"root\""), "3:9 workers.web.group: has no user beside it"),
+        ("the number that means leave it", worker("user = \"4294967295\""), "3:8 workers.web.user: there is no user \"4294967295\""),
         ("unknown signal", worker("shed_signal = \"SIGUSR3\""), "3:15 workers.web.shed_signal: \"SIGUSR3\" is no signal"),
         (
             "a signal nobody catches",

@@ -373,9 +373,10 @@ impl Sense<'_> {
         }
         self.program(key, worker, directory.as_deref());
         self.account(&format!("{key}.user"), worker.user.as_ref().map(|user| user.0.as_str()), "/etc/passwd", "user");
-        self.account(&format!("{key}.group"), worker.group.as_ref().map(|group| group.0.as_str()), "/etc/group", "group");
         if worker.group.is_some() && worker.user.is_none() {
             self.refuse(&format!("{key}.group"), "has no user beside it".to_owned(), "a group for the user that is named in user");
+        } else {
+            self.account(&format!("{key}.group"), worker.group.as_ref().map(|group| group.0.as_str()), "/etc/group", "group");
         }
         if worker.backoff.longest < worker.backoff.first {
             self.refuse(&format!("{key}.backoff.longest"), "is shorter than first".to_owned(), "a duration not under backoff.first");
