@@ -72,6 +72,8 @@ pub struct Slope {
     span: Duration,
     /// (steady time, value), oldest first.
     points: VecDeque<(Duration, f64)>,
+    /// Points whose value is not that of the one before: without any it is flat, which of a thousand workers most are.
+    steps: usize,
 }
 
 /// Points kept in one slope. Ticks closer than a part of the span move the newest point instead of adding one.
@@ -79,7 +81,7 @@ const POINTS: u32 = 32;
 
 impl Slope {
     pub fn new(span: Duration) -> Self {
-        Slope { span, points: VecDeque::new() }
+        Slope { span, points: VecDeque::new(), steps: 0 }
     }
 
     /// Takes the value read `now`. What is not a number is left out.
@@ -94,21 +96,25 @@ impl Slope {
             .and_then(|at| at.checked_sub(1))
             .and_then(|before| self.points.get(before))
             .is_some_and(|(before, _)| now.steady.saturating_sub(*before) < self.span / POINTS);
-        if crowded {
-            self.points.pop_back();
+        if crowded && let Some((_, popped)) = self.points.pop_back() {
+            self.steps -= usize::from(self.points.back().is_some_and(|(_, before)| *before != popped));
         }
+        self.steps += usize::from(self.points.back().is_some_and(|(_, before)| *before != value));
         self.points.push_back((now.steady, value));
     }
 
     /// Forgets what is older than the span; called on every tick, also on those without a reading.
     pub fn expire(&mut self, now: Moment) {
-        while self.points.front().is_some_and(|(at, _)| now.steady.saturating_sub(*at) > self.span) {
-            self.points.pop_front();
+        while let Some((_, expired)) = self.points.pop_front_if(|(at, _)| now.steady.saturating_sub(*at) > self.span) {
+            self.steps -= usize::from(self.points.front().is_some_and(|(_, next)| *next != expired));
         }
     }
 
     /// Per second; 0 while there are not two points at least a quarter of a second apart.
     pub fn per_second(&self) -> f64 {
+        if self.steps == 0 {
+            return 0.0;
+        }
         let (Some((first, _)), Some((last, _))) = (self.points.front(), self.points.back()) else { return 0.0 };
         if last.saturating_sub(*first) < Duration::from_millis(250) {
             return 0.0;
@@ -267,6 +273,18 @@ mod tests {
             let got = mean.so_far().unwrap();
             prop_assert!(got >= least - 1e-9 && got <= most + 1e-9);
             prop_assert!(mean.parts.len() <= PARTS as usize + 2);
+        }
+
+        #[test]
+        fn a_slope_is_called_flat_only_when_it_is(values in prop::collection::vec((0u64..2000, 0u8..3), 0..200)) {
+            let mut slope = Slope::new(Duration::from_secs(10));
+            let mut now = 0;
+            for (gap, value) in values {
+                now += gap;
+                slope.feed(at(now), f64::from(value));
+                let differ = slope.points.iter().zip(slope.points.iter().skip(1)).filter(|((_, one), (_, other))| one != other);
+                prop_assert_eq!(slope.steps, differ.count());
+            }
         }
 
         #[test]
