@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Plimsoll beside its peers, on the same workers in the same seconds: cost at rest, crossing to action, throttle accuracy.
 
-    cargo build --profile dist
-    benches/beside.py --binary target/dist/plimsoll
+    cargo build --release
+    benches/beside.py --binary target/release/plimsoll
 
 Wants, and leaves out with a word where they are missing: the Debian packages earlyoom, monit, prometheus-node-exporter
 and cpulimit, and psutil for this Python. All peers run at once, so that whatever else the machine does happens to each of

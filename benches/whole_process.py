@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What the whole daemon costs while nothing happens: CPU, memory and wake-ups with so many idle workers.
 
-    cargo build --profile dist
-    benches/whole_process.py --binary target/dist/plimsoll --replicas 0 10 100 1000 --interval 1s
+    cargo build --release
+    benches/whole_process.py --binary target/release/plimsoll --replicas 0 10 100 1000 --interval 1s
 
 Each row is one daemon in a folder of its own, with its history, its log and its HTTP listeners on. After all workers
 are up it is left alone for SETTLE seconds; then it is watched for `--windows` windows of `--window` seconds. CPU comes from the CPU

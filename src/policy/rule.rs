@@ -61,14 +61,18 @@ pub fn worker_lines(worker: &Worker, rule: &Rule, limit: f64) -> Lines {
 /// Of the time that is left until it hurts, so much may be spent on making sure.
 const PATIENCE: f64 = 0.1;
 
+/// Seconds before it hurts in which nothing is left for making sure.
+const SPARE: f64 = 1.0;
+
 /// How long usage must stay over a line before the level follows: `sustain`, but never more than a tenth of the time
 /// after which, at the present growth (shares of the limit per second), the line would be reached that is acted on at
-/// once. 80 % of 512 MB leaves a second at 100 MB/s; four seconds of making sure would be four seconds too late.
+/// once, less [`SPARE`]. 80 % of 512 MB leaves a second at 100 MB/s; four seconds of making sure would be four seconds too
+/// late, and a worker that is asked to drop its caches needs that second itself.
 pub fn patience(lines: &Lines, usage: f64, growth: f64) -> Duration {
     match lines.at_once {
         Some(hurts) if usage >= lines.high && growth > 0.0 => {
-            let left = (hurts - usage).max(0.0) / growth * PATIENCE;
-            Duration::try_from_secs_f64(left).map_or(lines.sustain, |left| left.min(lines.sustain))
+            let left = (hurts - usage).max(0.0) / growth - SPARE;
+            Duration::try_from_secs_f64(left.max(0.0) * PATIENCE).map_or(lines.sustain, |left| left.min(lines.sustain))
         }
         _ => lines.sustain,
     }
@@ -93,7 +97,8 @@ mod tests {
         let wait = |usage: f64, growth: f64| patience(&lines, usage, growth).as_millis();
         assert_eq!(wait(0.8, 0.0), sustain.as_millis());
         assert_eq!(wait(0.8, 0.001), sustain.as_millis(), "a minute away");
-        assert_eq!(wait(0.8, 0.2), 60, "0.6 s away");
+        assert_eq!(wait(0.8, 0.2), 0, "0.6 s away");
+        assert_eq!(wait(0.8, 0.04), 200, "3 s away");
         assert_eq!(wait(0.6, 10.0), sustain.as_millis(), "not over the line");
         assert_eq!(wait(0.8, f64::NAN), sustain.as_millis());
         assert_eq!(patience(&Lines { at_once: None, ..lines }, 0.9, 1.0), sustain, "nothing that would hurt");
