@@ -451,8 +451,8 @@ impl Guardian {
         while let Some((at, resource)) = self.pace.due(from, now) {
             (from, looks) = (at + 1, looks + 1);
             let used = match resource {
-                Resource::Memory => self.sampler.glance_at_memory().judged(),
-                Resource::Worker(slot) => self.sampler.glance_at_worker(*slot),
+                Resource::Memory => self.sampler.glance_at_memory(now).judged(),
+                Resource::Worker(slot) => self.sampler.glance_at_worker(*slot, now),
                 Resource::Cpu | Resource::Disk(_) => Reading::Unsupported,
             };
             let used = used.known().map(|bytes| bytes as f64);

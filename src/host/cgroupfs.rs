@@ -228,6 +228,8 @@ pub struct MemoryStat {
     /// File pages that are dirty or being written are not in it. They cannot be dropped at once, but within moments, and
     /// the kernel makes whoever writes more of them wait: counting them would raise the alarm at every large copy.
     pub unreclaimable: u64,
+    /// Caches of the kernel that it gives back when asked. v1 does not count them here.
+    pub kernel_caches: u64,
     /// v1 only: the smallest limit among the group and its ancestors.
     pub hierarchical_limit: Option<u64>,
     /// v1 only; v2 has a file of its own.
@@ -265,6 +267,11 @@ impl MemoryStat {
     pub fn file_cache(&self) -> u64 {
         self.inactive_file.saturating_add(self.active_file)
     }
+
+    /// All that is listed.
+    pub fn listed(&self) -> u64 {
+        self.unreclaimable.saturating_add(self.file_cache()).saturating_add(self.kernel_caches)
+    }
 }
 
 /// `memory.stat`. `None` without the lines every kernel since 2.6.31 prints.
@@ -285,6 +292,7 @@ pub fn parse_memory_stat(text: &[u8], version: Version) -> Option<MemoryStat> {
             (Version::V2, b"kernel_stack" | b"pagetables" | b"sec_pagetables" | b"percpu" | b"slab_unreclaimable" | b"sock") => {
                 grow(&mut kernel, value);
             }
+            (Version::V2, b"slab_reclaimable") => stat.kernel_caches = value,
             (Version::V1, b"hierarchical_memory_limit") => stat.hierarchical_limit = (value < NO_LIMIT).then_some(value),
             (Version::V1, b"total_swap") => stat.swap = Some(value),
             (Version::V2, name) => stat.refaults.take(name, value),

@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::lag::{Lag, Processes};
 use super::readings::{MemoryEvents, MemoryReadings, Reading, Source};
 use super::scope::{Extent, Scope};
 use super::tally::Tally;
 use crate::host::Paths;
 use crate::host::cgroupfs::{self, Layout, MemoryStat, Own, Refaults, Version};
+use crate::host::clock::Moment;
 use crate::host::folder::Folder;
 use crate::host::kept::Kept;
 use crate::host::procfs::{self, Meminfo};
@@ -43,7 +45,11 @@ pub(super) struct Group {
     pub kernel_share: Option<f64>,
     /// What was charged, and how much of it could not be given back, when `memory.stat` was last read.
     own: Option<(u64, u64)>,
+    lag: Lag,
 }
+
+/// Those whose memory a group is charged for, for when its account lags.
+pub(super) type Asked<'a> = Processes<&'a mut dyn FnMut(&mut Vec<u8>) -> u64>;
 
 impl Group {
     /// The group we are in, or one above it: none of them can go while we live.
@@ -69,11 +75,12 @@ impl Group {
             kernel: file("memory.stat", "memory.kmem.usage_in_bytes"),
             kernel_share: None,
             own: None,
+            lag: Lag::default(),
         }
     }
 
     /// What the kernel cannot take back from the group, by the same rule as for the scope.
-    pub fn own_memory(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) -> Reading<u64> {
+    pub fn own_memory(&mut self, now: Moment, processes: Asked, scratch: &mut Vec<u8>, tally: &mut Tally) -> Reading<u64> {
         let current = tally.reading(Source::Cgroup, self.current.read(scratch), cgroupfs::parse_number);
         // Not a page more or less than before: the dear part of the answer still holds.
         if let (Some(charged), Some((then, own))) = (current.known(), self.own)
@@ -82,8 +89,9 @@ impl Group {
             return Reading::Known(own);
         }
         let stat = self.stat(scratch, tally);
-        let own = stat.and_then(|stat| self.unreclaimable(&stat, current.known(), scratch, tally));
-        self.own = current.known().zip(own.known());
+        let own = stat.and_then(|stat| self.unreclaimable(now, &stat, current.known(), processes, scratch, tally));
+        // An account that lags is asked again even where nothing is charged any more.
+        self.own = current.known().zip(own.known()).filter(|_| !self.lag.is_lagging());
         own
     }
 
@@ -95,16 +103,33 @@ impl Group {
     /// v1 accounts the kernel's part in one sum, caches of names and inodes included, which are given back when asked for:
     /// a group of 128 MiB that had written 400 MB of file held 3.5 MB of it, and 0.3 MB after the next read. So of that sum
     /// the part counts that is not reclaimable on the machine as a whole, and never more than is charged beside the pages.
-    fn unreclaimable(&mut self, stat: &MemoryStat, current: Option<u64>, scratch: &mut Vec<u8>, tally: &mut Tally) -> Reading<u64> {
-        let (Version::V1, Some(share), Some(current)) = (self.version, self.kernel_share, current) else {
-            return Reading::Known(stat.unreclaimable);
+    ///
+    /// Added is what the account does not list yet ([`Lag`]); and what it still lists is never more than is charged: after a
+    /// worker's end it may speak of its memory for a while.
+    fn unreclaimable(
+        &mut self,
+        now: Moment,
+        stat: &MemoryStat,
+        current: Option<u64>,
+        processes: Asked,
+        scratch: &mut Vec<u8>,
+        tally: &mut Tally,
+    ) -> Reading<u64> {
+        let Some(current) = current else { return Reading::Known(stat.unreclaimable) };
+        let beside = current.saturating_sub(stat.listed());
+        let kernel = match (self.version, self.kernel_share) {
+            (Version::V1, Some(share)) => match tally.reading(Source::Cgroup, self.kernel.read(scratch), cgroupfs::parse_number) {
+                // A kernel that does not account its own part.
+                Reading::Unsupported => Reading::Known((0, 0)),
+                kernel => kernel.map(|kernel| (kernel, ((kernel as f64 * share) as u64).min(beside))),
+            },
+            _ => Reading::Known((0, 0)),
         };
-        let beside = current.saturating_sub(stat.unreclaimable).saturating_sub(stat.file_cache());
-        match tally.reading(Source::Cgroup, self.kernel.read(scratch), cgroupfs::parse_number) {
-            // A kernel that does not account its own part.
-            Reading::Unsupported => Reading::Known(stat.unreclaimable),
-            kernel => kernel.map(|kernel| stat.unreclaimable.saturating_add(((kernel as f64 * share) as u64).min(beside))),
-        }
+        kernel.map(|(kernel, kept)| {
+            let Processes { before, now: ask } = processes;
+            let missing = self.lag.missing(now, beside.saturating_sub(kernel), Processes { before, now: || ask(scratch) });
+            stat.unreclaimable.saturating_add(kept).saturating_add(missing).min(current)
+        })
     }
 
     fn events(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) -> Reading<MemoryEvents> {
@@ -150,7 +175,16 @@ impl Memory {
     }
 
     /// `machine` is `/proc/meminfo`, read beforehand because the limits need it too.
-    pub fn read(&mut self, scope: &Scope, machine: Reading<Meminfo>, scratch: &mut Vec<u8>, tally: &mut Tally) -> MemoryReadings {
+    /// `processes` are those of the workers.
+    pub fn read(
+        &mut self,
+        scope: &Scope,
+        machine: Reading<Meminfo>,
+        now: Moment,
+        processes: Asked,
+        scratch: &mut Vec<u8>,
+        tally: &mut Tally,
+    ) -> MemoryReadings {
         let (limit, limit_source) = scope.candidates.memory(scope.machine_only);
         let blank = MemoryReadings {
             limit,
@@ -182,7 +216,7 @@ impl Memory {
             group => group.insert(Group::of_scope(&self.paths, own.version, folder)),
         };
         group.kernel_share = self.kernel_share;
-        of_group(group, blank, scratch, tally)
+        of_group(group, blank, now, processes, scratch, tally)
     }
 }
 
@@ -203,7 +237,14 @@ fn of_machine(machine: Reading<Meminfo>, refaults: Reading<Refaults>, blank: Mem
     }
 }
 
-fn of_group(group: &mut Group, blank: MemoryReadings, scratch: &mut Vec<u8>, tally: &mut Tally) -> MemoryReadings {
+fn of_group(
+    group: &mut Group,
+    blank: MemoryReadings,
+    now: Moment,
+    processes: Asked,
+    scratch: &mut Vec<u8>,
+    tally: &mut Tally,
+) -> MemoryReadings {
     let current = tally.reading(Source::Cgroup, group.current.read(scratch), cgroupfs::parse_number);
     let stat = group.stat(scratch, tally);
     let swap = match group.version {
@@ -213,7 +254,7 @@ fn of_group(group: &mut Group, blank: MemoryReadings, scratch: &mut Vec<u8>, tal
     MemoryReadings {
         current,
         working_set: current.and_then(|current| stat.map(|stat| current.saturating_sub(stat.inactive_file))),
-        unreclaimable: stat.and_then(|stat| group.unreclaimable(&stat, current.known(), scratch, tally)),
+        unreclaimable: stat.and_then(|stat| group.unreclaimable(now, &stat, current.known(), processes, scratch, tally)),
         swap,
         events: group.events(scratch, tally),
         file_cache: stat.map(|stat| stat.file_cache()),

@@ -8,6 +8,7 @@ pub mod sampler;
 
 mod cpu;
 mod disk;
+mod lag;
 mod limits;
 mod memory;
 mod pressure;

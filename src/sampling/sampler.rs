@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::cpu::Cpu;
 use super::disk::Disks;
+use super::lag::Processes;
 use super::limits::Limits;
-use super::memory::Memory;
+use super::memory::{Asked, Memory};
 use super::pressure::PressureFiles;
 use super::readings::{CpuReadings, LimitSource, MemoryReadings, PressureReadings, Reading, Readings, SlotId, Source, Target};
 use super::scope::{Extent, Scope};
@@ -63,7 +64,7 @@ impl Sampler {
 
     /// As [`Sampler::read`], into readings whose memory is used again.
     pub fn read_into(&mut self, targets: &[Target], now: Moment, readings: &mut Readings) {
-        let Sampler { scratch, .. } = self;
+        let Sampler { scratch, memory, workers, .. } = self;
         let mut tally = Tally::default();
         let machine = tally.reading(Source::Procfs, self.meminfo.read(scratch), procfs::parse_meminfo);
         let total = machine.map(|info| info.total);
@@ -71,31 +72,33 @@ impl Sampler {
 
         readings.at = now;
         readings.cpu = self.cpu.read(&self.scope, now, scratch, &mut tally);
-        readings.memory = self.memory.read(&self.scope, machine, scratch, &mut tally);
+        let processes: Asked = Processes { before: workers.anonymous(), now: &mut |scratch: &mut Vec<u8>| workers.ask_anonymous(scratch) };
+        readings.memory = memory.read(&self.scope, machine, now, processes, scratch, &mut tally);
         readings.pressure = self.pressure.read(&self.scope, now, scratch, &mut tally);
         if self.pressure.is_of(&self.scope) {
             readings.memory.stalls = readings.pressure.memory;
         }
-        self.workers.kernel_share = self.memory.kernel_share();
+        workers.kernel_share = memory.kernel_share();
         self.disks.read(now, &mut tally, &mut readings.disks);
-        self.workers.read(targets, &mut self.trees, now, scratch, &mut tally, &mut readings.workers);
+        workers.read(targets, &mut self.trees, now, scratch, &mut tally, &mut readings.workers);
         readings.failures = tally.0;
     }
 
     /// The scope's memory alone, between two looks: limits and everything else are as in the last.
-    pub fn glance_at_memory(&mut self) -> MemoryReadings {
-        let Sampler { scratch, .. } = self;
+    pub fn glance_at_memory(&mut self, now: Moment) -> MemoryReadings {
+        let Sampler { scratch, memory, workers, .. } = self;
         let mut tally = Tally::default();
         let machine = match self.scope.extent {
             Extent::Host => tally.reading(Source::Procfs, self.meminfo.read(scratch), procfs::parse_meminfo),
             Extent::Container => Reading::Unsupported,
         };
-        self.memory.read(&self.scope, machine, scratch, &mut tally)
+        let processes: Asked = Processes { before: workers.anonymous(), now: &mut |scratch: &mut Vec<u8>| workers.ask_anonymous(scratch) };
+        memory.read(&self.scope, machine, now, processes, scratch, &mut tally)
     }
 
     /// One replica's memory alone, between two looks, over the processes that were found in the last.
-    pub fn glance_at_worker(&mut self, slot: SlotId) -> Reading<u64> {
-        self.workers.glance(slot, &mut self.scratch)
+    pub fn glance_at_worker(&mut self, slot: SlotId, now: Moment) -> Reading<u64> {
+        self.workers.glance(slot, now, &mut self.scratch)
     }
 
     /// Whether the looks at replicas tell of threads and descriptors.

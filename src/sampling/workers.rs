@@ -8,6 +8,7 @@ use procfs::FromBufRead;
 use rustix::io::Errno;
 
 use super::cpu::rate;
+use super::lag::Processes;
 use super::memory;
 use super::readings::{Reading, SlotId, Source, Target, WorkerReadings};
 use super::tally::Tally;
@@ -173,12 +174,23 @@ impl Workers {
     }
 
     /// One replica's memory, over the processes that are known.
-    pub fn glance(&mut self, slot: SlotId, scratch: &mut Vec<u8>) -> Reading<u64> {
+    pub fn glance(&mut self, slot: SlotId, now: Moment, scratch: &mut Vec<u8>) -> Reading<u64> {
         let page = self.page;
         match self.index.get(&slot).and_then(|at| self.workers.get_mut(*at)) {
-            Some(worker) => worker.glance(page, scratch),
+            Some(worker) => worker.glance(page, now, scratch),
             None => Reading::Gone,
         }
+    }
+
+    /// What all known processes had that is in no file when they were last looked at, in bytes.
+    pub fn anonymous(&self) -> u64 {
+        self.workers.iter().map(|worker| anonymous(&worker.processes, self.page)).fold(0, u64::saturating_add)
+    }
+
+    /// The same now.
+    pub fn ask_anonymous(&mut self, scratch: &mut Vec<u8>) -> u64 {
+        let page = self.page;
+        self.workers.iter_mut().map(|worker| ask_anonymous(&mut worker.processes, page, scratch)).fold(0, u64::saturating_add)
     }
 
     fn follow(&mut self, targets: &[Target]) {
@@ -341,6 +353,7 @@ impl Worker {
 
     fn read_in_full(&mut self, paths: &Paths, page: u64, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> WorkerReadings {
         let mut failure = self.unseen;
+        let before = anonymous(&self.processes, page);
         let ended = &mut self.ended;
         self.processes.retain_mut(|process| match process.look(paths, scratch) {
             Look::Alive => true,
@@ -366,7 +379,7 @@ impl Worker {
         if let Some(group) = grouped {
             cpu_total = group;
         }
-        if let Some(group) = self.memory_group.as_mut().map(|group| group.own_memory(scratch, tally)).filter(is_answer) {
+        if let Some(group) = self.read_memory_group(before, page, now, scratch, tally) {
             memory = group;
         }
         if let Reading::Known(total) = &mut cpu_total {
@@ -387,9 +400,9 @@ impl Worker {
     }
 
     /// Its memory alone. What was learned of shared pages still holds; who has ended is left to the next look.
-    fn glance(&mut self, page: u64, scratch: &mut Vec<u8>) -> Reading<u64> {
+    fn glance(&mut self, page: u64, now: Moment, scratch: &mut Vec<u8>) -> Reading<u64> {
         let mut tally = Tally::default();
-        if let Some(group) = self.memory_group.as_mut().map(|group| group.own_memory(scratch, &mut tally)).filter(is_answer) {
+        if let Some(group) = self.read_memory_group(anonymous(&self.processes, page), page, now, scratch, &mut tally) {
             return group;
         }
         for process in &mut self.processes {
@@ -424,6 +437,13 @@ impl Worker {
             Version::V1 => cgroupfs::parse_number(text).map(Duration::from_nanos),
         };
         Some(tally.reading(Source::Cgroup, file.read(scratch), parse)).filter(is_answer)
+    }
+
+    /// `before`: what its processes had that is in no file at the look before this one, in bytes.
+    fn read_memory_group(&mut self, before: u64, page: u64, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> Option<Reading<u64>> {
+        let Worker { memory_group, processes, .. } = self;
+        let asked: memory::Asked = Processes { before, now: &mut |scratch: &mut Vec<u8>| ask_anonymous(processes, page, scratch) };
+        Some(memory_group.as_mut()?.own_memory(now, asked, scratch, tally)).filter(is_answer)
     }
 
     fn tree_cpu(&self) -> Duration {
@@ -489,6 +509,20 @@ impl Worker {
             Err(errno) => tally.failed(Source::Procfs, Some(errno)),
         };
     }
+}
+
+/// What these had that is in no file when they were last looked at, in bytes.
+fn anonymous(processes: &[Process], page: u64) -> u64 {
+    processes.iter().map(|process| process.resident.saturating_sub(process.shared)).fold(0, u64::saturating_add).saturating_mul(page)
+}
+
+/// The same now. Who has ended, or cannot be asked, has nothing.
+fn ask_anonymous(processes: &mut [Process], page: u64, scratch: &mut Vec<u8>) -> u64 {
+    let own = |process: &mut Process| {
+        let statm = process.statm.read_once(scratch).ok().and_then(parse::parse_statm)?;
+        Some(statm.resident.saturating_sub(statm.shared))
+    };
+    processes.iter_mut().filter_map(own).fold(0, u64::saturating_add).saturating_mul(page)
 }
 
 /// A group the replica does not have, or has lost, is no answer: its processes are then asked one by one.
@@ -713,6 +747,44 @@ mod tests {
         account(3_000_000_000);
         let later: Vec<u64> = (1..=FULL_LOOK_EVERY).map(|look| total(Duration::from_secs(60 * look))).collect();
         assert_eq!((later[0], later.last()), (2, Some(&3)), "the next full look finds out all the same: {later:?}");
+    }
+
+    #[test]
+    fn an_account_that_stands_still_hides_no_growth_and_one_that_lags_behind_an_end_invents_none() {
+        const MB: u64 = 1_000_000;
+        let folder = tempfile::tempdir().unwrap();
+        let flag = folder.path().join("go");
+        // `tail` keeps all it reads until it finds an end of line.
+        let script = format!("while [ ! -e {} ]; do sleep 0.01; done; (head -c 60000000 /dev/zero; sleep 1000) | tail", flag.display());
+        let replica = Replica::start(&script);
+        let write = |name: &str, text: String| std::fs::write(folder.path().join(name), text).unwrap();
+        let charged = |bytes: u64| write("memory.usage_in_bytes", format!("{bytes:012}\n"));
+        write("memory.stat", format!("total_rss {}\ntotal_inactive_file 0\ntotal_active_file 0\n", 40 * MB));
+        charged(41 * MB);
+        let group = Arc::new(crate::host::folder::Folder::open(folder.path()).unwrap());
+        let target = Target { memory_group: Some(group), ..replica.target() };
+        let mut sampler = sampler();
+        // Whole looks: one at rest would not ask.
+        let memory = |sampler: &mut Sampler| {
+            sampler.want_pss(SlotId(7));
+            sampler.read(std::slice::from_ref(&target), Moment::now()).workers[0].memory.known().unwrap()
+        };
+        assert_eq!(memory(&mut sampler), 40 * MB);
+        charged(45 * MB);
+        let told = memory(&mut sampler);
+        assert!((40 * MB..41 * MB).contains(&told), "it may be file cache: {told}");
+        std::fs::write(&flag, "").unwrap();
+        let begun = Moment::now();
+        let mut pages = 0;
+        while memory(&mut sampler) <= 90 * MB {
+            assert!(Moment::now().since(begun) < Duration::from_secs(20), "the growth is not seen");
+            pages += 1;
+            charged(145 * MB + pages * 4096);
+            sampler.trees_mut().rescan(Moment::now()).unwrap();
+        }
+        assert!(memory(&mut sampler) < 145 * MB, "more than is charged");
+        charged(3 * MB);
+        assert_eq!(memory(&mut sampler), 3 * MB, "what is not charged is not there");
     }
 
     #[test]
