@@ -57,10 +57,11 @@ impl Folders {
             }
         };
         let mut stateless = None;
+        if same(&state, &runtime) {
+            return Ok(Folders { state, runtime, stateless, _locks: locks });
+        }
         match lock(&state) {
             Ok(held) => locks.push(held),
-            // The same folder for both is locked already.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && same(&state, &runtime) => {}
             Err(error)
                 if matches!(
                     error.kind(),
@@ -142,9 +143,13 @@ fn make(path: &Path) -> io::Result<()> {
     Ok(rustix::fs::access(path, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)?)
 }
 
+/// Locks the folder for this process, for as long as the file it returns is open and this process opens it nowhere else.
+///
+/// A record lock and not `flock`: that one goes on to every child until its exec, so that a daemon killed while it
+/// started a worker would keep the next one out.
 fn lock(folder: &Path) -> io::Result<File> {
     let file = File::options().create(true).read(true).write(true).truncate(false).open(folder.join("plimsoll.lock"))?;
-    rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+    rustix::fs::fcntl_lock(&file, FlockOperation::NonBlockingLockExclusive)?;
     // Only for people and for the message above; a disk too full for it changes nothing.
     let _ = file.set_len(0).and_then(|()| (&file).write_all(rustix::process::getpid().as_raw_nonzero().to_string().as_bytes()));
     Ok(file)

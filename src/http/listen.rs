@@ -5,15 +5,24 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::host::clock::Moment;
 
 /// The control socket's name in the runtime folder.
 pub const SOCKET: &str = "plimsoll.sock";
 
 /// Owner and group may connect; everybody else is kept out by the kernel.
 const MODE: u32 = 0o660;
+
+/// A daemon killed while it started a worker leaves its sockets to that child until the child's exec: an address in use
+/// is asked for again for so long, …
+const PATIENCE: Duration = Duration::from_secs(1);
+/// … this often.
+const AGAIN: Duration = Duration::from_millis(10);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
@@ -27,6 +36,27 @@ pub enum ListenError {
     Unix { path: PathBuf, cause: io::Error },
 }
 
+impl ListenError {
+    fn may_pass(&self) -> bool {
+        match self {
+            ListenError::Tcp { cause, .. } => cause.kind() == io::ErrorKind::AddrInUse,
+            ListenError::Answered { .. } => true,
+            ListenError::NotASocket { .. } | ListenError::Unix { .. } => false,
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the loop has not begun, and nothing tells when an address is free")]
+fn patiently<T>(mut bind: impl FnMut() -> Result<T, ListenError>) -> Result<T, ListenError> {
+    let begun = Moment::now();
+    loop {
+        match bind() {
+            Err(error) if error.may_pass() && Moment::now().since(begun) < PATIENCE => std::thread::sleep(AGAIN),
+            outcome => return outcome,
+        }
+    }
+}
+
 fn tcp_cause(cause: &io::Error) -> String {
     match cause.kind() {
         io::ErrorKind::AddrInUse => "address already in use; is another plimsoll running? choose another http.listen".to_owned(),
@@ -38,12 +68,17 @@ fn tcp_cause(cause: &io::Error) -> String {
 
 /// Binds every address, or none.
 pub fn bind_tcp(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
-    addresses.iter().map(|&address| TcpListener::bind(address).map_err(|cause| ListenError::Tcp { address, cause })).collect()
+    let bind = |&address| patiently(|| TcpListener::bind(address).map_err(|cause| ListenError::Tcp { address, cause }));
+    addresses.iter().map(bind).collect()
 }
 
 /// Binds the control socket at `path`, mode 0660. A socket left there by a daemon that has died is replaced; one that
 /// somebody answers on, or anything that is not a socket, is left alone.
 pub fn bind_socket(path: &Path) -> Result<UnixListener, ListenError> {
+    patiently(|| bind_or_replace(path))
+}
+
+fn bind_or_replace(path: &Path) -> Result<UnixListener, ListenError> {
     let failed = |cause: io::Error| ListenError::Unix { path: path.to_owned(), cause };
     match try_bind(path) {
         Err(cause) if cause.kind() == io::ErrorKind::AddrInUse => {}
@@ -121,6 +156,22 @@ mod tests {
         remove_socket(&path).unwrap();
         remove_socket(&path).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "what is tested is that the other side waits")]
+    fn what_a_child_of_the_dead_holds_for_a_moment_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(SOCKET);
+        let left = (bind_socket(&path).unwrap(), bind_tcp(&["127.0.0.1:0".parse().unwrap()]).unwrap());
+        let address = left.1[0].local_addr().unwrap();
+        let child = std::thread::spawn(move || {
+            std::thread::sleep(AGAIN * 5);
+            drop(left);
+        });
+        bind_tcp(&[address]).unwrap();
+        let _socket = bind_socket(&path).unwrap();
+        child.join().unwrap();
     }
 
     #[test]
