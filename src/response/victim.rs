@@ -4,7 +4,6 @@ use std::cmp::Reverse;
 
 use crate::response::candidate::Candidate;
 use crate::response::words::{bytes, rate};
-use crate::sampling::readings::SlotId;
 
 /// How far growth looks ahead: a replica is as large as it will be in this many seconds.
 const AHEAD: f64 = 30.0;
@@ -32,16 +31,6 @@ impl Yield {
     }
 }
 
-/// One candidate's place.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Ranked {
-    pub slot: SlotId,
-    /// For memory, in bytes: memory + 30 s × growth, where it grows. For the CPU: cores.
-    pub score: f64,
-    /// For people, with the figures.
-    pub why: String,
-}
-
 /// May be recycled or killed for a resource's sake.
 pub fn is_eligible(candidate: &Candidate) -> bool {
     candidate.running && !candidate.settings.protected && candidate.busy.is_none()
@@ -52,7 +41,7 @@ pub fn is_eligible(candidate: &Candidate) -> bool {
 /// Lower priority goes first; among equals the larger score; among those the younger life, whose work is worth least; and
 /// the order of slots decides what is left, so that the same candidates always give the same ranking. A replica whose
 /// memory is not known stands last of its priority: ending it is not known to give anything back.
-pub fn rank(candidates: &[Candidate], yields: Yield) -> Vec<Ranked> {
+pub fn rank(candidates: &[Candidate], yields: Yield) -> Vec<&Candidate> {
     let mut eligible: Vec<(&Candidate, f64)> =
         candidates.iter().filter(|candidate| is_eligible(candidate)).map(|candidate| (candidate, score(candidate, yields))).collect();
     eligible.sort_by(|(a, a_score), (b, b_score)| {
@@ -61,7 +50,7 @@ pub fn rank(candidates: &[Candidate], yields: Yield) -> Vec<Ranked> {
             .then(Reverse(a.since.steady).cmp(&Reverse(b.since.steady)))
             .then(a.slot.cmp(&b.slot))
     });
-    eligible.into_iter().map(|(candidate, score)| Ranked { slot: candidate.slot, score, why: why(candidate) }).collect()
+    eligible.into_iter().map(|(candidate, _)| candidate).collect()
 }
 
 /// What would come back if every eligible candidate ended.
@@ -69,6 +58,7 @@ pub fn could_give_back(candidates: &[Candidate], yields: Yield) -> f64 {
     candidates.iter().filter(|candidate| is_eligible(candidate)).map(|candidate| yields.of(candidate)).sum()
 }
 
+/// For memory, in bytes: memory + 30 s × growth, where it grows. For the CPU: cores.
 fn score(candidate: &Candidate, yields: Yield) -> f64 {
     let growth = if candidate.growth.is_finite() && yields == Yield::Memory { candidate.growth.max(0.0) } else { 0.0 };
     yields.known(candidate).map_or(-1.0, |amount| amount + AHEAD * growth)
@@ -88,7 +78,7 @@ mod tests {
     use std::sync::Arc;
 
     fn order(candidates: &[Candidate]) -> Vec<u64> {
-        rank(candidates, Yield::Memory).into_iter().map(|ranked| ranked.slot.0).collect()
+        rank(candidates, Yield::Memory).into_iter().map(|candidate| candidate.slot.0).collect()
     }
 
     #[test]
@@ -128,8 +118,8 @@ mod tests {
 
     #[test]
     fn each_place_has_its_reason() {
-        let ranked = rank(&[Candidate { growth: 2e6, ..candidate(1, "web", 0.0, 300) }], Yield::Memory);
-        assert_eq!(ranked[0].why, "web.0: priority 0, 300.0 MB, growing 2.0 MB/s");
+        let growing = Candidate { growth: 2e6, ..candidate(1, "web", 0.0, 300) };
+        assert_eq!(why(&growing), "web.0: priority 0, 300.0 MB, growing 2.0 MB/s");
     }
 
     proptest! {

@@ -14,7 +14,7 @@ use crate::response::hold;
 use crate::response::ladder;
 use crate::response::lease;
 use crate::response::refusal::Reason;
-use crate::response::victim::{self, Ranked, Yield};
+use crate::response::victim::{self, Yield};
 use crate::response::words;
 use crate::sampling::readings::SlotId;
 
@@ -389,8 +389,9 @@ fn could_be_taken(candidate: &Candidate, by: ReclaimBy, counts_cache: bool) -> u
     }
 }
 
-fn order_in_words(cause: Cause, ranking: &[Ranked]) -> String {
-    let shown: Vec<String> = ranking.iter().take(SHOWN).enumerate().map(|(at, ranked)| format!("{}. {}", at + 1, ranked.why)).collect();
+fn order_in_words(cause: Cause, ranking: &[&Candidate]) -> String {
+    let shown: Vec<String> =
+        ranking.iter().take(SHOWN).enumerate().map(|(at, candidate)| format!("{}. {}", at + 1, victim::why(candidate))).collect();
     match ranking.len().saturating_sub(SHOWN) {
         0 => format!("{}: {}", cause.word(), shown.join("; ")),
         more => format!("{}: {}; and {more} more", cause.word(), shown.join("; ")),

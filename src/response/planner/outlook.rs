@@ -154,14 +154,13 @@ fn places(verdict: &Verdict, candidates: &[Candidate]) -> (Vec<Place>, usize) {
         Resource::Cpu => Yield::Cpu,
         Resource::Disk(_) | Resource::Worker(_) => return (Vec::new(), 0),
     };
-    let name = |slot| candidates.iter().find(|candidate| candidate.slot == slot).map(Candidate::name).unwrap_or_default();
     // The figures begin with the name, which is given beside them.
     let bare = |why: String, worker: &str| why.strip_prefix(worker).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(&why).to_owned();
     let ranking = victim::rank(candidates, yields);
     let mut places: Vec<Place> = Vec::new();
-    for (place, ranked) in (1..).zip(ranking.iter().take(PLACES)) {
-        let worker = name(ranked.slot);
-        places.push(Place { why: bare(ranked.why.clone(), &worker), worker, place: Some(place) });
+    for (place, candidate) in (1..).zip(ranking.into_iter().take(PLACES)) {
+        let worker = candidate.name();
+        places.push(Place { why: bare(victim::why(candidate), &worker), worker, place: Some(place) });
     }
     for spared in candidates.iter().filter(|candidate| !victim::is_eligible(candidate)).take(PLACES) {
         let because = match (spared.settings.protected, spared.busy) {
