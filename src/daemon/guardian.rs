@@ -63,6 +63,8 @@ pub struct Guardian {
     pub http: Option<Handle>,
     /// Memory and priority are as good as they get.
     pub settled: bool,
+    /// Some child, since they were reaped last.
+    pub child_ended: bool,
     pub listening: Vec<String>,
     pub environment: Environment,
     pub tally: Tally,

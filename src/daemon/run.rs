@@ -156,8 +156,13 @@ impl Guardian {
         }
     }
 
-    /// Reaps children; a sentinel that has ended is replaced.
+    /// Reaps children; a sentinel that has ended is replaced. Asking for the ended costs as much as there are children, so
+    /// it is done after a `SIGCHLD`, and in each tick for where that was blocked by whoever started us.
     pub fn reap(&mut self, now: Moment, events: &mut Vec<Event>) {
+        if !std::mem::take(&mut self.child_ended) && now.steady < self.tally.next_tick {
+            self.supervisor.look_after_ending(now, events);
+            return;
+        }
         let others = self.supervisor.reap(now, events);
         let Some(ended) = self.sentinel.take_if(|sentinel| others.contains(&sentinel.pid())) else { return };
         // One that ends as soon as it is started is not started without end: the next tick tries again.
@@ -201,7 +206,10 @@ impl Guardian {
 
     fn perform_order(&mut self, order: Order, request: Option<Request>, now: Moment) -> Option<String> {
         let answer = match order {
-            Order::Reap => Answer::Done(String::new()),
+            Order::Reap => {
+                self.child_ended = true;
+                Answer::Done(String::new())
+            }
             Order::Reload => self.reload(now),
             Order::Release => self.release(now),
             Order::Forward(signal) => {

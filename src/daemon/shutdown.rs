@@ -86,6 +86,8 @@ impl Guardian {
                 deadline = deadline.min(now.steady);
             }
             let mut events = Vec::new();
+            // The SIGCHLDs among the signals were taken just above.
+            self.child_ended = true;
             self.reap(now, &mut events);
             self.supervisor.stop_next(now, deadline);
             self.supervisor.advance(now, &mut events);

@@ -200,6 +200,7 @@ pub fn wire(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsStri
         doors_jam: false,
         http: None,
         settled: false,
+        child_ended: false,
         listening,
         environment,
         tally,

@@ -152,7 +152,7 @@ impl Supervisor {
                 self.start(place, now, events);
             }
         }
-        self.end_what_is_ending(now, events);
+        self.look_after_ending(now, events);
         self.replicas.retain(|replica| !(replica.leaving && replica.life.is_none()));
         if self.next_slot != lives || self.replicas.len() != count {
             self.places = self.replicas.iter().enumerate().filter_map(|(place, replica)| Some((replica.slot()?, place))).collect();
@@ -248,7 +248,7 @@ impl Supervisor {
             }
         }
         // One look at all processes for all that have ended, not one for each: a thousand end together.
-        self.end_what_is_ending(now, events);
+        self.look_after_ending(now, events);
         others
     }
 
@@ -289,7 +289,7 @@ impl Supervisor {
     }
 
     /// Looks after everything that is being ended: kills at the deadline, asks survivors to go, notices when all are gone.
-    fn end_what_is_ending(&mut self, now: Moment, events: &mut Vec<Event>) {
+    pub fn look_after_ending(&mut self, now: Moment, events: &mut Vec<Event>) {
         let ending = |state: State| match state {
             State::Clearing { .. } => true,
             State::Stopping { kill_at, killed, .. } => killed || kill_at <= now.steady,
@@ -513,10 +513,11 @@ impl Supervisor {
         })
     }
 
-    /// Remembers peaks, for the event that tells of the end.
+    /// Remembers peaks, for the event that tells of the end. The readings are of [`Supervisor::targets`], in their order.
     pub fn note_readings(&mut self, readings: &Readings) {
+        let mut lives = self.replicas.iter_mut().filter_map(|replica| replica.life.as_mut());
         for read in &readings.workers {
-            let Some(life) = self.life_mut(read.slot) else { continue };
+            let Some(life) = lives.find(|life| life.slot == read.slot) else { return };
             if let Some(memory) = read.memory.known() {
                 life.memory = Some(memory);
                 life.peak_memory = life.peak_memory.max(memory);
