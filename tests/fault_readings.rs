@@ -60,31 +60,31 @@ fn rows() -> Vec<Row> {
     let row = |machine, file, truncated, says: fn(&Readings) -> char, expected| Row { machine, file, truncated, says, expected };
     vec![
         //                                                                                      missing … EACCES
-        row("docker-v2", "/memory.current", "30x", |r| letter(&r.memory.current), "ugffffkgff"),
-        row("docker-v2", "/memory.stat", "anon 21", |r| letter(&r.memory.unreclaimable), "ugffffkgff"),
-        row("docker-v2", "/memory.stat", "anon 21", |r| letter(&r.memory.working_set), "ugffffkgff"),
-        row("docker-v2", "/memory.max", "ma", |r| letter(&r.memory.limit), "kfffffkfff"),
-        row("docker-v2", "/memory.swap.current", "4x", |r| letter(&r.memory.swap), "ugffffkgff"),
-        row("docker-v2", "/memory.events", "low 0\nhi", |r| letter(&r.memory.events), "ugffffkgff"),
-        row("docker-v2", "/cpu.max", "50000 ", |r| letter(&r.cpu.limit_cores), "kfffffkfff"),
-        row("docker-v2", "/cpu.stat", "usage_us", |r| letter(&r.cpu.usage_total), "ugffffkgff"),
-        row("docker-v2", "/cpuset.cpus.effective", "0-", |r| letter(&r.cpu.limit_cores), "kfffffkfff"),
-        row("docker-v2", "/memory.pressure", "some avg10=0.00", |r| letter(&r.pressure.memory), "ugufffkgff"),
-        row("docker-v1", "/memory.usage_in_bytes", "2x", |r| letter(&r.memory.current), "ugffffkgff"),
-        row("readonly-cgroupfs", "/memory.failcnt", "1x", |r| letter(&r.memory.events), "ugffffkgff"),
-        row("docker-v1", "/memory.limit_in_bytes", "26843545x", |r| letter(&r.memory.limit), "kfffffkfff"),
-        row("docker-v1", "/memory.stat", "cache 1", |r| letter(&r.memory.unreclaimable), "ugffffkgff"),
-        row("docker-v1", "/memory.stat", "cache 1", |r| letter(&r.memory.limit), "kfffffkfff"),
-        row("docker-v1", "/cpuacct.usage", "7x", |r| letter(&r.cpu.usage_total), "ugffffkgff"),
-        row("docker-v1", "/cpu.cfs_quota_us", "15x", |r| letter(&r.cpu.limit_cores), "kfffffkfff"),
-        row("docker-v1", "/cpu.cfs_period_us", "10x", |r| letter(&r.cpu.limit_cores), "kfffffkfff"),
-        row("docker-v1", "/cpuset.effective_cpus", "0-", |r| letter(&r.cpu.limit_cores), "kfffffkfff"),
-        row("v2-bare", "/proc/meminfo", "MemTotal: 80", |r| letter(&r.memory.unreclaimable), "ugffffkgff"),
+        row("exact/docker-v2", "/memory.current", "30x", |r| letter(&r.memory.current), "ugffffkgff"),
+        row("exact/docker-v2", "/memory.stat", "anon 21", |r| letter(&r.memory.unreclaimable), "ugffffkgff"),
+        row("exact/docker-v2", "/memory.stat", "anon 21", |r| letter(&r.memory.working_set), "ugffffkgff"),
+        row("exact/docker-v2", "/memory.max", "ma", |r| letter(&r.memory.limit), "kfffffkfff"),
+        row("exact/docker-v2", "/memory.swap.current", "4x", |r| letter(&r.memory.swap), "ugffffkgff"),
+        row("exact/docker-v2", "/memory.events", "low 0\nhi", |r| letter(&r.memory.events), "ugffffkgff"),
+        row("exact/docker-v2", "/cpu.max", "50000 ", |r| letter(&r.cpu.limit_cores), "kfffffkfff"),
+        row("exact/docker-v2", "/cpu.stat", "usage_us", |r| letter(&r.cpu.usage_total), "ugffffkgff"),
+        row("exact/docker-v2", "/cpuset.cpus.effective", "0-", |r| letter(&r.cpu.limit_cores), "kfffffkfff"),
+        row("exact/docker-v2", "/memory.pressure", "some avg10=0.00", |r| letter(&r.pressure.memory), "ugufffkgff"),
+        row("exact/docker-v1", "/memory.usage_in_bytes", "2x", |r| letter(&r.memory.current), "ugffffkgff"),
+        row("hosts/readonly-cgroupfs", "/memory.failcnt", "1x", |r| letter(&r.memory.events), "ugffffkgff"),
+        row("exact/docker-v1", "/memory.limit_in_bytes", "26843545x", |r| letter(&r.memory.limit), "kfffffkfff"),
+        row("exact/docker-v1", "/memory.stat", "cache 1", |r| letter(&r.memory.unreclaimable), "ugffffkgff"),
+        row("exact/docker-v1", "/memory.stat", "cache 1", |r| letter(&r.memory.limit), "kfffffkfff"),
+        row("exact/docker-v1", "/cpuacct.usage", "7x", |r| letter(&r.cpu.usage_total), "ugffffkgff"),
+        row("exact/docker-v1", "/cpu.cfs_quota_us", "15x", |r| letter(&r.cpu.limit_cores), "kfffffkfff"),
+        row("exact/docker-v1", "/cpu.cfs_period_us", "10x", |r| letter(&r.cpu.limit_cores), "kfffffkfff"),
+        row("exact/docker-v1", "/cpuset.effective_cpus", "0-", |r| letter(&r.cpu.limit_cores), "kfffffkfff"),
+        row("exact/v2-bare", "/proc/meminfo", "MemTotal: 80", |r| letter(&r.memory.unreclaimable), "ugffffkgff"),
         // What the machine had is remembered; what of it is used is not guessed.
-        row("v2-bare", "/proc/meminfo", "MemTotal: 80", |r| letter(&r.memory.limit), "ukkkkkkkkk"),
-        row("v2-bare", "/proc/stat", "cpu  1 2", |r| letter(&r.cpu.usage_total), "ugffffkgff"),
-        row("v2-bare", "/cpu/online", "0-", |r| letter(&r.cpu.limit_cores), "kkkkkkkkkk"),
-        row("v2-bare", "/pressure/memory", "some", |r| letter(&r.pressure.memory), "ugufffkgff"),
+        row("exact/v2-bare", "/proc/meminfo", "MemTotal: 80", |r| letter(&r.memory.limit), "ukkkkkkkkk"),
+        row("exact/v2-bare", "/proc/stat", "cpu  1 2", |r| letter(&r.cpu.usage_total), "ugffffkgff"),
+        row("exact/v2-bare", "/cpu/online", "0-", |r| letter(&r.cpu.limit_cores), "kkkkkkkkkk"),
+        row("exact/v2-bare", "/pressure/memory", "some", |r| letter(&r.pressure.memory), "ugufffkgff"),
     ]
 }
 
@@ -96,7 +96,7 @@ fn skip() {
 }
 
 fn machine(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hosts").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 fn sampler(paths: &Paths) -> Sampler {
@@ -150,7 +150,7 @@ fn under(kernel: &Rules, row: &Row, fault: &str) -> char {
 #[test]
 fn a_container_whose_limits_cannot_be_read_is_not_taken_for_the_whole_machine() {
     let seen = Kernel::around(|kernel| {
-        let mut sampler = sampler(&Paths::below(&machine("docker-v2")));
+        let mut sampler = sampler(&Paths::below(&machine("exact/docker-v2")));
         let before = sampler.read(&[], at(100));
         kernel.set([(Call::Read, "/memory.max", Fault::Fails(Errno::IO)), (Call::Read, "/cpu.max", Fault::Fails(Errno::IO))]);
         let seen = sampler.read(&[], at(102));
@@ -167,7 +167,7 @@ fn a_container_whose_limits_cannot_be_read_is_not_taken_for_the_whole_machine() 
 #[test]
 fn counters_that_go_back_make_no_rate_for_one_look() {
     let rates = Kernel::around(|kernel| {
-        let mut sampler = sampler(&Paths::below(&machine("docker-v2")));
+        let mut sampler = sampler(&Paths::below(&machine("exact/docker-v2")));
         let mut rate = |says: &'static str, seconds| {
             kernel.set([(Call::Read, "/cpu.stat", Fault::Says(says))]);
             sampler.read(&[], at(seconds)).cpu.used_cores

@@ -12,7 +12,7 @@ use plimsoll::sampling::scope::Extent;
 use plimsoll::sampling::{Readings, Sampler};
 
 fn machine(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hosts").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 fn sampler(folder: &Path, scope: Scope) -> (Layout, Sampler) {
@@ -91,7 +91,7 @@ fn container(name: &'static str, kind: Kind) -> Expected {
 #[test]
 fn every_machine_is_seen_as_it_is() {
     let machines = [
-        container("docker-v2", Kind::V2),
+        container("exact/docker-v2", Kind::V2),
         Expected {
             cores: (1.5, LimitSource::Cgroup),
             usage: Duration::from_secs(7),
@@ -101,24 +101,9 @@ fn every_machine_is_seen_as_it_is() {
             working_set: 160_000_000,
             unreclaimable: 138_000_000,
             swap: 1000,
-            ..container("docker-v1", Kind::V1)
+            ..container("exact/docker-v1", Kind::V1)
         },
-        // The slice carries both limits: its usage counts, siblings of ours included.
-        Expected {
-            cores: (2.0, LimitSource::Cgroup),
-            usage: Duration::from_secs(60),
-            throttled: Reading::Known(Duration::from_secs(4)),
-            memory: (1 << 30, LimitSource::Cgroup),
-            current: 700_000_000,
-            working_set: 650_000_000,
-            ..container("parent-limit", Kind::V2)
-        },
-        Expected { cores: (4.0, LimitSource::Machine), ..container("no-psi", Kind::V2) },
-        Expected {
-            cores: (1.0, LimitSource::Machine),
-            memory: (4_000_000 << 10, LimitSource::Machine),
-            ..container("limit-above-machine", Kind::V2)
-        },
+        Expected { cores: (4.0, LimitSource::Machine), ..container("exact/no-psi", Kind::V2) },
         // The memory limit lies above what is mounted; the quota is the parent's, the accounts are in a tree of their own.
         Expected {
             cores: (3.0, LimitSource::Cgroup),
@@ -129,17 +114,142 @@ fn every_machine_is_seen_as_it_is() {
             working_set: 160_000_000,
             unreclaimable: 138_000_000,
             swap: 1000,
-            ..container("v1-hierarchical", Kind::V1)
+            ..container("exact/v1-hierarchical", Kind::V1)
         },
-        host("v2-bare", Kind::V2),
+        host("exact/v2-bare", Kind::V2),
         // One of two processors is ours: what happens on the other is no business of ours.
         Expected {
             cores: (1.0, LimitSource::Affinity),
             usage: Duration::from_millis(306_250),
             throttled: Reading::Known(Duration::from_secs(5)),
-            ..host("no-cgroup", Kind::None)
+            ..host("exact/no-cgroup", Kind::None)
         },
     ];
+    check(machines);
+}
+
+/// Machines taken from running kernels. The figures are what the kernel's files say, added up by hand.
+#[test]
+fn every_captured_machine_is_seen_as_it_is() {
+    /// Of two GiB what the kernel keeps for itself is not counted.
+    const MACHINE: u64 = 2_026_004 << 10;
+    check([
+        Expected {
+            name: "hosts/v2-bare",
+            kind: Kind::V2,
+            extent: Extent::Host,
+            cores: (2.0, LimitSource::Machine),
+            // 3439 + 4968 + 200 ticks.
+            usage: Duration::from_millis(86_070),
+            throttled: Reading::Known(Duration::ZERO),
+            memory: (MACHINE, LimitSource::Machine),
+            current: 332_029_952,
+            working_set: 170_934_272,
+            unreclaimable: 270_487_552,
+            swap: 0,
+        },
+        // The slice carries both limits: its usage counts, that of the other service in it included.
+        Expected {
+            name: "hosts/parent-limit",
+            kind: Kind::V2,
+            extent: Extent::Container,
+            cores: (1.5, LimitSource::Cgroup),
+            usage: Duration::from_micros(5_441_414),
+            throttled: Reading::Known(Duration::from_micros(1_227_308)),
+            memory: (1 << 30, LimitSource::Cgroup),
+            current: 68_853_760,
+            working_set: 68_853_760,
+            unreclaimable: 42_663_888,
+            swap: 0,
+        },
+        Expected {
+            name: "hosts/docker-v2",
+            kind: Kind::V2,
+            extent: Extent::Container,
+            cores: (0.5, LimitSource::Cgroup),
+            usage: Duration::from_micros(4_264_701),
+            throttled: Reading::Known(Duration::from_micros(6_316_443)),
+            memory: (512 << 20, LimitSource::Cgroup),
+            current: 47_595_520,
+            working_set: 22_429_696,
+            unreclaimable: 21_471_984,
+            swap: 0,
+        },
+        Expected {
+            name: "hosts/no-psi",
+            kind: Kind::V2,
+            extent: Extent::Container,
+            cores: (0.5, LimitSource::Cgroup),
+            usage: Duration::from_micros(3_469_206),
+            throttled: Reading::Known(Duration::from_micros(4_564_727)),
+            memory: (512 << 20, LimitSource::Cgroup),
+            current: 47_624_192,
+            working_set: 22_441_984,
+            unreclaimable: 21_455_600,
+            swap: 0,
+        },
+        // Its limits are no limits, but its own usage counts.
+        Expected {
+            name: "hosts/limit-above-machine",
+            kind: Kind::V2,
+            extent: Extent::Container,
+            cores: (2.0, LimitSource::Machine),
+            usage: Duration::from_micros(5_497_959),
+            throttled: Reading::Known(Duration::ZERO),
+            memory: (MACHINE, LimitSource::Machine),
+            current: 47_620_096,
+            working_set: 22_429_696,
+            unreclaimable: 21_455_600,
+            swap: 0,
+        },
+        // One of two processors is ours: what happens on the other is no business of ours.
+        Expected {
+            name: "hosts/no-cgroup",
+            kind: Kind::None,
+            extent: Extent::Host,
+            cores: (1.0, LimitSource::Affinity),
+            // 4423 + 6175 + 470 ticks of its line.
+            usage: Duration::from_millis(110_680),
+            throttled: Reading::Known(Duration::ZERO),
+            memory: (MACHINE, LimitSource::Machine),
+            current: 443_092_992,
+            working_set: 331_620_352,
+            unreclaimable: 322_953_216,
+            swap: 0,
+        },
+        // Of 1 302 528 bytes of the kernel's 20 533 248 of 37 613 568 parts cannot be reclaimed.
+        Expected {
+            name: "hosts/docker-v1",
+            kind: Kind::V1,
+            extent: Extent::Container,
+            cores: (1.5, LimitSource::Cgroup),
+            usage: Duration::from_nanos(5_072_913_056),
+            throttled: Reading::Known(Duration::ZERO),
+            memory: (256 << 20, LimitSource::Cgroup),
+            current: 48_041_984,
+            working_set: 22_470_656,
+            unreclaimable: 21_139_456 + 711_050,
+            swap: 0,
+        },
+        // Of the memory tree only our own group is mounted, the limit is the slice's; so is the quota, whose accounts are in a
+        // tree of their own. Of 1 007 616 bytes of the kernel's 53 317 632 of 267 776 000 parts cannot be reclaimed.
+        Expected {
+            name: "hosts/v1-hierarchical",
+            kind: Kind::V1,
+            extent: Extent::Container,
+            cores: (0.6, LimitSource::Cgroup),
+            usage: Duration::from_nanos(1_686_175_918),
+            throttled: Reading::Known(Duration::from_nanos(2_681_026_982)),
+            memory: (1 << 30, LimitSource::Cgroup),
+            current: 47_849_472,
+            working_set: 47_849_472 - 25_165_824,
+            unreclaimable: 21_393_408 + 200_629,
+            swap: 0,
+        },
+    ]);
+}
+
+fn check<const N: usize>(machines: [Expected; N]) {
     for expected in machines {
         let name = expected.name;
         let (layout, extent, seen) = look(name, Scope::Auto);
@@ -168,14 +278,14 @@ fn every_machine_is_seen_as_it_is() {
 #[test]
 fn events_are_those_of_the_group() {
     let events = |name| look(name, Scope::Auto).2.memory.events;
-    assert_eq!(events("docker-v2"), Reading::Known(MemoryEvents { high: 3, max: 17, oom: 2, oom_kill: 1 }));
-    assert_eq!(events("docker-v1"), Reading::Known(MemoryEvents { high: 0, max: 5, oom: 4, oom_kill: 4 }));
-    assert_eq!(events("v2-bare"), Reading::Unsupported);
+    assert_eq!(events("exact/docker-v2"), Reading::Known(MemoryEvents { high: 3, max: 17, oom: 2, oom_kill: 1 }));
+    assert_eq!(events("exact/docker-v1"), Reading::Known(MemoryEvents { high: 0, max: 5, oom: 4, oom_kill: 4 }));
+    assert_eq!(events("exact/v2-bare"), Reading::Unsupported);
 }
 
 #[test]
 fn the_softer_limit_is_reported_beside_the_hard_one() {
-    let (_, mut sampler) = sampler(&machine("docker-v2"), Scope::Auto);
+    let (_, mut sampler) = sampler(&machine("exact/docker-v2"), Scope::Auto);
     sampler.read(&[], now());
     assert_eq!(sampler.scope().candidates.memory_high, Some(483_183_820));
 }
@@ -183,20 +293,22 @@ fn the_softer_limit_is_reported_beside_the_hard_one() {
 #[test]
 fn pressure_is_the_groups_else_the_machines_else_unsupported() {
     let waiting = |name| look(name, Scope::Auto).2.pressure.memory.map(|pressure| pressure.waiting);
-    assert_eq!(waiting("docker-v2"), Reading::Known(Duration::from_micros(22_000)));
-    assert_eq!(waiting("docker-v1"), Reading::Known(Duration::from_micros(170_000)));
-    assert_eq!(waiting("v2-bare"), Reading::Known(Duration::from_micros(170_000)));
-    assert_eq!(waiting("no-psi"), Reading::Unsupported);
-    assert_eq!(look("no-psi", Scope::Auto).2.pressure.cpu, Reading::Unsupported);
+    assert_eq!(waiting("exact/docker-v2"), Reading::Known(Duration::from_micros(22_000)));
+    assert_eq!(waiting("exact/docker-v1"), Reading::Known(Duration::from_micros(170_000)));
+    assert_eq!(waiting("exact/v2-bare"), Reading::Known(Duration::from_micros(170_000)));
+    for name in ["exact/no-psi", "hosts/no-psi"] {
+        assert_eq!(waiting(name), Reading::Unsupported);
+        assert_eq!(look(name, Scope::Auto).2.pressure.cpu, Reading::Unsupported);
+    }
 }
 
 #[test]
 fn the_settings_decide_the_scope_when_they_say_so() {
-    let (_, extent, seen) = look("docker-v2", Scope::Host);
+    let (_, extent, seen) = look("exact/docker-v2", Scope::Host);
     assert_eq!(extent, Extent::Host);
     assert_eq!((seen.cpu.limit_cores, seen.memory.limit), (Reading::Known(4.0), Reading::Known(8_000_000 << 10)));
     assert_eq!(seen.memory.current, Reading::Known(HOST.0));
-    let (_, extent, seen) = look("v2-bare", Scope::Container);
+    let (_, extent, seen) = look("exact/v2-bare", Scope::Container);
     assert_eq!(extent, Extent::Container);
     assert_eq!((seen.cpu.limit_source, seen.memory.limit_source), (LimitSource::Machine, LimitSource::Machine));
     assert_eq!(seen.memory.current, Reading::Known(300_000_000));
@@ -205,9 +317,9 @@ fn the_settings_decide_the_scope_when_they_say_so() {
 /// Taken from a running kernel: every controller on v1, the v2 tree beside them with none.
 #[test]
 fn a_hybrid_machine_keeps_its_controllers_on_v1() {
-    let (layout, extent, seen) = look("hybrid", Scope::Auto);
+    let (layout, extent, seen) = look("hosts/hybrid", Scope::Auto);
     assert_eq!((layout.kind, extent), (Kind::Hybrid, Extent::Host));
-    let top = machine("hybrid").join("cgroup");
+    let top = machine("hosts/hybrid").join("cgroup");
     assert_eq!(layout.memory.as_ref().map(|own| own.mount.clone()), Some(top.join("memory")));
     assert!(layout.memory.is_some_and(|own| own.dir.starts_with(top.join("memory/process_api"))));
     assert_eq!(layout.unified.map(|own| own.dir), Some(top.join("unified")));
@@ -237,7 +349,7 @@ fn copy(name: &str) -> tempfile::TempDir {
 
 #[test]
 fn a_limit_that_changes_live_is_followed_at_once_and_usage_makes_a_rate() {
-    let folder = copy("docker-v2");
+    let folder = copy("exact/docker-v2");
     let (_, mut sampler) = sampler(folder.path(), Scope::Auto);
     sampler.read(&[], now());
     std::fs::write(folder.path().join("cgroup/memory.max"), "805306368\n").unwrap();
@@ -250,7 +362,7 @@ fn a_limit_that_changes_live_is_followed_at_once_and_usage_makes_a_rate() {
 
 #[test]
 fn what_cannot_be_understood_is_a_failure_and_never_a_zero() {
-    let folder = copy("docker-v2");
+    let folder = copy("exact/docker-v2");
     for (file, text) in [("memory.current", "many\n"), ("memory.max", "\n"), ("cpu.stat", ""), ("memory.pressure", "some avg10=\n")] {
         std::fs::write(folder.path().join("cgroup").join(file), text).unwrap();
     }
@@ -278,7 +390,7 @@ fn an_empty_folder_is_a_machine_that_says_nothing() {
 /// A pressure file read faster than the kernel's clock ticks stops counting, for every reader of it.
 #[test]
 fn pressure_is_never_read_more_often_than_every_ten_milliseconds() {
-    let folder = copy("docker-v2");
+    let folder = copy("exact/docker-v2");
     let (_, mut sampler) = sampler(folder.path(), Scope::Auto);
     let mut waiting = |after| sampler.read(&[], now().after(Duration::from_millis(after))).pressure.memory.map(|pressure| pressure.waiting);
     assert_eq!(waiting(0), Reading::Known(Duration::from_micros(22_000)));

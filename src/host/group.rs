@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::cgroupfs::{self, Layout, Own, Version};
+use super::cgroupfs::{self, Kind, Layout, Own, Version};
 use super::folder::{Folder, GroupFile};
 use super::freezer::Freezer;
 use super::memory_group::{self, MemoryGroup};
@@ -67,7 +67,21 @@ impl Groups {
     pub fn probe_noting(layout: &Layout, pid: i32, instance: &str, note: Note) -> Groups {
         let mut groups = Groups::default();
         match &layout.unified {
-            Some(own) if layout.cpu.as_ref().is_some_and(|cpu| cpu.version == Version::V2) => groups.probe_v2(own, pid, note),
+            Some(own) if layout.cpu.as_ref().is_some_and(|cpu| cpu.version == Version::V2) => {
+                if let Err(reason) = groups.probe_v2(own, pid, note) {
+                    groups.limitations.push(format!("no groups of our own: {reason}"));
+                }
+            }
+            // A service of systemd is given memory alone, unless it or somebody beside it has asked for CPU.
+            Some(own) if layout.kind == Kind::V2 => {
+                let without = |controller: &str| format!("{} has no {controller} controller", own.dir.display());
+                groups.limitations.push(format!("no CPU quota: {}", without("cpu")));
+                let given = if layout.memory.is_some() { groups.probe_v2(own, pid, note) } else { Err(without("memory")) };
+                if let Err(reason) = given {
+                    groups.limitations.push(format!("no group of our own for memory: {reason}"));
+                    groups.probe_without_controllers(layout, instance, note);
+                }
+            }
             unified => {
                 let folder = format!("plimsoll-{instance}");
                 groups.cpu = groups.probe_v1(layout.cpu.as_ref(), "cpu", &folder, note);
@@ -83,6 +97,13 @@ impl Groups {
             }
         }
         groups
+    }
+
+    /// On v2 where children can be given none: they can be frozen, killed and accounted for all the same.
+    fn probe_without_controllers(&mut self, layout: &Layout, instance: &str, note: Note) {
+        let folder = format!("plimsoll-{instance}");
+        self.cpuacct = self.probe_v1(layout.cpuacct.as_ref(), "cpuacct", &folder, note);
+        self.unified = self.probe_v1(layout.unified.as_ref(), "the v2 tree", &folder, note).map(|(_, base)| base);
     }
 
     fn probe_v1(&mut self, own: Option<&Own>, what: &str, folder: &str, note: Note) -> Option<(Version, Arc<Folder>)> {
@@ -105,26 +126,24 @@ impl Groups {
         }
     }
 
-    fn probe_v2(&mut self, own: &Own, pid: i32, note: Note) {
-        match self.enter_leaf(own, pid, note).and_then(|base| Folder::open(&base).map(Arc::new).map_err(|e| at(&base, &e))) {
-            Ok(base) => {
-                let enabled = base.read("cgroup.subtree_control").unwrap_or_default();
-                let has = |controller: &str| String::from_utf8_lossy(&enabled).split_whitespace().any(|word| word == controller);
-                if has("cpu") {
-                    match try_quota(Version::V2, &base) {
-                        Ok(()) => self.cpu = Some((Version::V2, base.clone())),
-                        Err(error) => self.limitations.push(format!("no CPU quota: {}: {error}", base.path().display())),
-                    }
-                }
-                if has("memory") {
-                    self.memory = Some((Version::V2, base.clone()));
-                }
-                // Every v2 group accounts CPU time, with or without the controller.
-                self.cpuacct = Some((Version::V2, base.clone()));
-                self.unified = Some(base);
+    fn probe_v2(&mut self, own: &Own, pid: i32, note: Note) -> Result<(), String> {
+        let base = self.enter_leaf(own, pid, note)?;
+        let base = Folder::open(&base).map(Arc::new).map_err(|error| at(&base, &error))?;
+        let enabled = base.read("cgroup.subtree_control").unwrap_or_default();
+        let has = |controller: &str| String::from_utf8_lossy(&enabled).split_whitespace().any(|word| word == controller);
+        if has("cpu") {
+            match try_quota(Version::V2, &base) {
+                Ok(()) => self.cpu = Some((Version::V2, base.clone())),
+                Err(error) => self.limitations.push(format!("no CPU quota: {}: {error}", base.path().display())),
             }
-            Err(reason) => self.limitations.push(format!("no groups of our own: {reason}")),
         }
+        if has("memory") {
+            self.memory = Some((Version::V2, base.clone()));
+        }
+        // Every v2 group accounts CPU time, with or without the controller.
+        self.cpuacct = Some((Version::V2, base.clone()));
+        self.unified = Some(base);
+        Ok(())
     }
 
     /// Makes our own v2 group a parent: moves us to a leaf and gives controllers to children. Returns the parent.
@@ -447,6 +466,27 @@ mod tests {
         assert_eq!(quota_us(0.05), (1_000, 20_000));
         assert_eq!(quota_us(0.06), (1_000, 16_667));
         assert_eq!(quota_us(0.001), (1_000, 1_000_000));
+    }
+
+    /// Where we are alone there is more: the machine `parent-limit`, and a kernel in tests/system.
+    #[test]
+    fn without_controllers_for_children_they_can_still_be_frozen_and_accounted_for() {
+        let cases = [("memory pids", "7\n8\n", "holds other processes too"), ("", "7\n", "a.service has no memory controller")];
+        for (controllers, members, why) in cases {
+            let top = tempfile::tempdir().unwrap();
+            let dir = top.path().join("a.service");
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join("cgroup.controllers"), controllers).unwrap();
+            fs::write(dir.join("cgroup.procs"), members).unwrap();
+            let own = Own { version: Version::V2, mount: top.path().into(), dir: dir.clone() };
+            let memory = (!controllers.is_empty()).then(|| own.clone());
+            let layout = Layout { kind: Kind::V2, memory, cpuacct: Some(own.clone()), unified: Some(own), ..Layout::none() };
+            let groups = Groups::probe(&layout, 7, "7");
+            assert!(groups.cpuacct.is_some() && groups.unified.is_some() && groups.memory.is_none() && !groups.has_quota());
+            assert_eq!(groups.made(), [dir.join("plimsoll-7")]);
+            let [quota, memory] = groups.limitations() else { panic!("{:?}", groups.limitations()) };
+            assert!(quota.ends_with("a.service has no cpu controller") && memory.contains(why), "{quota}; {memory}");
+        }
     }
 
     proptest! {

@@ -268,7 +268,7 @@ const LOST: [Lost; 4] = [
 #[test]
 fn memory_that_cannot_be_read_keeps_its_level_and_is_told() {
     let mut stage = Stage::new("[sampling]\ninterval = \"100ms\"");
-    let machine = Machine::new("docker-v2", stage.path("machine"));
+    let machine = Machine::new("exact/docker-v2", stage.path("machine"));
     stage.set.extend(machine.settings());
     machine.write("cgroup/memory.max", "230686720");
     if !stage.start_under(None, |_| {}) {

@@ -15,8 +15,10 @@ use rustix::io::Errno;
 
 use crate::kernel::{Asked, Call, Reflex};
 
+/// The folder of a machine in `hosts`, or in `exact` when its name begins so.
 pub fn recorded(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hosts").join(name)
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    if name.starts_with("exact/") { fixtures.join(name) } else { fixtures.join("hosts").join(name) }
 }
 
 /// What was done to the machine, line by line, and to whom else anything was done.

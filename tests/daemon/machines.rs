@@ -323,13 +323,13 @@ fn a_limit_that_changes_live_is_followed_at_once() {
             "docker-v2",
             "cgroup/memory.max",
             "memory",
-            &[("1073741824", 1_073_741_824.0), ("402653184", 402_653_184.0), ("max", 8_192_000_000.0), ("536870912", 536_870_912.0)],
+            &[("1073741824", 1_073_741_824.0), ("402653184", 402_653_184.0), ("max", 2_074_628_096.0), ("536870912", 536_870_912.0)],
         ),
-        ("docker-v2", "cgroup/cpu.max", "cpu", &[("100000 100000", 1.0), ("20000 100000", 0.2), ("max 100000", 4.0), ("50000 50000", 1.0)]),
-        ("no-psi", "cgroup/cpuset.cpus.effective", "cpu", &[("0-1", 2.0), ("1", 1.0), ("0-3", 4.0)]),
+        ("docker-v2", "cgroup/cpu.max", "cpu", &[("100000 100000", 1.0), ("20000 100000", 0.2), ("max 100000", 2.0), ("50000 50000", 1.0)]),
+        ("v2-bare", "cgroup/system.slice/shop.service/cpuset.cpus.effective", "cpu", &[("1", 1.0), ("0-1", 2.0), ("0", 1.0)]),
         ("v1", GROUP, "memory", &[("536870912", 536_870_912.0), ("134217728", 134_217_728.0), ("268435456", 268_435_456.0)]),
         ("v1", "cgroup/cpu/plimsoll-fixture/cpu.cfs_quota_us", "cpu", &[("100000", 1.0), ("-1", 2.0), ("20000", 0.2)]),
-        ("parent-limit", "cgroup/apps.slice/memory.max", "memory", &[("2147483648", 2_147_483_648.0), ("805306368", 805_306_368.0)]),
+        ("parent-limit", "cgroup/apps.slice/memory.max", "memory", &[("1610612736", 1_610_612_736.0), ("805306368", 805_306_368.0)]),
     ];
     for (name, file, resource, values) in changes {
         let mut stage = Stage::new("[sampling]\ninterval = \"200ms\"");
@@ -358,7 +358,7 @@ fn a_limit_that_changes_live_is_followed_at_once() {
 #[test]
 fn the_first_look_at_a_smaller_limit_is_judged_by_it() {
     let mut stage = Stage::new("[sampling]\ninterval = \"200ms\"");
-    let machine = Machine::new("docker-v2", stage.path("machine"));
+    let machine = Machine::new("exact/docker-v2", stage.path("machine"));
     stage.set.extend(machine.settings());
     stage.start();
     // 210 MB that cannot be given back, of 220 MB.
