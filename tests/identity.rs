@@ -130,6 +130,7 @@ fn inside_supervisor() {
             keeper: 1,
             oom_score_adj: None,
             descriptors: None,
+            nice: 0,
             command: None,
         });
         let mut events = Vec::new();

@@ -134,8 +134,8 @@ pub fn wire(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsStri
         early.push(Event::Degraded { part: "subreaper", detail: error.to_string() });
     }
     let reserve = DescriptorReserve::take();
-    // Nobody waits for the daemon's own priority; workers get the ordinary one back.
-    let _ = process::set_own_nice(-10);
+    // Workers do not share in it.
+    let nice = process::take_nice(-10);
     let command = (!sources.command.is_empty()).then(|| Command {
         worker: Arc::from("main"),
         restart_was_set: loaded.effective().iter().any(|setting| setting.key == "workers.main.restart" && setting.origin != "built-in"),
@@ -147,6 +147,7 @@ pub fn wire(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsStri
         keeper: pid,
         oom_score_adj: Some((ours + ABOVE_OURS).max(inherited_score).clamp(-1000, 1000)),
         descriptors: reserve.found,
+        nice,
         command,
     });
 

@@ -336,6 +336,8 @@ pub struct Launch {
     pub oom_score_adj: Option<i32>,
     /// The soft limit on descriptors it gets back (the daemon raises its own).
     pub descriptors: Option<(u64, u64)>,
+    /// The nice value it begins with, if the daemon's own is better.
+    pub nice: i32,
     /// Standard input is inherited (`run -- COMMAND`) or `/dev/null`.
     pub inherit_stdin: bool,
 }
@@ -361,12 +363,12 @@ pub fn spawn(launch: &Launch) -> io::Result<i32> {
     let parent = rustix::process::getpid();
     let groups: Vec<RawFd> = launch.groups.iter().map(|fd| fd.as_fd().as_raw_fd()).collect();
     let oom = launch.oom_score_adj.and_then(|value| CString::new(value.to_string()).ok());
-    let descriptors = launch.descriptors;
+    let (descriptors, nice) = (launch.descriptors, launch.nice);
     let user = launch.user.clone();
     // SAFETY: between fork and exec only system calls are made, on memory that was prepared before the fork; nothing
     // allocates and no lock is taken.
     unsafe {
-        command.pre_exec(move || in_child(parent, &groups, oom.as_deref(), descriptors, user.as_ref()));
+        command.pre_exec(move || in_child(parent, &groups, oom.as_deref(), descriptors, nice, user.as_ref()));
     }
     let child = command.spawn()?;
     // Not waited for through std: `reap_one` is the only waiter.
@@ -385,6 +387,7 @@ fn in_child(
     groups: &[RawFd],
     oom: Option<&std::ffi::CStr>,
     descriptors: Option<(u64, u64)>,
+    nice: i32,
     user: Option<&Account>,
 ) -> io::Result<()> {
     rustix::process::setsid()?;
@@ -410,8 +413,8 @@ fn in_child(
         rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?;
     }
     // The daemon may run with a better priority; its workers do not inherit that.
-    if rustix::process::getpriority_process(None).is_ok_and(|nice| nice < 0) {
-        rustix::process::setpriority_process(None, 0)?;
+    if rustix::process::getpriority_process(None).is_ok_and(|own| own < nice) {
+        rustix::process::setpriority_process(None, nice)?;
     }
     super::scheduling::ordinary_slack();
     if let Some(user) = user {
@@ -519,9 +522,15 @@ pub fn set_own_oom_score_adj(paths: &Paths, value: i32) -> io::Result<()> {
     File::options().write(true).open(paths.proc.join("self/oom_score_adj"))?.write_all(value.to_string().as_bytes())
 }
 
-/// Gives the daemon itself a nice value.
-pub fn set_own_nice(value: i32) -> io::Result<()> {
-    Ok(rustix::process::setpriority_process(None, value)?)
+/// Gives the daemon itself a better nice value, where it may. Returns what its workers are to begin with: the value it was
+/// started with, or the ordinary one if that was better.
+pub fn take_nice(value: i32) -> i32 {
+    let found = rustix::process::getpriority_process(None).unwrap_or(0);
+    if found > value {
+        // Nobody waits for it; it is a matter of comfort.
+        let _ = rustix::process::setpriority_process(None, value);
+    }
+    found.max(0)
 }
 
 /// Finds out by doing it whether a worse nice value can be taken back, on a child of ours that was not reaped yet.

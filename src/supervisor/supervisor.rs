@@ -40,6 +40,8 @@ pub struct Surroundings {
     pub oom_score_adj: Option<i32>,
     /// The (soft, hard) limit on descriptors a worker gets back.
     pub descriptors: Option<(u64, u64)>,
+    /// The nice value a worker begins with.
+    pub nice: i32,
     /// `run -- COMMAND`: the name of the worker whose end is ours, and whether a restart policy was asked for.
     pub command: Option<Command>,
 }
@@ -571,6 +573,7 @@ fn launch(around: &Surroundings, worker: &Worker, name: &str) -> io::Result<(Pro
         groups: entrances,
         oom_score_adj: around.oom_score_adj,
         descriptors: around.descriptors,
+        nice: around.nice,
         inherit_stdin: around.command.as_ref().is_some_and(|command| command.worker == worker.name),
     };
     let started = process::spawn(&launch).and_then(|pid| {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 
 use crate::outside;
 use crate::stage::{Stage, skip, wait_for};
@@ -40,6 +41,21 @@ fn the_kernel_takes_a_worker_before_the_daemon() {
         |pid: i32| -> i32 { fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).expect("it lives").trim().parse().expect("a number") };
     let (worker, daemon) = (score(stage.worker("web")), score(stage.pid()));
     assert!(worker > daemon, "worker {worker}, daemon {daemon}");
+}
+
+#[test]
+fn a_worker_begins_with_the_nice_value_the_daemon_was_started_with() {
+    let mut stage = Stage::new("[workers.idle]\ncommand = {hungry}");
+    let mut command = stage.plimsoll(&["run"]);
+    let (own, _) = outside::priority(std::process::id() as i32).expect("it is us");
+    let worse = (own + 7).min(19);
+    // SAFETY: one system call between fork and exec.
+    unsafe {
+        command.pre_exec(move || Ok(rustix::process::setpriority_process(None, worse)?));
+    }
+    stage.launch_as(command);
+    let worker = stage.worker("idle");
+    wait_for("it has begun", || (outside::priority(worker)?.0 == worse).then_some(()));
 }
 
 #[test]
