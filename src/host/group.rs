@@ -87,6 +87,12 @@ impl Groups {
                 groups.cpu = groups.probe_v1(layout.cpu.as_ref(), "cpu", &folder, note);
                 groups.cpuacct = groups.probe_v1(layout.cpuacct.as_ref(), "cpuacct", &folder, note);
                 groups.memory = groups.probe_v1(layout.memory.as_ref(), "memory", &folder, note);
+                // `cgroup_no_v1=memory`: below a group that gives children no controllers, a group says nothing of memory.
+                if let Some((_, base)) = groups.memory.take_if(|(version, base)| *version == Version::V2 && !base.has("memory.current")) {
+                    groups
+                        .limitations
+                        .push(format!("no group of our own for memory: {} is given no such controller", base.path().display()));
+                }
                 groups.unified = groups.probe_v1(unified.as_ref(), "the v2 tree", &folder, note).map(|(_, base)| base);
                 if let Some((_, base)) = groups.cpu.clone()
                     && let Err(error) = try_quota(Version::V1, &base)
@@ -487,6 +493,18 @@ mod tests {
             let [quota, memory] = groups.limitations() else { panic!("{:?}", groups.limitations()) };
             assert!(quota.ends_with("a.service has no cpu controller") && memory.contains(why), "{quota}; {memory}");
         }
+    }
+
+    #[test]
+    fn memory_on_v2_beside_a_v1_cpu_is_claimed_only_where_children_are_given_it() {
+        let top = tempfile::tempdir().unwrap();
+        let own = Own { version: Version::V2, mount: top.path().into(), dir: top.path().into() };
+        let layout = Layout { kind: Kind::Hybrid, memory: Some(own.clone()), unified: Some(own), ..Layout::none() };
+        let groups = Groups::probe(&layout, 7, "7");
+        assert!(groups.memory.is_none() && groups.unified.is_some());
+        assert!(groups.limitations().iter().any(|told| told.contains("is given no such controller")), "{:?}", groups.limitations());
+        fs::write(top.path().join("plimsoll-7/memory.current"), "0\n").unwrap();
+        assert!(Groups::probe(&layout, 7, "7").memory.is_some());
     }
 
     proptest! {
