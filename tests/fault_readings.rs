@@ -72,6 +72,8 @@ fn rows() -> Vec<Row> {
         row("exact/docker-v2", "/memory.pressure", "some avg10=0.00", |r| letter(&r.pressure.memory), "ugufffkgff"),
         row("exact/docker-v1", "/memory.usage_in_bytes", "2x", |r| letter(&r.memory.current), "ugffffkgff"),
         row("hosts/readonly-cgroupfs", "/memory.failcnt", "1x", |r| letter(&r.memory.events), "ugffffkgff"),
+        // Not there from the start: a kernel that does not account its own part.
+        row("hosts/readonly-cgroupfs", "/memory.kmem.usage_in_bytes", "1x", |r| letter(&r.memory.unreclaimable), "kgffffkgff"),
         row("exact/docker-v1", "/memory.limit_in_bytes", "26843545x", |r| letter(&r.memory.limit), "kfffffkfff"),
         row("exact/docker-v1", "/memory.stat", "cache 1", |r| letter(&r.memory.unreclaimable), "ugffffkgff"),
         row("exact/docker-v1", "/memory.stat", "cache 1", |r| letter(&r.memory.limit), "kfffffkfff"),
