@@ -420,6 +420,21 @@ impl Throttle {
         self.apply(supervisor, now)
     }
 
+    /// Says whether groups take a quota: where they do not any more, whoever is held by one is let go; where they do again,
+    /// having forgotten what was written to them, it is written once more.
+    pub fn rely_on_quota(&mut self, works: bool, supervisor: &Supervisor, now: Duration) -> Result<(), String> {
+        self.means.quota = works;
+        let mut failures: Vec<String> = self.apply(supervisor, now).err().into_iter().collect();
+        for (slot, held) in &self.held {
+            if let Grip::Quota { .. } = held.grip
+                && let Some(group) = supervisor.life(*slot).and_then(|life| life.group.as_ref())
+            {
+                failures.extend(write_all(&group.cpu_writes(Some(held.cores))).err());
+            }
+        }
+        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+    }
+
     /// Reads how much was taken away since the last look; called once a tick.
     pub fn measure(&mut self, now: Duration) {
         let mut more: Vec<(Arc<str>, Duration)> = Vec::new();

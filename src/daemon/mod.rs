@@ -4,6 +4,7 @@
 
 pub mod bell;
 pub mod brakes;
+pub mod controllers;
 pub mod events;
 pub mod explain;
 pub mod folders;

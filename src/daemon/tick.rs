@@ -35,6 +35,7 @@ impl Guardian {
     /// Looks, judges, plans, acts, records and publishes.
     pub fn tick(&mut self, now: Moment) {
         let late = now.steady.saturating_sub(self.tally.next_tick);
+        self.keep_controllers(now);
         self.sampler.read_into(self.supervisor.targets(), now, &mut self.readings);
         self.supervisor.note_readings(&self.readings);
         self.note_members();

@@ -301,7 +301,7 @@ fn sweep(folders: &Folders, paths: &Paths) -> Vec<Event> {
 }
 
 /// The best throttle that works here: the label of `plimsoll_environment_info{enforcement}`.
-fn enforcement(means: Means) -> &'static str {
+pub(super) fn enforcement(means: Means) -> &'static str {
     match means {
         Means { quota: true, .. } => "cgroup",
         Means { duty: true, .. } => "signal",

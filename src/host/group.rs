@@ -20,6 +20,10 @@ pub const LEAF: &str = "supervisor";
 
 /// How the folders of replicas begin: their names share the folder with the kernel's own files.
 pub const REPLICA: &str = "w-";
+/// What children of a v2 group are given, where it is there to give.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// The file by which a v2 group gives controllers to its children.
+const CONTROL: &str = "cgroup.subtree_control";
 /// The folder that is made to try things out.
 const PROBE: &str = "probe";
 /// Of as many earlier daemons orphans may still sit in a group of the name that is wanted.
@@ -48,8 +52,53 @@ pub struct Groups {
     made: Vec<PathBuf>,
     /// Set while the daemon sits in a leaf of its own: (its old group).
     left: Option<PathBuf>,
+    /// On v2: what was given to children at the start.
+    given: Option<Given>,
     /// What does not work, each with its reason, for people.
     limitations: Vec<String>,
+}
+
+/// The controllers that children of one v2 group were given.
+#[derive(Debug)]
+struct Given {
+    base: Arc<Folder>,
+    /// `cgroup.subtree_control`, kept open.
+    control: OwnedFd,
+    controllers: Vec<&'static str>,
+    /// Of those, taken away by others and not to be had again so far.
+    missing: Vec<&'static str>,
+}
+
+/// Controllers that others have taken from the groups of replicas, with all that these had counted and held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    pub controllers: Vec<&'static str>,
+    /// Why they could not be given again; `None`: they were.
+    pub failed: Option<String>,
+}
+
+impl Given {
+    fn of(base: &Arc<Folder>) -> io::Result<Given> {
+        let control = base.file(CONTROL)?;
+        let mut given = Given { base: base.clone(), control, controllers: Vec::new(), missing: Vec::new() };
+        given.controllers = CONTROLLERS.to_vec();
+        let absent = given.absent()?;
+        given.controllers.retain(|controller| !absent.contains(controller));
+        Ok(given)
+    }
+
+    fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|given| *given == controller && !self.missing.contains(given))
+    }
+
+    /// Those that children do not have at the moment. Costs a steady tick one read.
+    fn absent(&self) -> io::Result<Vec<&'static str>> {
+        let mut text = [0_u8; 512];
+        let length = rustix::io::pread(&self.control, &mut text, 0)?;
+        let text = text.get(..length).unwrap_or_default();
+        let is_there = |controller: &&str| text.split(u8::is_ascii_whitespace).any(|word| word == controller.as_bytes());
+        Ok(self.controllers.iter().copied().filter(|controller| !is_there(controller)).collect())
+    }
 }
 
 impl Groups {
@@ -135,21 +184,46 @@ impl Groups {
     fn probe_v2(&mut self, own: &Own, pid: i32, note: Note) -> Result<(), String> {
         let base = self.enter_leaf(own, pid, note)?;
         let base = Folder::open(&base).map(Arc::new).map_err(|error| at(&base, &error))?;
-        let enabled = base.read("cgroup.subtree_control").unwrap_or_default();
-        let has = |controller: &str| String::from_utf8_lossy(&enabled).split_whitespace().any(|word| word == controller);
-        if has("cpu") {
-            match try_quota(Version::V2, &base) {
-                Ok(()) => self.cpu = Some((Version::V2, base.clone())),
-                Err(error) => self.limitations.push(format!("no CPU quota: {}: {error}", base.path().display())),
-            }
+        let mut given = Given::of(&base).map_err(|error| at(&base.path().join(CONTROL), &error))?;
+        if given.has("cpu")
+            && let Err(error) = try_quota(Version::V2, &base)
+        {
+            self.limitations.push(format!("no CPU quota: {}: {error}", base.path().display()));
+            given.controllers.retain(|controller| *controller != "cpu");
         }
-        if has("memory") {
-            self.memory = Some((Version::V2, base.clone()));
-        }
+        self.rely_on(given);
         // Every v2 group accounts CPU time, with or without the controller.
         self.cpuacct = Some((Version::V2, base.clone()));
         self.unified = Some(base);
         Ok(())
+    }
+
+    fn rely_on(&mut self, given: Given) {
+        let base = |controller: &str| given.has(controller).then(|| (Version::V2, given.base.clone()));
+        (self.cpu, self.memory) = (base("cpu"), base("memory"));
+        self.given = Some(given);
+    }
+
+    /// Gives again what was given to children at the start and others have taken away since: systemd does so to a unit
+    /// without `Delegate=` whenever it looks at its groups anew (`daemon-reload`, `set-property`). What it cannot give it is
+    /// asked for again the next time. `None`: nothing has changed.
+    pub fn keep_controllers(&mut self) -> Option<Taken> {
+        let given = self.given.as_ref()?;
+        // A group that cannot be read is gone, and we with it.
+        let absent = given.absent().ok()?;
+        if absent.is_empty() && given.missing.is_empty() {
+            return None;
+        }
+        let give = |controller: &&'static str| Some((*controller, given.base.write(CONTROL, &format!("+{controller}")).err()?));
+        let (missing, mut errors): (Vec<&'static str>, Vec<io::Error>) = absent.iter().filter_map(give).unzip();
+        if absent == given.missing && missing == given.missing {
+            return None;
+        }
+        let failed = errors.pop().map(|error| at(&given.base.path().join(CONTROL), &error));
+        let controllers = if absent.is_empty() { given.missing.clone() } else { absent };
+        let given = Given { missing, ..self.given.take()? };
+        self.rely_on(given);
+        Some(Taken { controllers, failed })
     }
 
     /// Makes our own v2 group a parent: moves us to a leaf and gives controllers to children. Returns the parent.
@@ -179,9 +253,9 @@ impl Groups {
         }
         remove_replicas(&base);
         let available = fs::read_to_string(base.join("cgroup.controllers")).unwrap_or_default();
-        for controller in ["cpu", "memory", "pids"] {
+        for controller in CONTROLLERS {
             if available.split_whitespace().any(|word| word == controller)
-                && let Err(error) = write(&base, "cgroup.subtree_control", &format!("+{controller}"))
+                && let Err(error) = write(&base, CONTROL, &format!("+{controller}"))
             {
                 self.limitations.push(format!("no {controller} control for workers: {}: {error}", base.display()));
             }
@@ -281,9 +355,9 @@ impl Groups {
     pub fn remove(&mut self) {
         if let Some(base) = self.left.take() {
             remove_replicas(&base);
-            for controller in ["cpu", "memory", "pids"] {
+            for controller in CONTROLLERS {
                 // Refused while a replica's group is left; nothing can be done about that, and the next start sweeps it.
-                let _ = write(&base, "cgroup.subtree_control", &format!("-{controller}"));
+                let _ = write(&base, CONTROL, &format!("-{controller}"));
             }
             let _ = write(&base, "cgroup.procs", "0");
         }
@@ -305,6 +379,8 @@ pub struct Group {
     /// Each folder once.
     folders: Vec<Arc<Folder>>,
     oom_kills_before: u64,
+    /// What its processes had before is not in its memory account.
+    is_partial: bool,
 }
 
 impl Group {
@@ -328,14 +404,25 @@ impl Group {
         self.unified.as_ref()
     }
 
-    /// Its memory controller's files, bound to this very group.
-    pub fn memory_group(&self) -> Option<MemoryGroup> {
-        let (version, folder) = self.memory.as_ref()?;
-        Some(MemoryGroup::new(*version, folder.clone()))
+    /// Takes note that the memory controller was taken away: if it is given again, it begins to count at nothing, and what
+    /// was charged before stays with the group above.
+    pub fn begin_anew(&mut self) {
+        self.is_partial = true;
+        self.oom_kills_before = 0;
     }
 
+    fn whole_memory(&self) -> Option<&(Version, Arc<Folder>)> {
+        self.memory.as_ref().filter(|_| !self.is_partial)
+    }
+
+    /// Its memory controller's files, bound to this very group. `None` also where they do not tell of all its memory.
+    pub fn memory_group(&self) -> Option<MemoryGroup> {
+        self.whole_memory().map(|(version, folder)| MemoryGroup::new(*version, folder.clone()))
+    }
+
+    /// As [`Group::memory_group`], the folder.
     pub fn memory_accounting(&self) -> Option<&Arc<Folder>> {
-        self.memory.as_ref().map(|(_, folder)| folder)
+        self.whole_memory().map(|(_, folder)| folder)
     }
 
     /// The writes that hold the group to `cores` of CPU (`None`: to nothing), in the order in which they must be done.
@@ -383,7 +470,7 @@ impl Group {
 
     /// The largest memory it has held, in bytes, where the kernel keeps that.
     pub fn peak_memory(&self) -> Option<u64> {
-        let (version, folder) = self.memory.as_ref()?;
+        let (version, folder) = self.whole_memory()?;
         let file = match version {
             Version::V2 => "memory.peak",
             Version::V1 => "memory.max_usage_in_bytes",
@@ -493,6 +580,36 @@ mod tests {
             let [quota, memory] = groups.limitations() else { panic!("{:?}", groups.limitations()) };
             assert!(quota.ends_with("a.service has no cpu controller") && memory.contains(why), "{quota}; {memory}");
         }
+    }
+
+    #[test]
+    fn controllers_that_others_take_away_are_given_again() {
+        let top = tempfile::tempdir().unwrap();
+        let control = top.path().join(CONTROL);
+        fs::write(&control, "cpuset cpu memory pids\n").unwrap();
+        let base = Arc::new(Folder::open(top.path()).unwrap());
+        let mut groups = Groups::default();
+        groups.rely_on(Given::of(&base).unwrap());
+        assert_eq!(groups.keep_controllers(), None);
+        assert!(groups.has_quota() && groups.memory.is_some());
+
+        fs::write(&control, "cpuset pids\n").unwrap();
+        assert_eq!(groups.keep_controllers(), Some(Taken { controllers: vec!["cpu", "memory"], failed: None }));
+        assert_eq!(fs::read_to_string(&control).unwrap(), "+memorypids\n", "no kernel reads it here: the last write over the first");
+        assert!(groups.has_quota() && groups.memory.is_some());
+
+        // Refused: said once, tried each time, and nobody is promised a quota meanwhile.
+        fs::write(&control, "memory pids\n").unwrap();
+        fs::rename(&control, top.path().join("elsewhere")).unwrap();
+        let taken = groups.keep_controllers().unwrap();
+        assert_eq!(taken.controllers, ["cpu"]);
+        assert!(taken.failed.unwrap().contains("cgroup.subtree_control: No such file"));
+        assert!(!groups.has_quota() && groups.memory.is_some());
+        assert_eq!(groups.keep_controllers(), None);
+        fs::write(top.path().join("elsewhere"), "cpu memory pids\n").unwrap();
+        assert_eq!(groups.keep_controllers(), Some(Taken { controllers: vec!["cpu"], failed: None }));
+        assert!(groups.has_quota());
+        assert_eq!(groups.keep_controllers(), None);
     }
 
     #[test]

@@ -194,16 +194,20 @@ impl Workers {
     }
 
     fn follow(&mut self, targets: &[Target]) {
-        let same =
-            self.workers.len() == targets.len() && self.workers.iter().zip(targets).all(|(worker, target)| worker.slot == target.slot);
-        if same {
+        let is_same = |(worker, target): (&Worker, &Target)| {
+            worker.slot == target.slot && worker.memory_group.is_some() == target.memory_group.is_some()
+        };
+        if self.workers.len() == targets.len() && self.workers.iter().zip(targets).all(is_same) {
             return;
         }
         let mut before: HashMap<SlotId, Worker> = self.workers.drain(..).map(|worker| (worker.slot, worker)).collect();
         self.index.clear();
         for (at, target) in targets.iter().enumerate() {
             self.index.insert(target.slot, at);
-            self.workers.push(before.remove(&target.slot).unwrap_or_else(|| Worker::new(&self.paths, target)));
+            let mut worker = before.remove(&target.slot).unwrap_or_else(|| Worker::new(&self.paths, target));
+            // An account can end before the replica does.
+            worker.memory_group = worker.memory_group.filter(|_| target.memory_group.is_some());
+            self.workers.push(worker);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::config::settings::{Restart, Signal, Worker};
 use crate::host::Paths;
 use crate::host::accounts;
 use crate::host::clock::Moment;
-use crate::host::group::{self, Group, Groups};
+use crate::host::group::{self, Group, Groups, Taken};
 use crate::host::process::{self, Delivery, Exit, ExitStatus, Launch, Process};
 use crate::host::procfs::Stat;
 use crate::host::scan;
@@ -446,6 +446,17 @@ impl Supervisor {
     /// Removes the groups that were made for workers.
     pub fn remove_groups(&mut self) {
         self.around.groups.remove();
+    }
+
+    /// As [`Groups::keep_controllers`]; replicas whose memory is not counted whole any more are measured without their group.
+    pub fn keep_controllers(&mut self) -> Option<Taken> {
+        let taken = self.around.groups.keep_controllers()?;
+        if taken.controllers.contains(&"memory") {
+            let lives = self.replicas.iter_mut().filter_map(|replica| replica.life.as_mut());
+            lives.filter_map(|life| life.group.as_mut()).for_each(Group::begin_anew);
+            self.targets = None;
+        }
+        Some(taken)
     }
 
     pub fn groups(&self) -> &Groups {
