@@ -1,4 +1,4 @@
-//! What is done when others take controllers from the groups of workers: quotas are written again, lines and accounts given up.
+//! When others change the groups of workers: controllers are taken away, processes are moved out.
 
 use crate::host::clock::Moment;
 use crate::journal::Event;
@@ -28,5 +28,19 @@ impl Guardian {
         };
         failed.insert(0, format!("others took {} from the groups of workers: {outcome}", taken.controllers.join(", ")));
         self.tell(&[Event::Degraded { part: "cgroup", detail: failed.join("; ") }], now);
+    }
+
+    /// Replicas that are outside their groups, `su` having opened a session or an administrator having moved them, are held
+    /// and measured by process from now on.
+    pub fn note_strays(&mut self, now: Moment) {
+        self.supervisor.look_for_strays();
+        for (slot, pid) in self.supervisor.take_strays() {
+            let Some(replica) = self.supervisor.replica(slot) else { continue };
+            let mut told = vec![format!("{}.{}: its process {pid} is not in its control group", replica.worker.name, replica.index)];
+            told.push("the replica is measured and slowed by process".to_owned());
+            told.extend(self.throttle.let_go(slot, now.steady).err());
+            told.extend(self.brake.let_go(slot).err());
+            self.tell(&[Event::Degraded { part: "cgroup", detail: told.join("; ") }], now);
+        }
     }
 }

@@ -39,6 +39,7 @@ impl Guardian {
         self.sampler.read_into(self.supervisor.targets(), now, &mut self.readings);
         self.supervisor.note_readings(&self.readings);
         self.note_members();
+        self.note_strays(now);
         self.hang_bell();
         self.throttle.measure(now.steady);
 

@@ -7,6 +7,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -381,6 +382,8 @@ pub struct Group {
     oom_kills_before: u64,
     /// What its processes had before is not in its memory account.
     is_partial: bool,
+    /// Somebody of the replica is not in it.
+    is_left: bool,
 }
 
 impl Group {
@@ -401,7 +404,40 @@ impl Group {
 
     /// The folder in the v2 tree, where a [`super::freezer::Freezer`] may be opened.
     pub fn freezer(&self) -> Option<&Arc<Folder>> {
-        self.unified.as_ref()
+        self.unified.as_ref().filter(|_| !self.is_left)
+    }
+
+    /// Whether a process whose `/proc/PID/cgroup` says `text` is in these groups, or in groups below them. A tree that is not
+    /// spoken of is no evidence. Names are compared and not paths: those are as our own cgroup namespace shows them, and the
+    /// name of a replica's group is unique among the living.
+    pub fn holds(&self, text: &[u8]) -> bool {
+        let unified = self.unified.as_ref().map(|folder| (Version::V2, folder));
+        let controllers = [("cpu", &self.cpu), ("cpuacct", &self.cpuacct), ("memory", &self.memory)];
+        let of_controllers =
+            controllers.into_iter().filter_map(|(name, place)| Some((name, place.as_ref().map(|(v, folder)| (*v, folder))?)));
+        of_controllers.chain(unified.map(|place| ("", place))).all(|(controller, (version, folder))| {
+            let controller = if version == Version::V2 { "" } else { controller };
+            let name = folder.path().file_name().unwrap_or_default().as_bytes();
+            let path = text.split(|byte| *byte == b'\n').find_map(|line| {
+                let mut fields = line.splitn(3, |byte| *byte == b':').skip(1);
+                let is_ours = fields.next()?.split(|byte| *byte == b',').any(|word| word == controller.as_bytes());
+                fields.next().filter(|_| is_ours)
+            });
+            // On v1 whoever is ending is said to be at the top.
+            let is_evidence = |path: &&[u8]| version == Version::V2 || *path != b"/";
+            path.filter(is_evidence).is_none_or(|path| path.split(|byte| *byte == b'/').any(|part| part == name))
+        })
+    }
+
+    /// Takes note that somebody of the replica is in other groups (a login session of `su`, whatever a worker or an
+    /// administrator has set up): what is held or counted here is not the whole replica. It can still be killed and removed.
+    pub fn leave(&mut self) {
+        (self.cpu, self.cpuacct) = (None, None);
+        (self.is_partial, self.is_left) = (true, true);
+    }
+
+    pub fn is_left(&self) -> bool {
+        self.is_left
     }
 
     /// Takes note that the memory controller was taken away: if it is given again, it begins to count at nothing, and what
@@ -583,6 +619,24 @@ mod tests {
     }
 
     #[test]
+    fn who_has_left_its_groups_is_found_by_their_name() {
+        let top = tempfile::tempdir().unwrap();
+        let base = Folder::open(top.path()).unwrap();
+        let folder = Arc::new(base.make("w-web.0-17").unwrap());
+        let v1 = || Some((Version::V1, folder.clone()));
+        let joined = Group { cpu: v1(), cpuacct: v1(), memory: v1(), unified: Some(folder.clone()), ..Group::default() };
+        let inside = b"9:cpu,cpuacct:/x/plimsoll-7/w-web.0-17\n4:memory:/x/plimsoll-7/w-web.0-17\n1:name=systemd:/user.slice\n0::/w-web.0-17/below\n";
+        assert!(joined.holds(inside));
+        assert!(!joined.holds(b"9:cpu,cpuacct:/x/plimsoll-7/w-web.0-17\n4:memory:/user.slice\n0::/w-web.0-17\n"));
+        assert!(!joined.holds(b"9:cpu,cpuacct:/x/w-web.0-170\n4:memory:/w-web.0-17\n0::/w-web.0-17\n"));
+        assert!(joined.holds(b"") && joined.holds(b"9:cpu"), "what says nothing is no evidence");
+        assert!(joined.holds(b"9:cpu,cpuacct:/\n4:memory:/\n0::/w-web.0-17\n"), "so v1 speaks of who is ending");
+        let v2 = Group { cpu: Some((Version::V2, folder.clone())), unified: Some(folder.clone()), ..Group::default() };
+        assert!(v2.holds(b"0::/../w-web.0-17\n") && !v2.holds(b"0::/user.slice/session-3.scope\n"));
+        assert!(v2.holds(b"3:memory:/user.slice\n0::/w-web.0-17\n"), "a tree in which it has no group");
+    }
+
+    #[test]
     fn controllers_that_others_take_away_are_given_again() {
         let top = tempfile::tempdir().unwrap();
         let control = top.path().join(CONTROL);
@@ -625,6 +679,13 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn any_text_may_stand_where_groups_are_told(text: Vec<u8>) {
+            let top = tempfile::tempdir().unwrap();
+            let folder = Arc::new(Folder::open(top.path()).unwrap());
+            let _ = Group { cpu: Some((Version::V1, folder.clone())), unified: Some(folder), ..Group::default() }.holds(&text);
+        }
+
         #[test]
         fn a_quota_is_always_one_the_kernel_takes(cores: f64) {
             let (quota, period) = quota_us(cores);

@@ -89,7 +89,7 @@ impl Kept {
 }
 
 /// From the beginning to the end.
-fn read_all(file: &OwnedFd, buffer: &mut Vec<u8>) -> Result<(), Errno> {
+pub(super) fn read_all(file: &OwnedFd, buffer: &mut Vec<u8>) -> Result<(), Errno> {
     buffer.clear();
     buffer.reserve(4096);
     loop {

@@ -88,6 +88,17 @@ pub fn process(paths: &Paths, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, E
     read_stat(&root, pid, scratch)
 }
 
+/// `/proc/PID/cgroup` of one process, into `text`.
+///
+/// # Errors
+/// `ENOENT` or `ESRCH` when it has ended, else what the kernel said.
+pub fn cgroup(paths: &Paths, pid: i32, text: &mut Vec<u8>) -> Result<(), Errno> {
+    let root = open_root(paths)?;
+    let mut name = [0u8; NAME];
+    let file = rustix::fs::openat(&root, below(pid, "cgroup", &mut name)?, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    super::kept::read_all(&file, text)
+}
+
 /// How many files process `pid` has open.
 ///
 /// # Errors
@@ -115,7 +126,7 @@ fn pid_of(name: &CStr) -> Option<i32> {
     procfs::number(name.to_bytes()).filter(|pid| *pid > 0)
 }
 
-/// Room for `2147483647/stat` and its end: no allocation for each of hundreds of processes.
+/// Room for `2147483647/cgroup` and its end: no allocation for each of hundreds of processes.
 const NAME: usize = 24;
 
 fn below<'n>(pid: i32, file: &str, name: &'n mut [u8; NAME]) -> Result<&'n CStr, Errno> {

@@ -195,7 +195,9 @@ impl Workers {
 
     fn follow(&mut self, targets: &[Target]) {
         let is_same = |(worker, target): (&Worker, &Target)| {
-            worker.slot == target.slot && worker.memory_group.is_some() == target.memory_group.is_some()
+            worker.slot == target.slot
+                && worker.memory_group.is_some() == target.memory_group.is_some()
+                && worker.cpu_group.is_some() == target.cpu_group.is_some()
         };
         if self.workers.len() == targets.len() && self.workers.iter().zip(targets).all(is_same) {
             return;
@@ -205,8 +207,7 @@ impl Workers {
         for (at, target) in targets.iter().enumerate() {
             self.index.insert(target.slot, at);
             let mut worker = before.remove(&target.slot).unwrap_or_else(|| Worker::new(&self.paths, target));
-            // An account can end before the replica does.
-            worker.memory_group = worker.memory_group.filter(|_| target.memory_group.is_some());
+            worker.lose_accounts(target);
             self.workers.push(worker);
         }
     }
@@ -270,6 +271,18 @@ impl Worker {
             pss: Pss::default(),
             last: None,
             looks: target.slot.0,
+        }
+    }
+
+    /// An account can end before the replica does.
+    fn lose_accounts(&mut self, target: &Target) {
+        if target.memory_group.is_none() {
+            self.memory_group = None;
+        }
+        if target.cpu_group.is_none() && self.cpu_group.take().is_some() {
+            // What it knew of beside the living goes on to count; a rate across the two would be made up.
+            self.ended = self.ended.saturating_add(self.highest.saturating_sub(self.tree_cpu()));
+            (self.before, self.grouped, self.last) = (None, None, None);
         }
     }
 

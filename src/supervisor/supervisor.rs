@@ -26,6 +26,8 @@ const REMEMBERED: usize = 256;
 
 /// How often a tree that is being ended is looked at until nobody is left.
 const CLEARING_LOOK: Duration = Duration::from_millis(10);
+/// In each tick one of so many replicas is looked for outside its groups, and one at least.
+const STRAYS_PART: usize = 256;
 
 /// What all workers are started with.
 #[derive(Debug)]
@@ -90,6 +92,11 @@ pub struct Supervisor {
     /// The code the daemon ends with because its command has ended.
     finished: Option<i32>,
     next_look: Option<Duration>,
+    /// Replicas that were found outside their groups, with one process each.
+    strays: Vec<(SlotId, i32)>,
+    /// Where the next look for such begins.
+    cursor: usize,
+    scratch: Vec<u8>,
 }
 
 impl Supervisor {
@@ -105,6 +112,9 @@ impl Supervisor {
             closing: false,
             finished: None,
             next_look: None,
+            strays: Vec::new(),
+            cursor: 0,
+            scratch: Vec::new(),
         }
     }
 
@@ -543,10 +553,43 @@ impl Supervisor {
 
     /// Remembers who belongs to a tree, for the day when one of them has left its session and lost its parent.
     pub fn note_members(&mut self, slot: SlotId, members: impl Iterator<Item = (i32, u64)>) {
-        if let Some(life) = self.life_mut(slot) {
-            life.known.clear();
-            life.known.extend(members);
+        let Some(life) = self.places.get(&slot).and_then(|place| self.replicas.get_mut(*place)?.life.as_mut()) else { return };
+        let before = std::mem::replace(&mut life.known, members.collect());
+        let mut new = life.known.iter().filter(|member| !before.contains(member));
+        if let Some((pid, _)) = new.find(|member| is_astray(life, **member, &self.around.paths, &mut self.scratch)) {
+            self.strays.push((slot, *pid));
         }
+    }
+
+    /// Looks whether replicas are still in their groups: whoever is new in a tree was looked at by [`Supervisor::note_members`],
+    /// whoever was moved later is found here, one member of some replicas at a time.
+    pub fn look_for_strays(&mut self) {
+        let count = (self.replicas.len() / STRAYS_PART).saturating_add(1);
+        for _ in 0..count {
+            self.cursor = self.cursor.wrapping_add(1);
+            let round = self.cursor / self.replicas.len().max(1);
+            let Some(life) = self.replicas.get(self.cursor % self.replicas.len().max(1)).and_then(|replica| replica.life.as_ref()) else {
+                continue;
+            };
+            if let Some(member) = life.known.get(round % life.known.len().max(1))
+                && is_astray(life, *member, &self.around.paths, &mut self.scratch)
+            {
+                self.strays.push((life.slot, member.0));
+            }
+        }
+    }
+
+    /// The replicas that were found outside their groups since this was last asked, with the process it was found by. From now on their
+    /// groups are not used.
+    pub fn take_strays(&mut self) -> Vec<(SlotId, i32)> {
+        let strays = std::mem::take(&mut self.strays);
+        for (slot, _) in &strays {
+            if let Some(group) = self.life_mut(*slot).and_then(|life| life.group.as_mut()) {
+                group.leave();
+            }
+            self.targets = None;
+        }
+        strays
     }
 
     fn life_mut(&mut self, slot: SlotId) -> Option<&mut Life> {
@@ -619,6 +662,14 @@ fn ask_to_end(replica: &mut Replica, purpose: Purpose, cause: &'static str, now:
     } else if purpose == Purpose::Down {
         replica.cause = Some(cause);
     }
+}
+
+/// True when a member of this life is in other groups than its own, and still the same process after the look.
+fn is_astray(life: &Life, (pid, started): (i32, u64), paths: &Paths, text: &mut Vec<u8>) -> bool {
+    let Some(group) = life.group.as_ref().filter(|group| !group.is_left()) else { return false };
+    scan::cgroup(paths, pid, text).is_ok()
+        && !group.holds(text)
+        && scan::process(paths, pid, text).is_ok_and(|stat| stat.started == started && !stat.has_ended())
 }
 
 fn kill_all(life: &Life, members: &[Process]) {

@@ -169,6 +169,29 @@ fn a_hog_is_held_to_its_budget_by_quota() {
     }
 }
 
+/// `throttle = "auto"`: a quota while it is in its group, then whatever else works. `su` and login sessions do the same.
+#[test]
+fn a_hog_that_was_moved_out_of_its_groups_is_held_without_them() {
+    let _alone = measuring();
+    let (_yard, stage) = preferred(&format!("{POLICY}\n[workers.hog]\ncommand = {{hungry burn=1}}"));
+    if !by_quota(&stage) {
+        return;
+    }
+    let hog = stage.worker("hog");
+    settled(&stage);
+    let left = outside::lead_astray(hog);
+    assert!(outside::quota_file(hog).is_none(), "it is elsewhere: {:?}", outside::groups(hog));
+    let told = stage.event("degraded", |event| event["part"] == "cgroup");
+    assert!(told["detail"].as_str().is_some_and(|text| text.starts_with("hog.0: its process")), "{told}");
+    wait_for("it is held again", || (stage.status()["workers"][0]["replicas"][0]["throttle_method"] == "duty").then_some(()));
+    assert_held(&stage, 0.02);
+    assert_eq!(stage.events_named("degraded").len(), 1, "told once");
+    let cores = stage.status()["workers"][0]["replicas"][0]["used_cores"].as_f64().expect("its use is known");
+    assert!(cores > BUDGET / 3.0, "what it uses is seen: {cores}");
+    drop(stage);
+    left.iter().for_each(|folder| outside::remove_group(folder));
+}
+
 #[test]
 fn a_hog_is_held_to_its_budget_by_freezer_and_never_held_for_long() {
     let _alone = measuring();

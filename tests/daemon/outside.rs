@@ -190,6 +190,21 @@ pub fn groups_of_instance(pid: u32) -> Vec<PathBuf> {
     folders.into_iter().filter(|folder| folder.exists()).collect()
 }
 
+/// Moves a process from the groups it was started in to others beside them, and returns those.
+pub fn lead_astray(pid: i32) -> Vec<PathBuf> {
+    let mut left: Vec<PathBuf> = Vec::new();
+    for (_, folder) in groups(pid) {
+        let is_own = folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("w-"));
+        let elsewhere = folder.with_file_name("elsewhere");
+        if is_own && !left.contains(&elsewhere) {
+            fs::create_dir_all(&elsewhere).expect("a group can be made beside its own");
+            fs::write(elsewhere.join("cgroup.procs"), pid.to_string()).expect("it can be moved");
+            left.push(elsewhere);
+        }
+    }
+    left
+}
+
 /// Removes a group and the groups in it; those that hold somebody stay.
 pub fn remove_group(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
