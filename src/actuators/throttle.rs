@@ -185,12 +185,26 @@ impl Throttle {
         }
     }
 
-    /// Lets go whoever is held in a way that its settings do not allow any more; called after a reload.
+    /// Holds a replica anew, by whatever works for it now.
+    pub fn take_anew(&mut self, slot: SlotId, supervisor: &Supervisor, now: Duration) -> Result<(), String> {
+        if let Some(held) = self.held.remove(&slot) {
+            self.drop_grip(slot, held, now)?;
+        }
+        self.settle(slot, supervisor, now)
+    }
+
+    /// Whoever is held in a way that does not work or is not allowed any more is held in another, or let go; called after
+    /// a reload.
     pub fn apply(&mut self, supervisor: &Supervisor, now: Duration) -> Result<(), String> {
-        let allowed = |slot: &SlotId| supervisor.replica(*slot).and_then(|replica| self.means.method(&replica.worker).ok());
+        let means = self.means;
+        let allowed = |slot: &SlotId| supervisor.replica(*slot).and_then(|replica| means.method(&replica.worker).ok());
         let wrong: Vec<SlotId> =
             self.held.iter().filter(|(slot, held)| allowed(slot) != Some(held.grip.method())).map(|(slot, _)| *slot).collect();
-        let failures: Vec<String> = wrong.into_iter().filter_map(|slot| self.let_go(slot, now).err()).collect();
+        let again = |slot: SlotId| match allowed(&slot) {
+            Some(_) => self.take_anew(slot, supervisor, now),
+            None => self.let_go(slot, now),
+        };
+        let failures: Vec<String> = wrong.into_iter().map(again).filter_map(Result::err).collect();
         if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
     }
 

@@ -38,7 +38,7 @@ impl Guardian {
             let Some(replica) = self.supervisor.replica(slot) else { continue };
             let mut told = vec![format!("{}.{}: its process {pid} is not in its control group", replica.worker.name, replica.index)];
             told.push("the replica is measured and slowed by process".to_owned());
-            told.extend(self.throttle.let_go(slot, now.steady).err());
+            told.extend(self.throttle.take_anew(slot, &self.supervisor, now.steady).err());
             told.extend(self.brake.let_go(slot).err());
             self.tell(&[Event::Degraded { part: "cgroup", detail: told.join("; ") }], now);
         }

@@ -20,6 +20,11 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// Nor more than one part in this many of the time is spent on it.
 const SHARE: u32 = 1000;
 
+/// Ten times as much while a replica is young: most start what they are made of at once (a shell, `su`, a master with its
+/// workers), and what has not been found is not counted where there is no group that knows.
+const YOUNG_SHARE: u32 = 100;
+const YOUNG: Duration = Duration::from_secs(10);
+
 /// Between two full passes, which learn who has ended or is a zombie by now, only processes that are new are looked at.
 const FULL_PASS_EVERY: Duration = Duration::from_secs(10);
 
@@ -39,6 +44,8 @@ pub struct Trees {
     /// Given out by the kernel when all processes were last looked through.
     last_pid: Option<i32>,
     scanned: Option<Moment>,
+    /// Up to when some replica is young; `None` when one was just taken in.
+    young: Option<Moment>,
     /// When every process was last looked at, not only the new ones.
     passed: Option<Moment>,
     /// Whoever was there at this moment is known.
@@ -96,6 +103,7 @@ impl Trees {
             loadavg: Kept::new(paths, paths.proc.join("loadavg")),
             last_pid: None,
             scanned: None,
+            young: None,
             passed: None,
             complete: None,
             cost: Duration::ZERO,
@@ -163,6 +171,7 @@ impl Trees {
             // Whatever a new one started before we followed it has not been looked for.
             self.last_pid = None;
             self.complete = None;
+            self.young = None;
             self.changes += 1;
         }
         for tree in self.trees.iter_mut().filter(|tree| tree.unseen.is_some()) {
@@ -176,7 +185,9 @@ impl Trees {
     /// # Errors
     /// As [`Trees::rescan`].
     pub(super) fn refresh(&mut self, now: Moment) -> Result<bool, Errno> {
-        let gap = SHORTEST.max(self.cost * SHARE);
+        let young = *self.young.get_or_insert_with(|| now.after(YOUNG));
+        let share = if now.steady < young.steady { YOUNG_SHARE } else { SHARE };
+        let gap = SHORTEST.max(self.cost * share);
         if self.trees.is_empty() || self.scanned.is_some_and(|then| now.since(then) < gap) {
             return Ok(false);
         }

@@ -18,7 +18,7 @@ from pathlib import Path
 from outcome import FAIL, Outcome, Unavailable
 
 HERE = Path(__file__).resolve().parent
-PACKAGES = ["systemd", "systemd-sysv", "dbus", "udev", "procps", "python3", "linux-image-cloud-amd64"]
+PACKAGES = ["systemd", "systemd-sysv", "dbus", "libpam-systemd", "udev", "procps", "python3", "linux-image-cloud-amd64"]
 RELEASE = "bookworm"
 # Part of the cached disk's key: raise it when the recipe below changes in a way the package list does not show.
 RECIPE = 1
