@@ -186,8 +186,15 @@ impl Cycle {
         if self.next > now {
             return;
         }
-        let cpu = self.cpu(&shared.paths);
         let was = self.duty.hold();
+        // Whoever is stopped now is let go first. Not only when it is to be stopped: a shell that waits for its child never
+        // uses its share, and its child would be free.
+        if was == Hold::Run
+            && let Some(found) = self.found.take()
+        {
+            self.tree.members = found;
+        }
+        let cpu = self.cpu(&shared.paths);
         let (hold, next) = self.duty.step(now, cpu);
         self.next = next;
         match (was, hold) {
@@ -216,9 +223,6 @@ impl Cycle {
     }
 
     fn stop(&mut self, shared: &Shared) {
-        if let Some(found) = self.found.take() {
-            self.tree.members = found;
-        }
         let frozen = self.tree.freezer.as_ref().is_some_and(|freezer| freezer.freeze().is_ok());
         if frozen {
             self.take_members_of_group(&shared.paths);
@@ -308,6 +312,38 @@ mod tests {
         assert!(used <= 0.1 * 3.0 + 0.1, "{used} s of 3");
         // At most 45 ms in one go, and at least one run in between: held for the most part, and let go many times.
         assert!((Duration::from_secs(1)..Duration::from_secs(3)).contains(&held) && used > 0.0, "held for {held:?}, used {used} s");
+        assert_eq!((failed, left), (vec![], vec![]));
+    }
+
+    /// `sh -c "app & wait"`, `su - user -c app`: who was there first never uses the share.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a real process is held for a real while, in which this thread does nothing")]
+    fn a_child_that_joins_a_tree_at_rest_is_held_too() {
+        let start = |script: &str| std::process::Command::new("sh").args(["-c", script]).spawn().unwrap();
+        let mut children = [start("exec sleep 1000"), start("while :; do :; done")];
+        let (paths, stops) = (Paths::default(), Arc::new(StopTable::create().unwrap()));
+        let handle = |child: &std::process::Child| {
+            let pid = i32::try_from(child.id()).unwrap();
+            Process::open_child(&paths, pid).unwrap().unwrap()
+        };
+        let [resting, burning] = children.each_ref().map(handle);
+        let pid = burning.pid();
+        let mut cycles = Cycles::new(paths.clone(), stops.clone());
+        let slot = SlotId(1);
+        let tree = Tree { freezer: None, accounting: None, members: vec![resting] };
+        cycles.begin(slot, 0.1, Duration::from_millis(50), tree, Moment::now().steady).unwrap();
+        std::thread::sleep(Duration::from_millis(300));
+        cycles.set_members(slot, vec![handle(&children[0]), burning]);
+        let before = cputime::of_process(pid).unwrap();
+        std::thread::sleep(Duration::from_secs(3));
+        let used = (cputime::of_process(pid).unwrap() - before).as_secs_f64();
+        let (_, failed) = cycles.end(slot, Moment::now().steady);
+        let left = stops.held();
+        for child in &mut children {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert!(used <= 0.1 * 3.0 + 0.15, "{used} s of 3");
         assert_eq!((failed, left), (vec![], vec![]));
     }
 }

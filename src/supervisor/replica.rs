@@ -107,6 +107,14 @@ impl Life {
         found.iter().filter_map(|stat| Process::open_seen(paths, stat).transpose()).collect()
     }
 
+    /// Remembers everybody in its tree. `processes` is a fresh scan.
+    pub(super) fn meet(&mut self, keeper: i32, processes: &[Stat]) {
+        let members = process::tree_of(self.root(), keeper, &self.known, processes);
+        let new = members.iter().map(|stat| (stat.pid, stat.started)).filter(|member| !self.known.contains(member));
+        let new: Vec<_> = new.collect();
+        self.known.extend(new);
+    }
+
     /// Sends a signal to the process that was started, and lets it go on if it is stopped: a signal does not reach a
     /// stopped process before SIGCONT.
     pub fn signal(&self, signal: crate::config::settings::Signal) -> std::io::Result<Delivery> {

@@ -121,6 +121,11 @@ impl Supervisor {
     /// Makes the set of replicas what the settings say: new ones wait to be started, superfluous ones are stopped, those
     /// whose way of being started has changed are replaced. Everything else goes on untouched.
     pub fn apply(&mut self, workers: &[Arc<Worker>], limit_cores: f64, now: Moment) {
+        self.meet_all(|replica| {
+            let stays =
+                workers.iter().find(|worker| worker.name == replica.worker.name && replica.index < worker.replicas.count(limit_cores));
+            stays.is_none_or(|worker| starts_differently(&replica.worker, worker))
+        });
         for replica in &mut self.replicas {
             let wanted = workers.iter().find(|worker| worker.name == replica.worker.name);
             match wanted {
@@ -378,6 +383,7 @@ impl Supervisor {
     }
 
     fn replace(&mut self, slot: SlotId, cause: &'static str, now: Moment, kill_at: Option<Duration>) -> bool {
+        self.meet_all(|replica| replica.slot() == Some(slot));
         let Some(replica) = self.places.get(&slot).and_then(|place| self.replicas.get_mut(*place)) else { return false };
         if replica.slot() != Some(slot) {
             return false;
@@ -433,6 +439,7 @@ impl Supervisor {
             .filter(|replica| replica.life.is_some())
             .map(|replica| (replica.worker.name.clone(), replica.worker.after.clone()))
             .collect();
+        self.meet_all(|_| true);
         for replica in &mut self.replicas {
             let needed = alive.iter().any(|(name, after)| *name != replica.worker.name && after.contains(&replica.worker.name));
             if needed && now.steady < deadline {
@@ -561,6 +568,22 @@ impl Supervisor {
         }
     }
 
+    /// Before any of these is asked to end: takes in everybody who is in its tree now. Once the parent of one that has left
+    /// the session and the group has ended, nothing tells any more whose it was.
+    fn meet_all(&mut self, which: impl Fn(&Replica) -> bool) {
+        let is_about = |replica: &Replica| replica.is_running() && which(replica);
+        if !self.replicas.iter().any(is_about) {
+            return;
+        }
+        let mut processes = Vec::new();
+        // Whoever was seen before is known all the same.
+        let _ = scan::processes(&self.around.paths, &mut processes, &mut self.scratch);
+        let keeper = self.around.keeper;
+        for life in self.replicas.iter_mut().filter(|replica| is_about(replica)).filter_map(|replica| replica.life.as_mut()) {
+            life.meet(keeper, &processes);
+        }
+    }
+
     /// Looks whether replicas are still in their groups: whoever is new in a tree was looked at by [`Supervisor::note_members`],
     /// whoever was moved later is found here, one member of some replicas at a time.
     pub fn look_for_strays(&mut self) {
@@ -582,11 +605,12 @@ impl Supervisor {
     /// The replicas that were found outside their groups since this was last asked, with the process it was found by. From now on their
     /// groups are not used.
     pub fn take_strays(&mut self) -> Vec<(SlotId, i32)> {
-        let strays = std::mem::take(&mut self.strays);
-        for (slot, _) in &strays {
-            if let Some(group) = self.life_mut(*slot).and_then(|life| life.group.as_mut()) {
-                group.leave();
-            }
+        let mut strays = std::mem::take(&mut self.strays);
+        strays.retain(|(slot, _)| {
+            let group = self.life_mut(*slot).and_then(|life| life.group.as_mut()).filter(|group| !group.is_left());
+            group.map(Group::leave).is_some()
+        });
+        if !strays.is_empty() {
             self.targets = None;
         }
         strays

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use crate::crash::NO_GROUPS;
 use crate::outside;
 use crate::stage::{Stage, hungry, skip, wait_for};
 
@@ -176,6 +177,20 @@ fn survivors_of_a_worker_that_has_ended_are_ended_before_it_is_replaced() {
     );
     let ended = stage.event("worker_exited", |event| event["worker"] == "tree");
     assert_eq!((&ended["exit_code"], &ended["survivors_killed"]), (&1.into(), &2.into()), "{ended}");
+}
+
+/// As `su` does it: asked to end, it kills its child and leaves the grandchild, which is in a session of its own, to whoever
+/// takes orphans. It is stopped as soon as the grandchild is there, before any look at processes has to have seen it.
+#[test]
+fn a_grandchild_in_a_session_of_its_own_is_ended_without_a_group_that_knows_it() {
+    let grandchild = "setsid sh -c 'echo > up; exec sleep 1000' & wait";
+    let script = format!("trap 'kill -9 $child; exit 0' TERM; sh -c \"{grandchild}\" & child=$!; wait");
+    let mut stage = Stage::running(&format!("{NO_GROUPS}[workers.tree]\ncommand = [\"sh\", \"-c\", {}]", serde_json::json!(script)));
+    wait_for("the grandchild is there", || stage.path("up").exists().then_some(()));
+    let everybody = stage.population();
+    assert_eq!(stage.stop(), 0);
+    let left: Vec<_> = everybody.iter().filter(|one| outside::process(one.pid).is_some_and(|now| now.started == one.started)).collect();
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[test]
