@@ -688,10 +688,12 @@ fn ask_to_end(replica: &mut Replica, purpose: Purpose, cause: &'static str, now:
     }
 }
 
-/// True when a member of this life is in other groups than its own, and still the same process after the look.
+/// True when a member of this life is in other groups than its own, and still the same process after the look. A machine
+/// that is a folder does not follow when a process is put into a group.
 fn is_astray(life: &Life, (pid, started): (i32, u64), paths: &Paths, text: &mut Vec<u8>) -> bool {
     let Some(group) = life.group.as_ref().filter(|group| !group.is_left()) else { return false };
-    scan::cgroup(paths, pid, text).is_ok()
+    paths.is_live()
+        && scan::cgroup(paths, pid, text).is_ok()
         && !group.holds(text)
         && scan::process(paths, pid, text).is_ok_and(|stat| stat.started == started && !stat.has_ended())
 }
