@@ -33,6 +33,7 @@ use crate::response::lease::{Lease, Term};
 use crate::sampling::readings::SlotId;
 use crate::supervisor::{Replica, Supervisor};
 
+use super::complain;
 use super::undo::{Saved, UndoLog};
 
 /// Writes that may wait for a thread at once.
@@ -503,10 +504,6 @@ fn members(paths: &Paths, slot: SlotId, supervisor: &Supervisor) -> Vec<Process>
     // Nobody seen is nobody held.
     let seen = scan::processes(paths, &mut processes, &mut Vec::new()).map_err(io::Error::from);
     seen.and_then(|_| supervisor.members(slot, &processes)).unwrap_or_default()
-}
-
-fn complain(failed: Vec<String>) -> Result<(), String> {
-    if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
 }
 
 /// A thread for writes the kernel may be long in answering.

@@ -11,3 +11,8 @@ pub mod throttle;
 pub mod undo;
 
 pub use effect::Effect;
+
+/// What went wrong in a number of steps none of which stopped the next.
+fn complain(failed: Vec<String>) -> Result<(), String> {
+    if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+}

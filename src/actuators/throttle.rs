@@ -19,6 +19,7 @@ use crate::policy::Resource;
 use crate::sampling::readings::SlotId;
 use crate::supervisor::Supervisor;
 
+use super::complain;
 use super::cycles::{Cycles, Tree};
 use super::undo::{Saved, UndoLog};
 
@@ -173,7 +174,7 @@ impl Throttle {
     pub fn release(&mut self, resource: &Resource, supervisor: &Supervisor, now: Duration) -> Result<(), String> {
         let slots: Vec<SlotId> = self.wishes.iter().filter(|(_, wishes)| wishes.contains_key(resource)).map(|(slot, _)| *slot).collect();
         let failures: Vec<String> = slots.into_iter().filter_map(|slot| self.set(slot, resource, None, supervisor, now).err()).collect();
-        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+        complain(failures)
     }
 
     /// Lets one replica go, whoever wanted it held: it is about to end, or has ended.
@@ -205,7 +206,7 @@ impl Throttle {
             None => self.let_go(slot, now),
         };
         let failures: Vec<String> = wrong.into_iter().map(again).filter_map(Result::err).collect();
-        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+        complain(failures)
     }
 
     /// Lets everybody go.
@@ -384,7 +385,7 @@ impl Throttle {
             }
             Grip::Nice { members } => self.undo_priorities(&members),
         };
-        if failed.is_empty() { Ok(()) } else { Err(failed.join("; ")) }
+        complain(failed)
     }
 
     fn add_taken(&mut self, worker: &Arc<str>, more: Duration) {
@@ -434,8 +435,8 @@ impl Throttle {
         self.apply(supervisor, now)
     }
 
-    /// Says whether groups take a quota: where they do not any more, whoever is held by one is let go; where they do again,
-    /// having forgotten what was written to them, it is written once more.
+    /// Says whether groups take a quota: where they do not any more, whoever is held by one is held in another way or let
+    /// go; where they do again, having forgotten what was written to them, it is written once more.
     pub fn rely_on_quota(&mut self, works: bool, supervisor: &Supervisor, now: Duration) -> Result<(), String> {
         self.means.quota = works;
         let mut failures: Vec<String> = self.apply(supervisor, now).err().into_iter().collect();
@@ -446,7 +447,7 @@ impl Throttle {
                 failures.extend(write_all(&group.cpu_writes(Some(held.cores))).err());
             }
         }
-        if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
+        complain(failures)
     }
 
     /// Reads how much was taken away since the last look; called once a tick.

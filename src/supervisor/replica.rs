@@ -110,9 +110,11 @@ impl Life {
     /// Remembers everybody in its tree. `processes` is a fresh scan.
     pub(super) fn meet(&mut self, keeper: i32, processes: &[Stat]) {
         let members = process::tree_of(self.root(), keeper, &self.known, processes);
-        let new = members.iter().map(|stat| (stat.pid, stat.started)).filter(|member| !self.known.contains(member));
-        let new: Vec<_> = new.collect();
-        self.known.extend(new);
+        for member in members.iter().map(|stat| (stat.pid, stat.started)) {
+            if !self.known.contains(&member) {
+                self.known.push(member);
+            }
+        }
     }
 
     /// Sends a signal to the process that was started, and lets it go on if it is stopped: a signal does not reach a

@@ -439,10 +439,13 @@ impl Supervisor {
             .filter(|replica| replica.life.is_some())
             .map(|replica| (replica.worker.name.clone(), replica.worker.after.clone()))
             .collect();
-        self.meet_all(|_| true);
-        for replica in &mut self.replicas {
+        let waits = |replica: &Replica| {
             let needed = alive.iter().any(|(name, after)| *name != replica.worker.name && after.contains(&replica.worker.name));
-            if needed && now.steady < deadline {
+            needed && now.steady < deadline
+        };
+        self.meet_all(|replica| !waits(replica));
+        for replica in &mut self.replicas {
+            if waits(replica) {
                 continue;
             }
             if !matches!(replica.state, State::Stopping { purpose: Purpose::Down, .. } | State::Clearing { .. } | State::Stopped) {
@@ -560,11 +563,11 @@ impl Supervisor {
 
     /// Remembers who belongs to a tree, for the day when one of them has left its session and lost its parent.
     pub fn note_members(&mut self, slot: SlotId, members: impl Iterator<Item = (i32, u64)>) {
-        let Some(life) = self.places.get(&slot).and_then(|place| self.replicas.get_mut(*place)?.life.as_mut()) else { return };
+        let Some(life) = self.life_mut(slot) else { return };
         let before = std::mem::replace(&mut life.known, members.collect());
-        let mut new = life.known.iter().filter(|member| !before.contains(member));
-        if let Some((pid, _)) = new.find(|member| is_astray(life, **member, &self.around.paths, &mut self.scratch)) {
-            self.strays.push((slot, *pid));
+        let new: Vec<(i32, u64)> = life.known.iter().filter(|member| !before.contains(member)).copied().collect();
+        if let Some((pid, _)) = new.into_iter().find(|member| self.is_astray(slot, *member)) {
+            self.strays.push((slot, pid));
         }
     }
 
@@ -587,23 +590,32 @@ impl Supervisor {
     /// Looks whether replicas are still in their groups: whoever is new in a tree was looked at by [`Supervisor::note_members`],
     /// whoever was moved later is found here, one member of some replicas at a time.
     pub fn look_for_strays(&mut self) {
-        let count = (self.replicas.len() / STRAYS_PART).saturating_add(1);
-        for _ in 0..count {
+        let many = self.replicas.len();
+        for _ in 0..many.min(many / STRAYS_PART + 1) {
             self.cursor = self.cursor.wrapping_add(1);
-            let round = self.cursor / self.replicas.len().max(1);
-            let Some(life) = self.replicas.get(self.cursor % self.replicas.len().max(1)).and_then(|replica| replica.life.as_ref()) else {
-                continue;
-            };
-            if let Some(member) = life.known.get(round % life.known.len().max(1))
-                && is_astray(life, *member, &self.around.paths, &mut self.scratch)
-            {
-                self.strays.push((life.slot, member.0));
+            let (place, round) = (self.cursor % many, self.cursor / many);
+            let Some(life) = self.replicas.get(place).and_then(|replica| replica.life.as_ref()) else { continue };
+            let (slot, member) = (life.slot, life.known.get(round % life.known.len().max(1)).copied());
+            if let Some(member) = member.filter(|member| self.is_astray(slot, *member)) {
+                self.strays.push((slot, member.0));
             }
         }
     }
 
-    /// The replicas that were found outside their groups since this was last asked, with the process it was found by. From now on their
-    /// groups are not used.
+    /// True when a member of a life is in other groups than its own, and still the same process after the look. A machine
+    /// that is a folder does not follow when a process is put into a group.
+    fn is_astray(&mut self, slot: SlotId, (pid, started): (i32, u64)) -> bool {
+        let mut text = std::mem::take(&mut self.scratch);
+        let paths = &self.around.paths;
+        let group = self.life(slot).and_then(|life| life.group.as_ref()).filter(|group| !group.is_left() && paths.is_live());
+        let is_astray = group.is_some_and(|group| scan::cgroup(paths, pid, &mut text).is_ok() && !group.holds(&text))
+            && scan::process(paths, pid, &mut text).is_ok_and(|stat| stat.started == started && !stat.has_ended());
+        self.scratch = text;
+        is_astray
+    }
+
+    /// The replicas that were found outside their groups since this was last asked, with the process it was found by. From now
+    /// on their groups are not used.
     pub fn take_strays(&mut self) -> Vec<(SlotId, i32)> {
         let mut strays = std::mem::take(&mut self.strays);
         strays.retain(|(slot, _)| {
@@ -686,16 +698,6 @@ fn ask_to_end(replica: &mut Replica, purpose: Purpose, cause: &'static str, now:
     } else if purpose == Purpose::Down {
         replica.cause = Some(cause);
     }
-}
-
-/// True when a member of this life is in other groups than its own, and still the same process after the look. A machine
-/// that is a folder does not follow when a process is put into a group.
-fn is_astray(life: &Life, (pid, started): (i32, u64), paths: &Paths, text: &mut Vec<u8>) -> bool {
-    let Some(group) = life.group.as_ref().filter(|group| !group.is_left()) else { return false };
-    paths.is_live()
-        && scan::cgroup(paths, pid, text).is_ok()
-        && !group.holds(text)
-        && scan::process(paths, pid, text).is_ok_and(|stat| stat.started == started && !stat.has_ended())
 }
 
 fn kill_all(life: &Life, members: &[Process]) {
