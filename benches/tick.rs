@@ -167,7 +167,7 @@ impl Stage {
             growth: 0.0,
             grasp: Default::default(),
             busy: None,
-            lifetime_due: false,
+            due: None,
         };
         self.readings.workers.iter().map(candidate).collect()
     }

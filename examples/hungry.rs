@@ -12,6 +12,11 @@
 //! | `child=WORDS` | starts a child with those habits (separated by commas); any number of times |
 //! | `astray=WORDS` | starts a descendant that leaves session and parent, as a daemon does |
 //! | `serve=FILE` | answers HTTP on a port of its own, which it writes to the file |
+//! | `serve-fd3` | answers HTTP on the socket it was handed, with its pid; finishes what it has begun before it ends |
+//! | `slow=MS` | takes so long before it serves, or says that it is ready |
+//! | `notify` | says so to its `NOTIFY_SOCKET` |
+//! | `unready-if=FILE` | does neither while the file is there |
+//! | `alone=FILE` | writes a line to `FILE.broken` if another one with this word lives |
 //! | `deaf` | ignores SIGTERM |
 //! | `log=FILE` | writes a line for each thing that happens to it |
 //! | `after=MS`, `exit=CODE` | ends by itself, with that code |
@@ -23,7 +28,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -44,6 +49,11 @@ struct Habits {
     children: Vec<String>,
     astray: Vec<String>,
     serve: Option<String>,
+    serve_fd3: bool,
+    slow: Duration,
+    notify: bool,
+    unready_if: Option<String>,
+    alone: Option<String>,
     deaf: bool,
     log: Option<String>,
     after: Option<Duration>,
@@ -71,6 +81,19 @@ fn main() {
     for _ in 0..habits.burn {
         let until = habits.until.clone();
         std::thread::spawn(move || burn(until.as_deref()));
+    }
+    if let Some(file) = &habits.alone {
+        be_alone(file);
+    }
+    std::thread::sleep(habits.slow);
+    while habits.unready_if.as_ref().is_some_and(|file| std::path::Path::new(file).exists()) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    if habits.serve_fd3 {
+        std::thread::spawn(serve_inherited);
+    }
+    if habits.notify {
+        say_ready();
     }
     if let Some(file) = habits.serve.clone() {
         std::thread::spawn(move || serve(&file));
@@ -109,6 +132,11 @@ fn read(words: &[String]) -> Habits {
             "thrash" => habits.thrash = Some(value.to_owned()),
             "child" => habits.children.push(value.to_owned()),
             "astray" => habits.astray.push(value.to_owned()),
+            "serve-fd3" => habits.serve_fd3 = true,
+            "slow" => habits.slow = Duration::from_millis(number()),
+            "notify" => habits.notify = true,
+            "unready-if" => habits.unready_if = Some(value.to_owned()),
+            "alone" => habits.alone = Some(value.to_owned()),
             "serve" => habits.serve = Some(value.to_owned()),
             "deaf" => habits.deaf = true,
             "log" => habits.log = Some(value.to_owned()),
@@ -134,6 +162,56 @@ fn serve(file: &str) {
         let _ = stream.read(&mut [0; 1024]);
         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
     }
+}
+
+/// Set when it was asked to end: who serves does so after the request at hand.
+static ENDING: AtomicBool = AtomicBool::new(false);
+static SERVES: AtomicBool = AtomicBool::new(false);
+
+/// On the first socket that was handed over, whose number and count are as `sd_listen_fds(3)` has them.
+fn serve_inherited() {
+    use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+    let variable = |name: &str| std::env::var(name).unwrap_or_default();
+    assert_eq!(variable("LISTEN_PID"), std::process::id().to_string(), "the sockets are meant for this process");
+    assert!(variable("LISTEN_FDS").parse::<u32>().is_ok_and(|count| count > 0), "there is a socket");
+    SERVES.store(true, Ordering::SeqCst);
+    // SAFETY: whoever started us passed it on under this number, and nobody else here uses it.
+    let listener = unsafe { OwnedFd::from_raw_fd(3) };
+    // Others listen on it as well: who is woken need not be who gets the connection.
+    rustix::io::ioctl_fionbio(&listener, true).expect("it is a socket");
+    let body = std::process::id().to_string();
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+    while !ENDING.load(Ordering::SeqCst) {
+        let mut fds = [rustix::event::PollFd::from_borrowed_fd(listener.as_fd(), rustix::event::PollFlags::IN)];
+        let _ = rustix::event::poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 20_000_000 }));
+        while let Ok(stream) = rustix::net::accept(&listener) {
+            // A client that went away is no reason to stop.
+            let _ = rustix::io::read(&stream, &mut [0; 1024]);
+            let _ = rustix::net::send(&stream, answer.as_bytes(), rustix::net::SendFlags::NOSIGNAL);
+        }
+    }
+    std::process::exit(0);
+}
+
+fn say_ready() {
+    use std::os::linux::net::SocketAddrExt;
+    let name = std::env::var("NOTIFY_SOCKET").expect("there is a socket to say it to");
+    let socket = std::os::unix::net::UnixDatagram::unbound().expect("a socket");
+    let address = match name.strip_prefix('@') {
+        Some(name) => std::os::unix::net::SocketAddr::from_abstract_name(name),
+        None => std::os::unix::net::SocketAddr::from_pathname(&name),
+    };
+    socket.send_to_addr(b"STATUS=full of hope\nREADY=1\n", &address.expect("an address")).expect("somebody listens");
+}
+
+/// Holds the file for as long as it lives.
+fn be_alone(file: &str) {
+    let held = File::options().create(true).append(true).open(file).expect("the file can be opened");
+    if rustix::fs::flock(&held, rustix::fs::FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut broken = File::options().create(true).append(true).open(format!("{file}.broken")).expect("so can this one");
+        broken.write_all(format!("{} is not alone\n", std::process::id()).as_bytes()).expect("it can be written");
+    }
+    std::mem::forget(held);
 }
 
 /// The middle of a double fork: leaves the session, starts who is to be left alone, and ends.
@@ -164,6 +242,10 @@ fn listen(habits: &Habits, hoard: &Arc<Mutex<Vec<Vec<u8>>>>) {
                 note(&habits, "asked to end and does not");
             } else {
                 note(&habits, &format!("asked to end, peak {}", peak()));
+                if SERVES.load(Ordering::SeqCst) {
+                    ENDING.store(true, Ordering::SeqCst);
+                    continue;
+                }
                 std::process::exit(habits.exit);
             }
         }

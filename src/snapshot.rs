@@ -280,6 +280,13 @@ pub struct ReplicaState {
     pub restarts: u32,
     /// Seconds until the next start, while in backoff.
     pub next_start_in: Option<f64>,
+    /// What it waits for before it is started, or is ready.
+    pub waits_for: Option<String>,
+    /// Requests of its life, as they were reported.
+    pub requests: Option<u64>,
+    /// It is to take the place of the one before it, and has not yet.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_successor: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -24,6 +24,7 @@ use plimsoll::host::procfs::Stat;
 use plimsoll::host::stops::StopTable;
 use plimsoll::host::{cgroupfs, scan};
 use plimsoll::supervisor::Supervisor;
+use plimsoll::supervisor::sockets::Prepared;
 use plimsoll::supervisor::supervisor::Surroundings;
 use rustix::io::Errno;
 
@@ -132,9 +133,10 @@ fn inside_supervisor() {
             descriptors: None,
             nice: 0,
             command: None,
+            locks: std::env::temp_dir(),
         });
         let mut events = Vec::new();
-        supervisor.apply(&settings.workers, 1.0, Moment::now());
+        supervisor.apply(&settings.workers, Prepared::default(), 1.0, Moment::now());
         supervisor.advance(Moment::now(), &mut events);
         let slot = supervisor.replicas()[0].slot().expect("it was started");
         let root = supervisor.life(slot).unwrap().process.pid();

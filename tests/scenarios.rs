@@ -14,6 +14,7 @@ use plimsoll::config::settings::*;
 use plimsoll::host::clock::Moment;
 use plimsoll::policy::{Engine, Level, Resource, Verdict};
 use plimsoll::response::action::Outcome;
+use plimsoll::response::candidate::{Due, Grasp};
 use plimsoll::response::{Candidate, Deed, Planner};
 use plimsoll::sampling::readings::*;
 use serde::Deserialize;
@@ -360,9 +361,9 @@ impl<'a> World<'a> {
                     memory: Some((life.memory * MB) as u64),
                     growth: life.growth,
                     // No groups of their own on this machine.
-                    grasp: plimsoll::response::candidate::Grasp::default(),
+                    grasp: Grasp::default(),
                     busy: life.recycling.then_some("recycling"),
-                    lifetime_due: settings.recycle.lifetime.is_some_and(|lifetime| age >= lifetime),
+                    due: settings.recycle.lifetime.filter(|lifetime| age >= *lifetime).map(|_| Due::Lifetime),
                     settings,
                 }
             })
@@ -492,7 +493,12 @@ fn settings(scenario: &Scenario) -> Settings {
     };
     let policy = &scenario.policy;
     Settings {
-        daemon: Daemon { state_dir: folder("/state"), runtime_dir: folder("/run"), shutdown_timeout: Duration::from_secs(30) },
+        daemon: Daemon {
+            state_dir: folder("/state"),
+            runtime_dir: folder("/run"),
+            shutdown_timeout: Duration::from_secs(30),
+            leftovers: Leftovers::Adopt,
+        },
         log: Log { level: LogLevel::Info, format: LogFormat::Auto },
         http: Http { listen: Vec::new(), api_key: None, dashboard: false },
         host: HostPaths { proc: "/proc".into(), sys: "/sys".into(), cgroup: "/sys/fs/cgroup".into() },
@@ -519,29 +525,18 @@ fn settings(scenario: &Scenario) -> Settings {
 
 fn worker_settings(name: &str, file: &WorkerFile) -> Worker {
     Worker {
-        name: Arc::from(name),
-        command: vec![name.to_owned()],
-        directory: None,
-        user: None,
-        group: None,
-        env: BTreeMap::new(),
         replicas: Replicas::Count(file.replicas),
-        after: Vec::new(),
-        restart: Restart::Always,
-        backoff: Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(60), give_up: 10, within: Duration::from_secs(600) },
-        stop: Stop { signal: Signal(15), within: Duration::from_secs(30) },
         priority: file.priority,
         weight: file.weight,
         protected: file.protected,
-        throttle: ThrottleMethod::Auto,
-        longest_stop: Duration::from_millis(250),
         shed_signal: file.cache.map(|_| Signal(10)),
         limits: Limits { memory: file.limit.map(|limit| limit * MB as u64), cpu: file.cpu_limit },
         recycle: Recycle {
             lifetime: file.lifetime.map(Duration::from_secs),
             memory: file.recycle.map(|memory| memory * MB as u64),
-            jitter: 0.0,
+            ..Recycle::default()
         },
+        ..Worker::new(name, vec![name.to_owned()])
     }
 }
 

@@ -59,7 +59,7 @@ impl Perform for Hands<'_> {
             Deed::Recycle(slot, cause) => {
                 // A stopped process would not get the signal that asks it to end, one held at a line would be long about it.
                 let released = self.let_go(*slot, now);
-                done_or_gone(self.supervisor.recycle(*slot, cause.word(), now), released)
+                done_or_gone(self.supervisor.recycle(*slot, cause.word(), action.resource == Resource::Memory, now), released)
             }
             Deed::Kill(slot) => {
                 let released = self.let_go(*slot, now);

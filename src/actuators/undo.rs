@@ -205,7 +205,7 @@ impl UndoLog {
         let entries = File::open(&path).map(|file| read(&file)).unwrap_or_default();
         // In whole lines, or the next would be glued to half a line. A disk too full for that is found out by the first change.
         let _ = rewrite(&path, &entries);
-        UndoLog { path, boot: boot_id(paths), entries: Arc::new(Mutex::new(entries)) }
+        UndoLog { path, boot: scan::boot_id(paths), entries: Arc::new(Mutex::new(entries)) }
     }
 
     /// Whoever panicked while holding it left a list all the same.
@@ -302,7 +302,7 @@ pub fn sweep(path: &Path, paths: &Paths) -> io::Result<Swept> {
 
 fn sweep_log(path: &Path, paths: &Paths) -> io::Result<Swept> {
     let Some(file) = lock(path)? else { return Ok(Swept::default()) };
-    let (mut swept, failed) = put_back(read(&file), paths, boot_id(paths).as_deref());
+    let (mut swept, failed) = put_back(read(&file), paths, scan::boot_id(paths).as_deref());
     let mut left = Vec::new();
     for (entry, why) in failed {
         // A group in which somebody still runs is no failure: it is free of limits, and stays on record until it can be
@@ -351,12 +351,6 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
             Err(error) => return absent(error),
         }
     }
-}
-
-/// Which run of the machine this is, where the kernel says so.
-fn boot_id(paths: &Paths) -> Option<String> {
-    let text = std::fs::read_to_string(paths.proc.join("sys/kernel/random/boot_id")).ok()?;
-    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
 /// A line of ours is two paths and a value. What is longer is none of ours, and is not held in memory.

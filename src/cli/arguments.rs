@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::units::{Scalar, Span, Unit};
+use crate::config::units::{Scalar, SignalName, Span, Unit};
 use crate::journal::Event;
 
 /// Keeps a small server's workers below the load line.
@@ -101,6 +101,14 @@ pub enum Command {
     },
     /// Shows how things stand on one screen
     Status,
+    /// Controls workers: each command answers when it is done, or says what it still waits for
+    #[command(
+        after_help = "WORKER is a name, for all its replicas, or NAME.N for one of them, counted from 0.\nstart, stop and restart act at once; recycle replaces one replica after the other, with the replacement ready first where\nthere is memory for both. What scale sets holds until the settings say another number.\nExit 1 when it cannot be done, or is not done when --wait is over."
+    )]
+    Workers {
+        #[command(subcommand)]
+        command: Option<WorkersCommand>,
+    },
     /// Says why something is as it is, what was done about it, and what ends it
     #[command(
         after_help = "Without an argument: everything that is not normal, and a line for each thing that is.\nA resource is cpu, memory, disk or disk:PATH; a worker is called by its name, worker:NAME where a resource has the same."
@@ -144,6 +152,70 @@ pub enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum WorkersCommand {
+    /// Shows every replica; this is what no command does
+    List,
+    /// Brings up what is down
+    Start(Workers),
+    /// Asks them to end, and kills what has not after stop.within; they stay down until they are started
+    Stop(Workers),
+    /// Ends them and starts them again, all at once
+    Restart(Workers),
+    /// Replaces them one after the other
+    Recycle(Workers),
+    /// Sets the number of replicas
+    Scale {
+        #[arg(value_name = "WORKER")]
+        worker: String,
+        #[arg(value_name = "COUNT")]
+        count: u32,
+        #[command(flatten)]
+        patience: Patience,
+    },
+    /// Sends a signal to the process that was started
+    Signal {
+        #[arg(value_name = "WORKER")]
+        worker: String,
+        /// A signal such as SIGHUP, or its number
+        #[arg(value_name = "SIGNAL", value_parser = read_signal)]
+        signal: SignalName,
+    },
+    /// Sends the shed_signal of the settings: caches are to be dropped
+    Shed {
+        #[arg(value_name = "WORKER", required = true)]
+        workers: Vec<String>,
+    },
+    /// Prints how earlier lives ended, the latest last; works without a daemon too
+    History {
+        /// Only of this worker
+        #[arg(value_name = "WORKER")]
+        worker: Option<String>,
+        /// The last so many
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        limit: usize,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Workers {
+    #[arg(value_name = "WORKER", required = true)]
+    pub workers: Vec<String>,
+    #[command(flatten)]
+    pub patience: Patience,
+}
+
+#[derive(Debug, Args)]
+pub struct Patience {
+    /// Waits this long for it to be done, 0s not at all; otherwise as long as it may take
+    #[arg(long, value_name = "DURATION", value_parser = read_duration)]
+    pub wait: Option<Duration>,
+}
+
+fn read_signal(text: &str) -> Result<SignalName, String> {
+    SignalName::read(&Scalar::Text(text.to_owned())).map_err(|unfit| format!("{}; {} is needed", unfit.why, SignalName::ALLOWED))
 }
 
 #[derive(Debug, Subcommand)]

@@ -123,7 +123,12 @@ impl Client {
 
     /// `POST path` without a body; its JSON.
     pub fn post(&self, path: &str) -> Result<Value, ClientError> {
-        let bytes = self.ask(Method::POST, path, ANSWER)?;
+        self.post_within(path, ANSWER)
+    }
+
+    /// As [`Client::post`] for what takes its time.
+    pub fn post_within(&self, path: &str, patience: Duration) -> Result<Value, ClientError> {
+        let bytes = self.ask(Method::POST, path, patience)?;
         serde_json::from_slice(&bytes).map_err(|error| self.broken(format!("sent something that is not JSON: {error}")))
     }
 

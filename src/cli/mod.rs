@@ -11,6 +11,7 @@ pub mod init;
 pub mod render;
 pub mod settings;
 pub mod status;
+pub mod workers;
 
 use std::ffi::OsString;
 use std::io::{IsTerminal, Write};
@@ -29,14 +30,14 @@ use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
 use crate::host::inventory::Platform;
-use crate::host::process;
+use crate::host::spawn;
 use crate::http::listen::SOCKET;
 use crate::journal::history::{self, Wanted};
 use crate::sampling::sampler::Sampler;
 use crate::snapshot::Snapshot;
 use crate::snapshot::explain::Explanation;
 
-use arguments::{Arguments, Command, Common, ConfigCommand, Output};
+use arguments::{Arguments, Command, Common, ConfigCommand, Output, WorkersCommand};
 use client::{Client, ClientError};
 use render::Style;
 
@@ -97,6 +98,7 @@ impl Session {
                 ConfigCommand::Schema => print_line(&pretty(&config::schema())),
             },
             Command::Status => self.status(),
+            Command::Workers { command } => self.workers(command.unwrap_or(WorkersCommand::List)),
             Command::Explain { of } => self.explain(of.as_deref()),
             Command::Events { follow, since, limit, names } => {
                 let since = since.map(|since| Moment::now().unix_seconds() - since.as_secs_f64());
@@ -260,7 +262,7 @@ impl Session {
         let layout = Layout::discover(&paths);
         let readings = Sampler::new(&paths, &loaded.settings.sampling, &layout, []).read(&[], Moment::now());
         let path = sources.variable("PATH").map(std::ffi::OsStr::new);
-        let is_there = |program: &str| match process::resolve_program(program, path, Some(&sources.working_dir)) {
+        let is_there = |program: &str| match spawn::resolve_program(program, path, Some(&sources.working_dir)) {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(format!("{program} was not found here")),
             Err(error) => Err(error.to_string()),

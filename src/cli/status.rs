@@ -139,7 +139,13 @@ fn resource_lines(resource: &ResourceState, name_width: usize, style: Style) -> 
     lines
 }
 
-/// One line per replica.
+/// The workers alone, as `plimsoll workers list` shows them.
+pub fn render_workers(workers: &[WorkerState], style: Style) -> String {
+    let style = Style { width: style.width.clamp(64, 100), ..style };
+    worker_lines(workers, style).join("\n")
+}
+
+/// One line per replica, and one below it for what it waits for.
 fn worker_lines(workers: &[WorkerState], style: Style) -> Vec<String> {
     if workers.is_empty() {
         return vec![style.paint(Tone::Quiet, "no workers")];
@@ -162,6 +168,10 @@ fn worker_lines(workers: &[WorkerState], style: Style) -> Vec<String> {
         for replica in &worker.replicas {
             let name = if several { format!("{}.{}", worker.name, replica.index) } else { worker.name.to_string() };
             lines.push(clip(replica_line(&cell(&name, name_width), replica).trim_end(), style.width));
+            if let Some(what) = &replica.waits_for {
+                let told = format!("{} waits for: {what}", " ".repeat(name_width));
+                lines.push(style.paint(Tone::Quiet, &clip(&told, style.width)));
+            }
         }
         if worker.replicas.is_empty() {
             let told = format!("{} no replica of {} wanted", cell(&worker.name, name_width), worker.desired);

@@ -10,9 +10,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::settings::{LogFormat, LogLevel, Restart, Scope, ThrottleMethod};
+use super::settings::{Leftovers, LogFormat, LogLevel, OnDaemonDeath, Overlap, Restart, Scope, ThrottleMethod};
 use super::units::{
-    Account, Address, BytesLine, Cores, CoresLine, Count, CpuLimit, Every, MemoryLimit, Percent, RungName, SignalName, Size, Span, Variable,
+    Account, Address, BytesLine, Cores, CoresLine, Count, CpuLimit, Every, FileMask, IoPriority, ListenAddress, MemoryLimit, Percent,
+    ProcessorList, ResourceAmount, RungName, SignalName, Size, Span, Variable, WebAddress,
 };
 
 /// Settings of Plimsoll.
@@ -45,6 +46,9 @@ pub struct Daemon {
     /// The whole ordered shutdown is over after this long.
     #[schemars(extend("x-range" = ["100ms", "1d"]))]
     pub shutdown_timeout: Span,
+    /// What becomes of workers of an earlier daemon that was killed and that live on: `adopt` takes them over as they are, `end`
+    /// ends them and starts them anew. Those that are not in the settings any more are ended.
+    pub leftovers: Leftovers,
 }
 
 /// What the daemon says on stderr or to the journal.
@@ -226,10 +230,18 @@ pub struct Worker {
     pub group: Option<Account>,
     /// Variables on top of the daemon's environment. Never shown.
     pub env: BTreeMap<String, Variable>,
+    /// Files of such variables, one `NAME=VALUE` to a line, read at each start; later ones win, `env` wins over all. One whose
+    /// path begins with `-` need not be there.
+    pub env_files: Vec<String>,
     /// How many: a number, or `cpus` for the effective CPU limit rounded up, or `cpus+1`.
     pub replicas: Count,
-    /// Workers that are started before this one; they are stopped after it.
+    /// Addresses that the daemon binds once and hands to every replica as descriptors from 3 on (`LISTEN_FDS`): a restart
+    /// refuses no connection. Unix sockets by path.
+    pub listen: Vec<ListenAddress>,
+    /// Workers that are started, and ready, before this one; they are stopped after it.
     pub after: Vec<String>,
+    /// When it counts as ready.
+    pub ready: Ready,
     /// When it is started again after it ended.
     pub restart: Restart,
     /// The pause before it is started again.
@@ -252,6 +264,36 @@ pub struct Worker {
     /// Sent to ask it to drop its caches. None unless set: SIGUSR1 ends a program that does not expect it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shed_signal: Option<SignalName>,
+    /// What becomes of it when the daemon is killed: `resume` goes on without it, `stop` is ended.
+    pub on_daemon_death: OnDaemonDeath,
+    /// Runs once among all daemons that share its `lock`.
+    pub singleton: bool,
+    /// The file a singleton is locked by; an absolute path, on a volume that all share. `NAME.lock` in `daemon.state_dir` unless set.
+    #[schemars(length(min = 1))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lock: Option<String>,
+    /// Permissions new files are not given, such as `"0027"`; the daemon's own unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub umask: Option<FileMask>,
+    /// Its nice value, -20 (first) to 19 (last); what the daemon was started with unless set.
+    #[schemars(range(min = -20, max = 19))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nice: Option<i32>,
+    /// Its place before the disk: `idle`, `best-effort:0` to `best-effort:7`, `realtime:0` to `realtime:7`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ionice: Option<IoPriority>,
+    /// The processors it may run on, such as `0-1`; all the daemon may use unless set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub affinity: Option<ProcessorList>,
+    /// How readily the kernel ends it when memory is out, -1000 (never) to 1000 (first). Unless set 300 above the daemon's own.
+    #[schemars(range(min = -1000, max = 1000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_score_adj: Option<i32>,
+    /// Pages with the same content are kept once (kernel samepage merging; Linux 6.4). Saves memory where replicas hold much
+    /// of the same, costs some CPU, and lets who can measure the time of a write guess what is in others' memory.
+    pub merge_pages: bool,
+    /// What `setrlimit` allows it.
+    pub rlimits: Rlimits,
     /// Hard limits for each replica.
     pub limits: Limits,
     /// When a replica is replaced before it does harm.
@@ -266,8 +308,11 @@ impl Default for Worker {
             user: None,
             group: None,
             env: BTreeMap::new(),
+            env_files: Vec::new(),
             replicas: Count::Number(1),
+            listen: Vec::new(),
             after: Vec::new(),
+            ready: Ready::default(),
             restart: Restart::Always,
             backoff: Backoff::default(),
             stop: Stop::default(),
@@ -277,17 +322,92 @@ impl Default for Worker {
             throttle: ThrottleMethod::Auto,
             longest_stop: Span::from_millis(250),
             shed_signal: None,
+            on_daemon_death: OnDaemonDeath::Resume,
+            singleton: false,
+            lock: None,
+            umask: None,
+            nice: None,
+            ionice: None,
+            affinity: None,
+            oom_score_adj: None,
+            merge_pages: false,
+            rlimits: Rlimits::default(),
             limits: Limits::default(),
             recycle: Recycle::default(),
         }
     }
 }
 
+/// When a replica counts as ready: one of these, else as soon as its program runs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ready {
+    /// It says so itself: `READY=1` to the socket named in `NOTIFY_SOCKET`, as under systemd.
+    pub notify: bool,
+    /// It accepts a connection there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<Address>,
+    /// It answers a GET there with a status from 200 to 399.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<WebAddress>,
+    /// It has lived this long.
+    #[schemars(extend("x-range" = ["0s", "1h"]))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Span>,
+    /// It has done what it was started for: it has ended with code 0. For what has to be over before others start, such as
+    /// migrations; with `restart = "on-failure"` or `"never"`.
+    pub done: bool,
+    /// One that is not ready after this long is ended; a replacement that is not leaves the old one in its place.
+    #[schemars(extend("x-range" = ["100ms", "1d"]))]
+    pub within: Span,
+}
+
+impl Default for Ready {
+    fn default() -> Self {
+        Ready { notify: false, tcp: None, http: None, delay: None, done: false, within: Span::from_secs(30) }
+    }
+}
+
+/// What `setrlimit` allows a worker: each a number, a size or `unlimited`, for both the soft and the hard limit; the daemon's
+/// own unless set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rlimits {
+    /// Address space, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address_space: Option<ResourceAmount>,
+    /// The largest core dump, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub core: Option<ResourceAmount>,
+    /// CPU time, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<ResourceAmount>,
+    /// Data segment, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<ResourceAmount>,
+    /// The largest file it may write, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fsize: Option<ResourceAmount>,
+    /// Memory it may lock, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memlock: Option<ResourceAmount>,
+    /// Descriptors.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nofile: Option<ResourceAmount>,
+    /// Processes and threads of its user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nproc: Option<ResourceAmount>,
+    /// The stack, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack: Option<ResourceAmount>,
+}
+
 /// The pause before a restart: `first`, doubled each time up to `longest`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Backoff {
-    /// The pause after the first end.
+    /// The pause after the second early end in a row; one that had been up for `healthy_after`, and the first to end early,
+    /// is replaced at once.
     #[schemars(extend("x-range" = ["10ms", "1h"]))]
     pub first: Span,
     /// The longest pause; never less than `first`.
@@ -299,11 +419,20 @@ pub struct Backoff {
     /// See `give_up`.
     #[schemars(extend("x-range" = ["1s", "7d"]))]
     pub within: Span,
+    /// Up this long, it was healthy, and the pauses begin anew with `first`.
+    #[schemars(extend("x-range" = ["100ms", "1d"]))]
+    pub healthy_after: Span,
 }
 
 impl Default for Backoff {
     fn default() -> Self {
-        Backoff { first: Span::from_secs(1), longest: Span::from_secs(60), give_up: 10, within: Span::from_secs(600) }
+        Backoff {
+            first: Span::from_secs(1),
+            longest: Span::from_secs(60),
+            give_up: 10,
+            within: Span::from_secs(600),
+            healthy_after: Span::from_secs(10),
+        }
     }
 }
 
@@ -347,12 +476,23 @@ pub struct Recycle {
     /// Replaced when it holds more than this for as long as `policy.memory.sustain`; never unless set. Below `limits.memory`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Size>,
-    /// Up to this much is taken off `lifetime`, drawn once for each replica, so that not all go at once.
+    /// Replaced after so many requests, as they are reported over `POST /admin/workers/NAME/requests`; never unless set.
+    #[schemars(range(min = 1, max = 1000000000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u32>,
+    /// Up to this much is taken off `lifetime` and `requests`, drawn once for each life, so that not all go at once.
     pub jitter: Percent,
+    /// The least time from the end of one replacement of this worker to the begin of the next. Only memory that is over its
+    /// line does not wait for it.
+    #[schemars(extend("x-range" = ["0s", "1d"]))]
+    pub gap: Span,
+    /// Whether the replacement is ready before the old one is asked to end: `auto` for a worker with `listen`, where there is
+    /// memory for both; `always` wherever there is memory, for one that can run twice by itself; `never` stops first.
+    pub overlap: Overlap,
 }
 
 impl Default for Recycle {
     fn default() -> Self {
-        Recycle { lifetime: None, memory: None, jitter: Percent(10.0) }
+        Recycle { lifetime: None, memory: None, requests: None, jitter: Percent(10.0), gap: Span::from_secs(5), overlap: Overlap::Auto }
     }
 }

@@ -6,6 +6,7 @@
 //! of `file`, figment merges them, and `sense` turns the whole into `settings`. `problems` collects everything that is wrong.
 
 mod diff;
+pub mod env_file;
 mod file;
 mod layers;
 mod load;

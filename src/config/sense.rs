@@ -7,15 +7,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::env_file;
 use super::file::{self, File};
 use super::layers::Sources;
 use super::problems::{Place, Problem};
 use super::settings::{
-    Backoff, CpuPolicy, Daemon, DiskPolicy, Folder, HostPaths, Http, Limits, Line, Log, MemoryPolicy, Policy, Recycle, Replicas, Rule,
-    Rung, Sampling, Secret, Settings, Signal, Stop, Worker,
+    Backoff, CpuPolicy, Daemon, DiskPolicy, EnvFile, Folder, HostPaths, Http, Limits, Line, Lock, Log, MemoryPolicy, Policy,
+    ProcessSettings, Ready, ReadyBy, Recycle, Replicas, Restart, Rlimit, Rule, Rung, Sampling, Secret, Settings, Signal, Stop, Worker,
 };
 use super::tree::{Layer, Origin, Tree, locate};
-use super::units::{BytesLine, Cores, CoresLine, Count, CpuLimit, Every, MemoryLimit, Percent, RUNGS, RungName, Size, nearest};
+use super::units::{
+    BytesLine, Cores, CoresLine, Count, CpuLimit, Every, MemoryLimit, Percent, RUNGS, ResourceAmount, RungName, Size, nearest,
+};
 
 /// Works on the merged file; remembers what it finds.
 pub struct Sense<'a> {
@@ -102,7 +105,7 @@ impl Sense<'_> {
     fn daemon(&mut self, daemon: &file::Daemon) -> Daemon {
         let state_dir = self.folder("daemon.state_dir", &daemon.state_dir);
         let runtime_dir = self.folder("daemon.runtime_dir", &daemon.runtime_dir);
-        Daemon { state_dir, runtime_dir, shutdown_timeout: daemon.shutdown_timeout.duration() }
+        Daemon { state_dir, runtime_dir, shutdown_timeout: daemon.shutdown_timeout.duration(), leftovers: daemon.leftovers }
     }
 
     fn folder(&mut self, key: &str, path: &str) -> Folder {
@@ -358,6 +361,7 @@ impl Sense<'_> {
             workers.push(Arc::new(self.worker(&key, name, worker)));
         }
         self.no_circle(&file.workers);
+        self.each_address_once(&file.workers);
         workers
     }
 
@@ -406,6 +410,16 @@ impl Sense<'_> {
             let message = format!("\"{recycle}\" is not below limits.memory, \"{limit}\": the limit would strike first");
             self.refuse(&format!("{key}.recycle.memory"), message, "a size under limits.memory");
         }
+        if worker.backoff.healthy_after > worker.backoff.within {
+            let message = format!("\"{}\" is longer than within, \"{}\"", worker.backoff.healthy_after, worker.backoff.within);
+            self.refuse(&format!("{key}.backoff.healthy_after"), message, "a duration up to backoff.within");
+        }
+        let ready = self.ready(&format!("{key}.ready"), &worker.ready);
+        if ready.by == ReadyBy::Done && worker.restart == Restart::Always {
+            let message = "is never reached: the worker is started again whenever it ends".to_owned();
+            self.refuse(&format!("{key}.ready.done"), message, "restart = \"on-failure\" or \"never\" beside it");
+        }
+        let lock = self.lock(key, name, worker);
         Worker {
             name: Arc::from(name),
             command: worker.command.clone(),
@@ -413,6 +427,12 @@ impl Sense<'_> {
             user: worker.user.as_ref().map(|user| user.0.clone()),
             group: worker.group.as_ref().map(|group| group.0.clone()),
             env: worker.env.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect(),
+            env_files: self.env_files(&format!("{key}.env_files"), &worker.env_files),
+            listen: worker.listen.clone(),
+            ready,
+            on_daemon_death: worker.on_daemon_death,
+            lock,
+            process: process_settings(worker),
             replicas: match worker.replicas {
                 Count::Number(number) => Replicas::Count(number),
                 Count::Cpus { plus } => Replicas::Cpus { plus },
@@ -424,6 +444,7 @@ impl Sense<'_> {
                 longest: worker.backoff.longest.duration(),
                 give_up: worker.backoff.give_up,
                 within: worker.backoff.within.duration(),
+                healthy_after: worker.backoff.healthy_after.duration(),
             },
             stop: Stop { signal: Signal(worker.stop.signal.0), within: worker.stop.within.duration() },
             priority: worker.priority,
@@ -436,8 +457,89 @@ impl Sense<'_> {
             recycle: Recycle {
                 lifetime: worker.recycle.lifetime.map(|span| span.duration()),
                 memory: worker.recycle.memory.map(|size| size.0),
+                requests: worker.recycle.requests,
                 jitter: worker.recycle.jitter.share(),
+                gap: worker.recycle.gap.duration(),
+                overlap: worker.recycle.overlap,
             },
+        }
+    }
+
+    fn ready(&mut self, key: &str, ready: &file::Ready) -> Ready {
+        let ways = [
+            ("notify", ready.notify.then_some(ReadyBy::Notify)),
+            ("tcp", ready.tcp.map(|address| ReadyBy::Tcp(address.0))),
+            ("http", ready.http.clone().map(ReadyBy::Http)),
+            ("delay", ready.delay.map(|delay| ReadyBy::Delay(delay.duration()))),
+            ("done", ready.done.then_some(ReadyBy::Done)),
+        ];
+        let mut set = ways.into_iter().filter_map(|(name, way)| Some((name, way?)));
+        let first = set.next();
+        if let (Some((one, _)), Some((other, _))) = (&first, set.next()) {
+            self.refuse(&format!("{key}.{other}"), format!("stands beside {one}"), "one of notify, tcp, http, delay and done");
+        }
+        if let Some(delay) = ready.delay.filter(|delay| *delay > ready.within) {
+            let message = format!("\"{delay}\" is longer than within, \"{}\"", ready.within);
+            self.refuse(&format!("{key}.delay"), message, "a duration up to ready.within");
+        }
+        Ready { by: first.map_or(ReadyBy::Running, |(_, way)| way), within: ready.within.duration() }
+    }
+
+    fn env_files(&mut self, key: &str, files: &[String]) -> Vec<EnvFile> {
+        let mut found = Vec::new();
+        for (index, given) in files.iter().enumerate() {
+            let (path, optional) = given.strip_prefix('-').map_or((given.as_str(), false), |path| (path, true));
+            let file = EnvFile { path: self.sources.working_dir.join(path), optional };
+            let item = self.item(key, index);
+            match std::fs::read(&file.path) {
+                Ok(text) => {
+                    if let Err(fault) = env_file::parse(&text) {
+                        self.refuse(
+                            &item,
+                            format!("{path:?}: {fault}"),
+                            "lines of NAME=VALUE, blank lines, and comments that begin with #",
+                        );
+                    }
+                }
+                Err(error) if optional && error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => self.refuse(
+                    &item,
+                    format!("{path:?} {}", not_there(&error)),
+                    "a file that can be read, or \"-\" before a path that need not be there",
+                ),
+            }
+            found.push(file);
+        }
+        found
+    }
+
+    fn lock(&mut self, key: &str, name: &str, worker: &file::Worker) -> Option<Lock> {
+        let lock = format!("{key}.lock");
+        if !worker.singleton {
+            if worker.lock.is_some() {
+                self.refuse(&lock, "is for a singleton alone".to_owned(), "singleton = true beside it");
+            }
+            return None;
+        }
+        if worker.replicas != Count::Number(1) && worker.replicas != Count::Number(0) {
+            self.refuse(&format!("{key}.replicas"), "is more than a singleton can be".to_owned(), "1, or 0 for none");
+        }
+        Some(match &worker.lock {
+            None => Lock::Own(format!("{name}.lock")),
+            Some(path) => Lock::At(self.absolute(&lock, path)),
+        })
+    }
+
+    /// An address is bound once, whoever is handed it.
+    fn each_address_once(&mut self, workers: &BTreeMap<String, file::Worker>) {
+        let mut seen: BTreeMap<String, &str> = BTreeMap::new();
+        for (name, worker) in workers {
+            for (index, address) in worker.listen.iter().enumerate() {
+                if let Some(other) = seen.insert(address.to_string(), name) {
+                    let item = self.item(&format!("workers.{name}.listen"), index);
+                    self.refuse(&item, format!("\"{address}\" is listened on by worker \"{other}\" already"), "an address of its own");
+                }
+            }
         }
     }
 
@@ -523,6 +625,34 @@ impl Sense<'_> {
                 self.refuse(&format!("workers.{start}.after"), format!("the order is a circle: {shown}"), "an order with a first worker");
             }
         }
+    }
+}
+
+fn process_settings(worker: &file::Worker) -> ProcessSettings {
+    let file::Rlimits { address_space, core, cpu, data, fsize, memlock, nofile, nproc, stack } = &worker.rlimits;
+    let rlimits = [
+        (Rlimit::AddressSpace, address_space),
+        (Rlimit::Core, core),
+        (Rlimit::Cpu, cpu),
+        (Rlimit::Data, data),
+        (Rlimit::Fsize, fsize),
+        (Rlimit::Memlock, memlock),
+        (Rlimit::Nofile, nofile),
+        (Rlimit::Nproc, nproc),
+        (Rlimit::Stack, stack),
+    ];
+    let amount = |amount: ResourceAmount| match amount {
+        ResourceAmount::Unlimited => None,
+        ResourceAmount::Amount(amount) => Some(amount),
+    };
+    ProcessSettings {
+        umask: worker.umask.map(|mask| mask.0),
+        nice: worker.nice,
+        ionice: worker.ionice,
+        affinity: worker.affinity.as_ref().map(|list| list.0.clone()),
+        oom_score_adj: worker.oom_score_adj,
+        merge_pages: worker.merge_pages,
+        rlimits: rlimits.into_iter().filter_map(|(which, set)| Some((which, amount((*set)?)))).collect(),
     }
 }
 

@@ -9,6 +9,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::units::{IoPriority, ListenAddress, WebAddress};
+
 /// Everything that can be set, checked and with its defaults filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -30,6 +32,15 @@ pub struct Daemon {
     pub runtime_dir: Folder,
     /// The whole ordered shutdown is over after this long.
     pub shutdown_timeout: Duration,
+    pub leftovers: Leftovers,
+}
+
+/// What becomes of workers of an earlier daemon that live on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Leftovers {
+    Adopt,
+    End,
 }
 
 /// A folder, and whether somebody asked for exactly this one: a default that cannot be used is replaced by a per-user
@@ -246,9 +257,13 @@ pub struct Worker {
     pub user: Option<String>,
     pub group: Option<String>,
     pub env: BTreeMap<String, String>,
+    pub env_files: Vec<EnvFile>,
     pub replicas: Replicas,
-    /// Started after these; stopped before them.
+    /// Bound by the daemon, passed on as descriptors from 3.
+    pub listen: Vec<ListenAddress>,
+    /// Started after these are ready; stopped before them.
     pub after: Vec<Arc<str>>,
+    pub ready: Ready,
     pub restart: Restart,
     pub backoff: Backoff,
     pub stop: Stop,
@@ -263,8 +278,142 @@ pub struct Worker {
     pub longest_stop: Duration,
     /// None unless set: SIGUSR1 kills a program that does not expect it.
     pub shed_signal: Option<Signal>,
+    pub on_daemon_death: OnDaemonDeath,
+    /// `Some`: runs once among all daemons that share this file.
+    pub lock: Option<Lock>,
+    pub process: ProcessSettings,
     pub limits: Limits,
     pub recycle: Recycle,
+}
+
+/// Properties of the process itself, set between fork and exec.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessSettings {
+    pub umask: Option<u32>,
+    pub nice: Option<i32>,
+    pub ionice: Option<IoPriority>,
+    /// Processors by number, ascending; never empty.
+    pub affinity: Option<Vec<u32>>,
+    pub oom_score_adj: Option<i32>,
+    pub merge_pages: bool,
+    /// (which, the soft and hard limit); `None`: unlimited.
+    pub rlimits: Vec<(Rlimit, Option<u64>)>,
+}
+
+/// The resources of `setrlimit` that can be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rlimit {
+    AddressSpace,
+    Core,
+    Cpu,
+    Data,
+    Fsize,
+    Memlock,
+    Nofile,
+    Nproc,
+    Stack,
+}
+
+/// A file of variables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EnvFile {
+    pub path: PathBuf,
+    /// Need not be there.
+    pub optional: bool,
+}
+
+/// The file a singleton is locked by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lock {
+    /// A file of this name in the state folder.
+    Own(String),
+    At(PathBuf),
+}
+
+/// When a replica counts as ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ready {
+    pub by: ReadyBy,
+    /// One that is not by then is ended.
+    pub within: Duration,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadyBy {
+    /// As soon as its program runs.
+    Running,
+    /// `READY=1` to its `NOTIFY_SOCKET`.
+    Notify,
+    /// It accepts a connection.
+    Tcp(SocketAddr),
+    /// It answers a GET with a status from 200 to 399.
+    Http(WebAddress),
+    /// It has lived this long.
+    Delay(Duration),
+    /// It has ended with code 0.
+    Done,
+}
+
+/// What becomes of a worker when the daemon is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDaemonDeath {
+    /// It goes on, unguarded, until the next daemon takes it over.
+    Resume,
+    /// It is ended.
+    Stop,
+}
+
+/// Whether a replacement is ready before the old one is asked to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Overlap {
+    /// For a worker with `listen`, where there is memory for both.
+    #[default]
+    Auto,
+    /// Where there is memory for both.
+    Always,
+    /// The old one is stopped first.
+    Never,
+}
+
+impl Worker {
+    /// What `[workers.NAME]` means with nothing in it but the command.
+    pub fn new(name: &str, command: Vec<String>) -> Worker {
+        Worker {
+            name: Arc::from(name),
+            command,
+            directory: None,
+            user: None,
+            group: None,
+            env: BTreeMap::new(),
+            env_files: Vec::new(),
+            replicas: Replicas::Count(1),
+            listen: Vec::new(),
+            after: Vec::new(),
+            ready: Ready { by: ReadyBy::Running, within: Duration::from_secs(30) },
+            restart: Restart::Always,
+            backoff: Backoff {
+                first: Duration::from_secs(1),
+                longest: Duration::from_secs(60),
+                give_up: 10,
+                within: Duration::from_secs(600),
+                healthy_after: Duration::from_secs(10),
+            },
+            stop: Stop { signal: Signal(libc::SIGTERM), within: Duration::from_secs(30) },
+            priority: 0,
+            weight: 100,
+            protected: false,
+            throttle: ThrottleMethod::Auto,
+            longest_stop: Duration::from_millis(250),
+            shed_signal: None,
+            on_daemon_death: OnDaemonDeath::Resume,
+            lock: None,
+            process: ProcessSettings::default(),
+            limits: Limits::default(),
+            recycle: Recycle { jitter: 0.1, gap: Duration::from_secs(5), ..Recycle::default() },
+        }
+    }
 }
 
 /// Without the values of its variables, which are often secrets, and the many plain settings.
@@ -308,13 +457,16 @@ pub enum Restart {
     Never,
 }
 
-/// Exponential: `first`, doubled each time up to `longest`; given up after `give_up` starts within `within`.
+/// Exponential from the second early end on: `first`, doubled each time up to `longest`; given up after `give_up` starts within
+/// `within`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {
     pub first: Duration,
     pub longest: Duration,
     pub give_up: u32,
     pub within: Duration,
+    /// Up this long, a replica was healthy.
+    pub healthy_after: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -353,6 +505,11 @@ pub struct Recycle {
     pub lifetime: Option<Duration>,
     /// Bytes: over this for the memory rule's `sustain`, the worker is replaced.
     pub memory: Option<u64>,
-    /// 0.1 for `"10%"`: drawn once per life, taken off `lifetime`.
+    /// Replaced after so many.
+    pub requests: Option<u32>,
+    /// 0.1 for `"10%"`: drawn once per life, taken off `lifetime` and `requests`.
     pub jitter: f64,
+    /// From the end of one replacement to the begin of the next.
+    pub gap: Duration,
+    pub overlap: Overlap,
 }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::de::Error as _;
@@ -140,6 +141,12 @@ unit!(
     RungName,
     Account,
     Address,
+    ListenAddress,
+    FileMask,
+    ResourceAmount,
+    ProcessorList,
+    IoPriority,
+    WebAddress,
     Variable
 );
 
@@ -760,6 +767,235 @@ impl Unit for Address {
 
     fn write(&self) -> Scalar {
         Scalar::Text(self.0.to_string())
+    }
+}
+
+/// An address a worker listens on, bound by the daemon: TCP by number, or a Unix socket by its path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ListenAddress {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// The longest path of a Unix socket: `sun_path` less its NUL.
+const LONGEST_SOCKET_PATH: usize = 107;
+
+impl Unit for ListenAddress {
+    const NAME: &'static str = "listen-address";
+    const ALLOWED: &'static str =
+        "an IP address and a port such as \"0.0.0.0:8000\" or \"[::]:8000\", or the path of a Unix socket such as \"/run/app.sock\"";
+    const TYPES: &'static [&'static str] = &["string"];
+    const PATTERN: &'static str = r"^((localhost|[0-9.]+|\[[0-9a-fA-F:.%]+\]):\d+|(unix:)?/.+)$";
+
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
+        let Scalar::Text(text) = value else { return Err(not_text()) };
+        let path = text.strip_prefix("unix:").unwrap_or(text);
+        if path.starts_with('/') {
+            return match path {
+                _ if path.contains('\0') => Err(Unfit::because("holds a NUL byte")),
+                _ if path.len() > LONGEST_SOCKET_PATH => Err(Unfit::because("is longer than the 107 bytes of a socket's path")),
+                _ => Ok(ListenAddress::Unix(path.into())),
+            };
+        }
+        match Address::read(value)?.0 {
+            address if address.port() == 0 => Err(Unfit::because("has no port")),
+            address => Ok(ListenAddress::Tcp(address)),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(self.to_string())
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenAddress::Tcp(address) => address.fmt(f),
+            ListenAddress::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// The permissions a new file is not given, as `umask` takes them: octal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileMask(pub u32);
+
+impl Unit for FileMask {
+    const NAME: &'static str = "file-mask";
+    const ALLOWED: &'static str = "three or four octal digits in quotes, such as \"0027\"";
+    const TYPES: &'static [&'static str] = &["string"];
+    const PATTERN: &'static str = r"^0?[0-7]{3}$";
+
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
+        // A number without quotes is decimal: 27 would be 033.
+        let Scalar::Text(text) = value else { return Err(not_text()) };
+        let digits = text.strip_prefix('0').filter(|rest| rest.len() == 3).unwrap_or(text);
+        if digits.len() != 3 || !digits.bytes().all(|byte| (b'0'..=b'7').contains(&byte)) {
+            return Err(Unfit::plain());
+        }
+        u32::from_str_radix(digits, 8).map(FileMask).map_err(|_| Unfit::plain())
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(format!("{:04o}", self.0))
+    }
+}
+
+/// What `setrlimit` takes: a number, a size in bytes, or no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResourceAmount {
+    Unlimited,
+    Amount(u64),
+}
+
+impl Unit for ResourceAmount {
+    const NAME: &'static str = "resource-amount";
+    const ALLOWED: &'static str = "a number, a size such as \"64MiB\", or \"unlimited\"";
+    const TYPES: &'static [&'static str] = &["string", "integer"];
+    const PATTERN: &'static str = r"^\s*(unlimited|\d+(\.\d+)?\s*([kKmMgGtT]([iI]?[bB]?)|[bB])?)\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
+        match value {
+            Scalar::Text(text) if text.trim() == "unlimited" => Ok(ResourceAmount::Unlimited),
+            _ => Size::read(value).map(|size| ResourceAmount::Amount(size.0)),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        match self {
+            ResourceAmount::Unlimited => Scalar::Text("unlimited".to_owned()),
+            ResourceAmount::Amount(amount) => i64::try_from(*amount).map_or_else(|_| Size(*amount).write(), Scalar::Integer),
+        }
+    }
+}
+
+/// Processors by number, as `taskset` and the kernel write them: `0-3,6`. Ascending, each once, never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessorList(pub Vec<u32>);
+
+/// The kernel's own largest `NR_CPUS` is 8192; what fits into the set that `sched_setaffinity` is given here is 1024.
+const MOST_PROCESSORS: u32 = 1024;
+
+impl Unit for ProcessorList {
+    const NAME: &'static str = "processor-list";
+    const ALLOWED: &'static str = "processors by number, such as \"0\", \"0-3\" or \"0,2,4-5\"; the highest is 1023";
+    const TYPES: &'static [&'static str] = &["string", "integer"];
+    const PATTERN: &'static str = r"^\s*\d+(-\d+)?(\s*,\s*\d+(-\d+)?)*\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
+        let text = value.as_text().ok_or_else(not_text)?;
+        let number = |text: &str| -> Result<u32, Unfit> {
+            let text = text.trim();
+            if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Err(Unfit::plain());
+            }
+            text.parse().ok().filter(|number| *number < MOST_PROCESSORS).ok_or_else(|| Unfit::because("is over 1023"))
+        };
+        let mut list = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let (first, last) = (number(first)?, number(last)?);
+            if last < first {
+                return Err(Unfit::because("counts backwards"));
+            }
+            list.extend(first..=last);
+        }
+        list.sort_unstable();
+        list.dedup();
+        Ok(ProcessorList(list))
+    }
+
+    fn write(&self) -> Scalar {
+        let mut parts: Vec<(u32, u32)> = Vec::new();
+        for number in &self.0 {
+            match parts.last_mut() {
+                Some((_, last)) if *last + 1 == *number => *last = *number,
+                _ => parts.push((*number, *number)),
+            }
+        }
+        let part = |(first, last): &(u32, u32)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+        Scalar::Text(parts.iter().map(part).collect::<Vec<_>>().join(","))
+    }
+}
+
+/// The order in which the disk is given, as `ionice` knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoPriority {
+    /// 0 (first) to 7.
+    RealTime(u8),
+    /// 0 (first) to 7; 4 unless said otherwise.
+    BestEffort(u8),
+    /// Only when nobody else wants the disk.
+    Idle,
+}
+
+impl Unit for IoPriority {
+    const NAME: &'static str = "io-priority";
+    const ALLOWED: &'static str =
+        "\"idle\", \"best-effort\" or \"best-effort:0\" (first) to \"best-effort:7\", \"realtime:0\" to \"realtime:7\"";
+    const TYPES: &'static [&'static str] = &["string"];
+    const PATTERN: &'static str = r"^\s*(idle|(best-effort|realtime)(:[0-7])?)\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
+        let Scalar::Text(text) = value else { return Err(not_text()) };
+        let (class, level) = text.trim().split_once(':').unwrap_or((text.trim(), "4"));
+        let level = level.parse::<u8>().ok().filter(|level| *level <= 7).ok_or_else(Unfit::plain);
+        match class {
+            "idle" if !text.contains(':') => Ok(IoPriority::Idle),
+            "best-effort" => level.map(IoPriority::BestEffort),
+            "realtime" => level.map(IoPriority::RealTime),
+            _ => Err(Unfit {
+                why: "is not understood".to_owned(),
+                meant: nearest(class, ["idle", "best-effort", "realtime"]).map(str::to_owned),
+            }),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(match self {
+            IoPriority::Idle => "idle".to_owned(),
+            IoPriority::BestEffort(level) => format!("best-effort:{level}"),
+            IoPriority::RealTime(level) => format!("realtime:{level}"),
+        })
+    }
+}
+
+/// Where a worker answers over HTTP: `http://127.0.0.1:8000/health`. Only what needs no name server and no certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebAddress {
+    pub address: SocketAddr,
+    /// With its slash, and the query if there is one.
+    pub path: String,
+}
+
+impl Unit for WebAddress {
+    const NAME: &'static str = "web-address";
+    const ALLOWED: &'static str = "an address such as \"http://127.0.0.1:8000/health\": http, an IP address or localhost, a path";
+    const TYPES: &'static [&'static str] = &["string"];
+    const PATTERN: &'static str = r"^http://(localhost|[0-9.]+|\[[0-9a-fA-F:.%]+\])(:\d+)?(/\S*)?$";
+
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
+        let Scalar::Text(text) = value else { return Err(not_text()) };
+        if text.starts_with("https://") {
+            return Err(Unfit::because("is encrypted: a check of readiness knows no certificates"));
+        }
+        let rest = text.strip_prefix("http://").ok_or_else(Unfit::plain)?;
+        let (host, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
+        if path.chars().any(|c| c.is_whitespace() || c.is_control()) || !path.is_ascii() {
+            return Err(Unfit::because("has a path with blanks or letters beyond ASCII"));
+        }
+        let has_port = host.rsplit_once(':').is_some_and(|(_, port)| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()));
+        let host = if has_port { host.to_owned() } else { format!("{host}:80") };
+        let address = Address::read(&Scalar::Text(host))?.0;
+        if address.port() == 0 {
+            return Err(Unfit::because("has no port"));
+        }
+        Ok(WebAddress { address, path: path.to_owned() })
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(format!("http://{}{}", self.address, self.path))
     }
 }
 

@@ -4,7 +4,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use crate::config::settings::Signal;
 use crate::host::process::signal_name;
-use crate::http::control::Command;
+use crate::http::control::{Command, WorkerCommand};
 
 /// What the loop is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,7 @@ pub enum Order {
     Stop(String),
     /// Pass it on to the command of `run -- COMMAND`.
     Forward(Signal),
+    Worker(WorkerCommand),
 }
 
 /// What a signal means.
@@ -38,5 +39,6 @@ pub fn of_command(command: &Command) -> Order {
         Command::Reload => Order::Reload,
         Command::Release => Order::Release,
         Command::Shutdown => Order::Stop("asked over the control socket".to_owned()),
+        Command::Worker(command) => Order::Worker(command.clone()),
     }
 }

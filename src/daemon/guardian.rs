@@ -24,7 +24,10 @@ use crate::sampling::Readings;
 use crate::sampling::sampler::Sampler;
 use crate::snapshot::{Counters, Environment, Published, Snapshot};
 use crate::supervisor::Supervisor;
+use crate::supervisor::leftovers::Leftover;
+use crate::supervisor::sockets::Prepared;
 
+use super::asked::Waiting;
 use super::bell::Bell;
 use super::explain::Chronicle;
 use super::folders::Folders;
@@ -50,6 +53,10 @@ pub struct Guardian {
     pub throttle: Throttle,
     pub brake: Brake,
     pub supervisor: Supervisor,
+    /// What workers listen on, bound and not yet handed over.
+    pub prepared: Prepared,
+    /// Who lives on of an earlier daemon, until the workers are begun with.
+    pub leftovers: Vec<Leftover>,
 
     // What the outside sees.
     pub journal: Journal,
@@ -75,6 +82,8 @@ pub struct Guardian {
     pub signals: Signals,
     pub wake: Arc<OwnedFd>,
     pub commands: Receiver<Request>,
+    /// Whoever asked for something that is not done yet.
+    pub waiting: Vec<Waiting>,
     pub pace: Pace,
     pub bell: Bell,
     pub self_watch: SelfWatch,

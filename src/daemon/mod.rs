@@ -2,7 +2,8 @@
 //! May touch everything above it.
 //! Must not be imported by any of it.
 
-pub mod bell;
+pub mod asked;
+mod bell;
 pub mod brakes;
 pub mod controllers;
 pub mod events;

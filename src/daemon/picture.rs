@@ -20,7 +20,7 @@ use crate::snapshot::{
 };
 use crate::supervisor::Replica;
 use crate::supervisor::state::State;
-use crate::supervisor::supervisor::{EXIT_REASONS, RECYCLE_CAUSES};
+use crate::supervisor::totals::{EXIT_REASONS, RECYCLE_CAUSES};
 
 use super::guardian::Guardian;
 
@@ -72,7 +72,7 @@ impl Guardian {
         into.shutting_down = self.tally.shutting_down;
         into.ready = self.tally.tick > 0
             && !self.tally.shutting_down
-            && replicas.iter().all(|replica| replica.is_running() || replica.state == State::Stopped);
+            && replicas.iter().all(|replica| replica.is_ready() || !replica.is_main() || replica.state() == State::Stopped);
         into.resident_bytes = own.resident;
         into.virtual_bytes = own.virtual_memory;
         into.cpu_seconds = own.cpu;
@@ -193,12 +193,11 @@ impl Guardian {
                 into.insert(place, WorkerState { name: name.clone(), ..WorkerState::default() });
             }
         }
-        let cores = self.cpu_limit();
-        into.iter_mut().for_each(|state| self.write_worker(state, cores, now));
+        into.iter_mut().for_each(|state| self.write_worker(state, now));
         into.retain(|state| !state.replicas.is_empty());
     }
 
-    fn write_worker(&self, into: &mut WorkerState, cores: f64, now: Moment) {
+    fn write_worker(&self, into: &mut WorkerState, now: Moment) {
         let name = into.name.clone();
         let replicas = || self.supervisor.with_readings(&self.readings).filter(|(replica, _)| replica.worker.name == name);
         write_each(&mut into.replicas, replicas(), |(replica, read), into| self.write_replica(replica, read, now, into));
@@ -225,7 +224,7 @@ impl Guardian {
             }
         }
         let totals = self.supervisor.totals().get(&name);
-        into.desired = replicas().next().map_or(0, |(replica, _)| replica.worker.replicas.count(cores));
+        into.desired = replicas().next().map_or(0, |(replica, _)| self.supervisor.desired(&replica.worker));
         into.cpu_seconds_total = totals.map_or(0.0, |totals| totals.cpu.as_secs_f64()) + cpu;
         into.memory_bytes = memory;
         into.peak_memory_bytes = peak.max(totals.map(|totals| totals.peak_memory)).filter(|peak| *peak > 0);
@@ -238,9 +237,13 @@ impl Guardian {
 
     fn write_replica(&self, replica: &Replica, read: Option<&WorkerReadings>, now: Moment, into: &mut ReplicaState) {
         let burden = replica.slot().and_then(|slot| self.throttle.burden(slot));
-        let state = match (replica.state, burden) {
+        let state = match (replica.state(), burden) {
             // Held to a share and wanting more; one that is content with less than its share just runs.
-            (State::Running { .. }, Some(burden)) if burden.ratio >= HELD_BACK || burden.method == Method::Nice => "throttled",
+            (State::Starting { .. } | State::Running { .. }, Some(burden))
+                if burden.ratio >= HELD_BACK || burden.method == Method::Nice =>
+            {
+                "throttled"
+            }
             (state, _) => state.word(),
         };
         into.index = replica.index;
@@ -255,7 +258,10 @@ impl Guardian {
         into.descriptors = read.and_then(|read| read.descriptors.known());
         into.processes = read.and_then(|read| read.processes.known());
         into.restarts = replica.restarts;
-        into.next_start_in = match replica.state {
+        into.requests = replica.life.as_ref().map(|life| life.requests).filter(|requests| *requests > 0);
+        write_words(&mut into.waits_for, replica.waits_for.as_deref().or_else(|| replica.missing()));
+        into.is_successor = replica.is_successor();
+        into.next_start_in = match replica.state() {
             State::Backoff { until } => Some(until.saturating_sub(now.steady).as_secs_f64()),
             _ => None,
         };

@@ -17,15 +17,12 @@ impl Guardian {
         let file = self.settings.file.as_ref().map(|file| file.display().to_string());
         match config::reload(&self.sources, &self.settings) {
             Err(problems) => {
-                self.tally.reload_successful = false;
                 let list: Vec<String> = problems.list.iter().map(ToString::to_string).collect();
-                self.tell(&[Event::ConfigRejected { file, problems: list }], now);
-                self.picture_now(now);
+                self.reject(file, list, now);
                 Answer::Refused(problems.render(false))
             }
             Ok(loaded) => {
                 let changed = self.settings.diff(&loaded.settings);
-                *self.effective.write().unwrap_or_else(std::sync::PoisonError::into_inner) = loaded.to_json();
                 let fixed: Vec<&String> = changed.iter().filter(|key| FIXED.iter().any(|fixed| key.starts_with(fixed))).collect();
                 let mut said = match changed.len() {
                     0 => "settings read again, nothing changed".to_owned(),
@@ -35,10 +32,16 @@ impl Guardian {
                     let keys: Vec<&str> = fixed.iter().map(|key| key.as_str()).collect();
                     said.push_str(&format!("; only after a restart: {}", keys.join(", ")));
                 }
+                // Whole or not at all: nothing was changed so far.
+                let prepared = match self.supervisor.prepare(&loaded.settings.workers, &|_| None) {
+                    Ok(prepared) => prepared,
+                    Err(error) => return self.reject(file, vec![error.to_string()], now),
+                };
                 if loaded.settings.policy.dry_run && !self.settings.policy.dry_run {
                     // From now on nothing is done, so nothing may stay done either.
                     self.release(now);
                 }
+                *self.effective.write().unwrap_or_else(std::sync::PoisonError::into_inner) = loaded.to_json();
                 self.chronicle.apply(&loaded);
                 self.settings = loaded.settings;
                 self.access.replace(&self.settings.http);
@@ -46,7 +49,7 @@ impl Guardian {
                 self.engine.apply(&self.settings);
                 self.planner.apply(&self.settings);
                 let (workers, cores) = (self.settings.workers.clone(), self.cpu_limit());
-                self.supervisor.apply(&workers, cores, now);
+                self.supervisor.apply(&workers, prepared, cores, now);
                 if let Err(detail) = self.throttle.apply(&self.supervisor, now.steady) {
                     self.tell(&[Event::Degraded { part: "undo", detail }], now);
                 }
@@ -63,5 +66,14 @@ impl Guardian {
                 Answer::Done(said)
             }
         }
+    }
+
+    /// The old settings go on.
+    fn reject(&mut self, file: Option<String>, problems: Vec<String>, now: Moment) -> Answer {
+        self.tally.reload_successful = false;
+        let said = problems.join("\n");
+        self.tell(&[Event::ConfigRejected { file, problems }], now);
+        self.picture_now(now);
+        Answer::Refused(said)
     }
 }

@@ -58,7 +58,9 @@ impl Guardian {
         }
         let mut events = Vec::new();
         self.reap(now, &mut events);
+        self.supervisor.reap_strangers(now, &mut events);
         self.supervisor.advance(now, &mut events);
+        self.answer_the_waiting(now);
         self.throttle.step(&self.supervisor, now.steady);
         self.brake.step(&self.supervisor, now.steady);
         if !events.is_empty() {
@@ -112,7 +114,11 @@ impl Guardian {
             workers: u32::try_from(workers.len()).unwrap_or(u32::MAX),
         };
         self.tell(&[started], now);
-        self.supervisor.apply(&workers, cores, now);
+        let prepared = std::mem::take(&mut self.prepared);
+        self.supervisor.apply(&workers, prepared, cores, now);
+        let (leftovers, mut events) = (std::mem::take(&mut self.leftovers), Vec::new());
+        self.supervisor.take_over(leftovers, self.settings.daemon.leftovers, now, &mut events);
+        self.tell(&events, now);
     }
 
     /// Serves what is asked, from the first full tick on. A machine that has no thread left to give is asked again each tick.
@@ -182,7 +188,7 @@ impl Guardian {
     }
 
     fn start_sentinel(&mut self) {
-        self.sentinel = super::sentinel::Sentinel::start(&self.stops, &self.folders.undo_log(), &self.settings.host).ok();
+        self.sentinel = super::sentinel::Sentinel::start(&self.stops, &self.folders, &self.settings.host).ok();
     }
 
     /// Takes in what has arrived and performs it. The reason, when it is time to end.
@@ -215,6 +221,12 @@ impl Guardian {
             Order::Forward(signal) => {
                 self.supervisor.signal_command(signal);
                 Answer::Done(String::new())
+            }
+            Order::Worker(command) => {
+                if let Some(request) = request {
+                    self.begin_worker_command(&command, request, now);
+                }
+                return None;
             }
             Order::Stop(reason) => {
                 if let Some(request) = request {
@@ -252,6 +264,7 @@ impl Guardian {
             self.throttle.next_deadline(),
             self.brake.next_deadline(),
             self.supervisor.next_deadline(),
+            self.next_answer(),
         ];
         let left = due.into_iter().flatten().min().unwrap_or(now).saturating_sub(now);
         self.wait_for(left);
@@ -265,7 +278,11 @@ impl Guardian {
             Some(fd) => PollFd::from_borrowed_fd(fd, PollFlags::PRI),
             None => PollFd::new(&self.wake, PollFlags::empty()),
         };
-        let mut fds = [PollFd::new(&self.wake, PollFlags::IN), PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN), bell];
+        let spoken = match self.supervisor.watch() {
+            Some(watch) => PollFd::from_borrowed_fd(watch, PollFlags::IN),
+            None => PollFd::new(&self.wake, PollFlags::empty()),
+        };
+        let mut fds = [PollFd::new(&self.wake, PollFlags::IN), PollFd::from_borrowed_fd(self.signals.fd(), PollFlags::IN), bell, spoken];
         self.reserve.keep();
         let woken = rustix::event::poll(&mut fds, Some(&timeout));
         self.reserve.lend();
@@ -273,7 +290,7 @@ impl Guardian {
         if woken.is_err() {
             return;
         }
-        let [_, _, bell] = fds;
+        let [_, _, bell, _] = fds;
         let told = psi::told(bell.revents());
         if told != Told::Nothing {
             self.hear(told, Moment::now());

@@ -17,6 +17,9 @@ use crate::config::settings::HostPaths;
 use crate::host::Paths;
 use crate::host::clock::Moment;
 use crate::host::stops::StopTable;
+use crate::supervisor::roster;
+
+use super::folders::Folders;
 
 /// How often, and for how long in all, the groups of a dead daemon's workers are looked at.
 const GROUP_LOOK: Duration = Duration::from_millis(50);
@@ -36,11 +39,13 @@ pub struct Sentinel {
 impl Sentinel {
     /// Starts one, as a child process of the same binary in a session of its own.
     #[expect(clippy::disallowed_methods, reason = "one of the two places that start processes")]
-    pub fn start(stops: &StopTable, undo_log: &Path, paths: &HostPaths) -> io::Result<Sentinel> {
+    pub fn start(stops: &StopTable, folders: &Folders, paths: &HostPaths) -> io::Result<Sentinel> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let inherited = [read.as_raw_fd(), stops.fd().as_raw_fd()];
         let mut command = Command::new("/proc/self/exe");
-        command.arg0("plimsoll").arg(SUBCOMMAND).args(inherited.map(|fd| fd.to_string())).arg(undo_log).arg(&paths.proc);
+        let daemon = rustix::process::getpid().as_raw_nonzero().get();
+        command.arg0("plimsoll").arg(SUBCOMMAND).args(inherited.map(|fd| fd.to_string()));
+        command.arg(folders.undo_log()).arg(roster::path_in(&folders.runtime, daemon)).arg(&paths.proc);
         command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
         // SAFETY: between fork and exec only system calls on numbers that were prepared before.
         unsafe {
@@ -77,7 +82,7 @@ fn inherit(fd: RawFd) -> io::Result<()> {
 
 /// The sentinel's side: `args` are what [`Sentinel::start`] put after the subcommand. Returns the exit code.
 pub fn main(args: &[String]) -> u8 {
-    let [lifeline, table, undo_log, proc] = args else { return 2 };
+    let [lifeline, table, undo_log, roster, proc] = args else { return 2 };
     // Not named as the daemon is: `killall -9 plimsoll` must leave somebody to undo what the daemon cannot any more. The
     // command line still says whose sentinel it is.
     let _ = rustix::thread::set_name(c"sentinel");
@@ -108,6 +113,9 @@ pub fn main(args: &[String]) -> u8 {
     // Whoever cannot be let go now is tried again below, as is everybody if the table is in a file.
     let mut late = table.let_all_go_on(&paths);
     let undo_log = Path::new(undo_log);
+    // Limits come off before anybody is asked to end: who is slowed is long about it.
+    let _ = undo::sweep(undo_log, &paths);
+    roster::end_those_that_stop(Path::new(roster), &paths);
     let is_left = || undo_log.exists() || undo::stops_beside(undo_log).exists();
     // Limits come off at once. A group stays on record while somebody is in it: workers that end with the daemon take a
     // moment to do so, those that go on keep theirs until the next start.

@@ -89,10 +89,13 @@ impl Guardian {
             // The SIGCHLDs among the signals were taken just above.
             self.child_ended = true;
             self.reap(now, &mut events);
+            self.supervisor.reap_strangers(now, &mut events);
             self.supervisor.stop_next(now, deadline);
             self.supervisor.advance(now, &mut events);
             self.tell(&events, now);
             if self.supervisor.is_empty() {
+                self.supervisor.remove_roster();
+                self.supervisor.close_sockets();
                 return Ok(format!("ended: {}", counted(running)));
             }
             // Killed processes end when the kernel lets them; one in uninterruptible sleep must not hold us for ever.

@@ -11,11 +11,12 @@ use crate::policy::stress::Measure;
 use crate::policy::verdict::Basis;
 use crate::policy::{Level, Resource, Verdict};
 use crate::response::action::{Action, Deed, Outcome};
-use crate::response::candidate::{Candidate, Grasp};
+use crate::response::candidate::{Candidate, Due, Grasp};
 use crate::response::planner::{Measured, Plan};
 use crate::response::refusal::Refusal;
 use crate::sampling::readings::{Reading, SlotId, Target, WorkerReadings};
 use crate::supervisor::Replica;
+use crate::supervisor::recycling::Room;
 
 use super::guardian::Guardian;
 use super::pacing;
@@ -38,6 +39,7 @@ impl Guardian {
         self.keep_controllers(now);
         self.sampler.read_into(self.supervisor.targets(), now, &mut self.readings);
         self.supervisor.note_readings(&self.readings);
+        self.supervisor.set_room(self.room());
         self.note_members();
         self.note_strays(now);
         self.hang_bell();
@@ -103,11 +105,24 @@ impl Guardian {
                 growth: self.engine.growth(life.slot),
                 grasp: Grasp::default(),
                 busy: replica.busy(),
-                lifetime_due: life.lifetime_due.is_some_and(|due| due <= now.steady),
+                due: due(replica, now),
             })
         };
         into.clear();
         into.extend(self.supervisor.with_readings(&self.readings).filter_map(candidate));
+    }
+
+    /// What there is for a second copy of a replica that is replaced: what is neither used nor over the `critical` line, less a
+    /// tenth of the limit.
+    fn room(&self) -> Room {
+        let memory = &self.readings.memory;
+        let (Some(limit), Some(used)) = (self.memory_limit(), memory.judged().known()) else { return Room::default() };
+        Room { free: Some(limit.saturating_sub(used)), reserve: limit / 10 }
+    }
+
+    fn memory_limit(&self) -> Option<u64> {
+        let (effective, asked) = (self.readings.memory.limit.known(), self.settings.policy.memory.limit);
+        effective.into_iter().chain(asked).min()
     }
 
     fn perform(&mut self, actions: Vec<Action>, begun: Moment) -> Vec<Effect> {
@@ -480,4 +495,13 @@ impl Guardian {
         let name = |slot| self.supervisor.replica(slot).map(|replica| format!("{}.{}", replica.worker.name, replica.index));
         slots.into_iter().filter_map(name).collect()
     }
+}
+
+/// Why a replica is to be replaced without anything being over a line, if it is not about to be already.
+fn due(replica: &Replica, now: Moment) -> Option<Due> {
+    let life = replica.life.as_ref().filter(|_| replica.is_main() && replica.is_ready() && !replica.is_queued())?;
+    if life.lifetime_due.is_some_and(|due| due <= now.steady) {
+        return Some(Due::Lifetime);
+    }
+    life.requests_due.filter(|due| life.requests >= *due).map(|_| Due::Requests(life.requests))
 }

@@ -14,6 +14,7 @@ use rustix::event::EventfdFlags;
 use crate::actuators::brake::{self, Brake};
 use crate::actuators::throttle::{Means, Throttle};
 use crate::actuators::undo::{self, Saved, UndoLog};
+use crate::config::settings::ListenAddress;
 use crate::config::{Loaded, Settings, Sources};
 use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
@@ -34,6 +35,9 @@ use crate::response::Planner;
 use crate::sampling::sampler::{Sampler, blank};
 use crate::snapshot::{Counters, Environment, Histogram, Published};
 use crate::supervisor::Supervisor;
+use crate::supervisor::leftovers::Leftover;
+use crate::supervisor::roster::{self, Roster};
+use crate::supervisor::sockets::{BindError, Prepared};
 use crate::supervisor::supervisor::{Command, Surroundings};
 
 use super::bell::Bell;
@@ -63,6 +67,8 @@ pub enum StartError {
     Folder(#[from] FolderError),
     #[error(transparent)]
     Listen(#[from] ListenError),
+    #[error(transparent)]
+    Bind(#[from] BindError),
     #[error("could not start: {0}")]
     Io(#[from] io::Error),
 }
@@ -71,7 +77,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             StartError::Folder(error) => error.exit_code(),
-            StartError::Listen(_) | StartError::Io(_) => 1,
+            StartError::Listen(_) | StartError::Bind(_) | StartError::Io(_) => 1,
         }
     }
 }
@@ -100,7 +106,7 @@ pub fn wire(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsStri
     let inherited_score = process::own_oom_score_adj(&paths).unwrap_or(0);
     // Lowering it needs a privilege we may not have; workers are above us either way.
     let ours = if inherited_score > OURS && process::set_own_oom_score_adj(&paths, OURS).is_ok() { OURS } else { inherited_score };
-    let sentinel = match Sentinel::start(&stops, &folders.undo_log(), &settings.host) {
+    let sentinel = match Sentinel::start(&stops, &folders, &settings.host) {
         Ok(sentinel) => Some(sentinel),
         Err(error) => {
             early.push(Event::Degraded { part: "sentinel", detail: format!("{error}; workers are not stopped for a duty cycle") });
@@ -140,7 +146,7 @@ pub fn wire(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsStri
         worker: Arc::from("main"),
         restart_was_set: loaded.effective().iter().any(|setting| setting.key == "workers.main.restart" && setting.origin != "built-in"),
     });
-    let supervisor = Supervisor::new(Surroundings {
+    let mut supervisor = Supervisor::new(Surroundings {
         paths: paths.clone(),
         groups,
         env,
@@ -149,7 +155,17 @@ pub fn wire(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsStri
         descriptors: reserve.found,
         nice,
         command,
+        locks: folders.state.clone(),
     });
+    let own_roster = roster::path_in(&folders.runtime, pid);
+    let mut leftovers = Vec::new();
+    let rosters = roster::left_in(&folders.runtime, &own_roster);
+    for path in &rosters {
+        leftovers.extend(Leftover::find(roster::read(path, &paths), false, &paths));
+    }
+    let spare = |address: &ListenAddress| leftovers.iter().find_map(|leftover| leftover.socket(address));
+    let prepared = patiently(|| supervisor.prepare(&settings.workers, &spare))?;
+    supervisor.set_roster(Roster::new(own_roster, &paths), rosters);
 
     let history = match &folders.stateless {
         None => History::start(&folders.state, now, env!("CARGO_PKG_VERSION"), std::process::id()).ok(),
@@ -193,6 +209,8 @@ pub fn wire(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsStri
         throttle,
         brake,
         supervisor,
+        prepared,
+        leftovers,
         journal,
         published,
         access,
@@ -210,6 +228,7 @@ pub fn wire(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsStri
         signals,
         wake,
         commands,
+        waiting: Vec::new(),
         pace: Pace::default(),
         bell: Bell::new(paths.is_live()),
         self_watch: SelfWatch::default(),
@@ -307,5 +326,20 @@ pub(super) fn enforcement(means: Means) -> &'static str {
         Means { duty: true, .. } => "signal",
         Means { nice: true, .. } => "nice",
         _ => "observe",
+    }
+}
+
+/// A daemon killed while it started a worker leaves its sockets to that child until the child's exec: an address in use is
+/// asked for again for a second.
+#[expect(clippy::disallowed_methods, reason = "the loop has not begun, and nothing tells when an address is free")]
+fn patiently(prepare: impl Fn() -> Result<Prepared, BindError>) -> Result<Prepared, BindError> {
+    let begun = Moment::now();
+    loop {
+        match prepare() {
+            Err(error) if error.error.kind() == io::ErrorKind::AddrInUse && Moment::now().since(begun) < Duration::from_secs(1) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            outcome => return outcome,
+        }
     }
 }

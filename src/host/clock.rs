@@ -24,6 +24,12 @@ impl Moment {
         self.steady.saturating_sub(earlier.steady)
     }
 
+    /// The moment so long before this one; the beginning of the steady clock at the earliest.
+    pub fn before(self, by: Duration) -> Moment {
+        let by = by.min(self.steady);
+        Moment { steady: self.steady - by, wall: self.wall.checked_sub(by).unwrap_or(self.wall) }
+    }
+
     /// This moment moved on by `by`, on both clocks.
     pub fn after(self, by: Duration) -> Moment {
         Moment { steady: self.steady + by, wall: self.wall + by }

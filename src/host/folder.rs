@@ -49,6 +49,11 @@ impl Folder {
         self.identity
     }
 
+    /// Names it to the kernel; a descriptor of its own.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.fd.try_clone()
+    }
+
     /// Opens a file of the group to be read.
     ///
     /// # Errors

@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::cgroupfs::{self, Kind, Layout, Own, Version};
-use super::folder::{Folder, GroupFile};
+use super::folder::{Folder, GroupFile, Identity};
 use super::freezer::Freezer;
 use super::memory_group::{self, MemoryGroup};
+use super::spawn::Entrances;
 
 /// The leaf the daemon moves to on v2, so that its old group can be the parent of worker groups.
 pub const LEAF: &str = "supervisor";
@@ -387,9 +388,30 @@ pub struct Group {
 }
 
 impl Group {
-    /// The files a process writes "0" to in order to be in the group.
-    pub fn entrances(&self) -> io::Result<Vec<OwnedFd>> {
-        self.folders.iter().map(|folder| folder.entrance("cgroup.procs")).collect()
+    /// How a process that is started gets into the groups. On v1 a lone thread that writes itself to `tasks` is moved at once;
+    /// `cgroup.procs` waits until no process of the machine is being forked, and holds those up.
+    pub fn entrances(&self) -> io::Result<Entrances> {
+        let mut entrances = Entrances::default();
+        for folder in &self.folders {
+            if self.unified.as_ref().is_some_and(|unified| Arc::ptr_eq(unified, folder)) {
+                entrances.into = Some(folder.descriptor()?);
+                entrances.into_file = Some(folder.entrance("cgroup.procs")?);
+            } else {
+                let file = if folder.has("tasks") { "tasks" } else { "cgroup.procs" };
+                entrances.files.push(folder.entrance(file)?);
+            }
+        }
+        Ok(entrances)
+    }
+
+    /// Moves a process that runs already into the groups.
+    pub fn take_in(&self, pid: i32) -> io::Result<()> {
+        self.folders.iter().try_for_each(|folder| folder.write("cgroup.procs", &pid.to_string()))
+    }
+
+    /// Its folders, each with what makes it this very one.
+    pub fn identities(&self) -> Vec<(PathBuf, Identity)> {
+        self.folders.iter().map(|folder| (folder.path().to_path_buf(), folder.identity())).collect()
     }
 
     /// Everybody in it, descendants that left the session or were reparented included; `None` if no folder can be read.

@@ -23,6 +23,8 @@ pub mod procfs;
 pub mod psi;
 pub mod scan;
 pub mod scheduling;
+pub mod sockets;
+pub mod spawn;
 pub mod stops;
 
 pub use paths::Paths;

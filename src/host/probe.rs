@@ -75,7 +75,8 @@ impl Subject {
     /// Puts it into a group.
     pub fn enter(&self, group: &Group) -> io::Result<()> {
         let pid = self.pid().to_string();
-        for entrance in group.entrances()? {
+        let entrances = group.entrances()?;
+        for entrance in entrances.into_file.into_iter().chain(entrances.files) {
             File::from(entrance).write_all(pid.as_bytes())?;
         }
         Ok(())

@@ -3,19 +3,14 @@
 //! A start time alone is no proof: it is counted in ticks of 10 ms, and a number can be given away within one. Where the
 //! kernel gives each process an inode of its own (`pidfs`, since 6.9) that is part of the identity.
 
-use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags};
 use serde::{Deserialize, Serialize};
 
-use super::accounts::Account;
 use super::paths::Paths;
 use super::procfs::Stat;
 use super::{cputime, scan};
@@ -45,6 +40,20 @@ pub enum Delivery {
     /// The process has ended.
     Gone,
 }
+
+/// `struct pidfd_info` of `linux/pidfd.h`, as Linux 6.15 has it.
+#[repr(C)]
+#[derive(Default)]
+struct PidfdInfo {
+    mask: u64,
+    cgroup: u64,
+    ids: [u32; 11],
+    exit_code: i32,
+}
+
+const PIDFD_INFO_EXIT: u64 = 1 << 3;
+/// `_IOWR(0xff, 11, struct pidfd_info)`, with the size above.
+const PIDFD_GET_INFO: libc::Ioctl = (3 << 30 | (size_of::<PidfdInfo>() << 16) | 0xff << 8 | 11) as libc::Ioctl;
 
 /// Nice value and scheduling policy (`SCHED_OTHER` …) of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,6 +153,28 @@ impl Process {
             // Somebody we may not signal is there.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(true),
             Err(error) => Err(error),
+        }
+    }
+
+    /// True once it has ended, reaped or not.
+    pub fn has_ended(&self) -> bool {
+        let mut fds = [rustix::event::PollFd::new(&self.pidfd, rustix::event::PollFlags::IN)];
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
+    }
+
+    /// How one that is not our child has ended, where the kernel tells (Linux 6.15, once its parent has reaped it).
+    pub fn exit_of_stranger(&self) -> ExitStatus {
+        let mut info = PidfdInfo { mask: PIDFD_INFO_EXIT, ..PidfdInfo::default() };
+        // SAFETY: the descriptor is open; the kernel writes at most as many bytes as the number of the call says.
+        let result = unsafe { libc::ioctl(self.pidfd.as_raw_fd(), PIDFD_GET_INFO, &raw mut info) };
+        if result < 0 || info.mask & PIDFD_INFO_EXIT == 0 {
+            return ExitStatus::Unknown;
+        }
+        if libc::WIFSIGNALED(info.exit_code) {
+            ExitStatus::Signal(libc::WTERMSIG(info.exit_code))
+        } else {
+            ExitStatus::Code(libc::WEXITSTATUS(info.exit_code))
         }
     }
 
@@ -268,6 +299,8 @@ pub struct Exit {
 pub enum ExitStatus {
     Code(i32),
     Signal(i32),
+    /// It was not our child, and its parent alone was told.
+    Unknown,
 }
 
 impl ExitStatus {
@@ -276,6 +309,7 @@ impl ExitStatus {
         match self {
             ExitStatus::Code(code) => code,
             ExitStatus::Signal(signal) => 128 + signal,
+            ExitStatus::Unknown => 1,
         }
     }
 
@@ -313,152 +347,12 @@ pub fn reap_one() -> Option<Exit> {
     }
 }
 
-/// Kills a child that [`spawn`] has just started, and whatever it has started since. Only while it has not been reaped.
+/// Kills a child that [`super::spawn::spawn`] has just started, and whatever it has started since. Only while it has not been reaped.
 pub fn kill_session(child: i32) {
     if let Some(group) = Pid::from_raw(child) {
         // One that has ended by itself is what is wanted.
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
     }
-}
-
-/// What a worker is started with.
-#[derive(Debug)]
-pub struct Launch {
-    /// Program and arguments; a program without a slash is looked for in `PATH` of `env`.
-    pub command: Vec<String>,
-    pub directory: Option<PathBuf>,
-    /// The whole environment; nothing is inherited.
-    pub env: Vec<(OsString, OsString)>,
-    pub user: Option<Account>,
-    /// `cgroup.procs` (or v1 `tasks`-compatible) files of the groups it starts in.
-    pub groups: Vec<OwnedFd>,
-    /// Written to `oom_score_adj`; raising needs no privilege.
-    pub oom_score_adj: Option<i32>,
-    /// The soft limit on descriptors it gets back (the daemon raises its own).
-    pub descriptors: Option<(u64, u64)>,
-    /// The nice value it begins with, if the daemon's own is better.
-    pub nice: i32,
-    /// Standard input is inherited (`run -- COMMAND`) or `/dev/null`.
-    pub inherit_stdin: bool,
-}
-
-/// Starts a process in its own session, in its groups, with a parent-death signal of `SIGCONT`: should the daemon be
-/// killed while it holds the worker stopped, the kernel lets the worker go on.
-///
-/// The parent-death signal follows the *thread* that spawned: call this from the one thread that lives as long as the
-/// daemon. Errors are those of fork and exec (a program that is not there is reported here, not as an exit).
-#[expect(clippy::disallowed_methods, reason = "this is where workers are started")]
-pub fn spawn(launch: &Launch) -> io::Result<i32> {
-    let program = launch.command.first().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "empty command"))?;
-    let path = launch.env.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone());
-    let resolved = resolve_program(program, path.as_deref(), launch.directory.as_deref())?;
-    let mut command = Command::new(resolved);
-    command.arg0(program).args(launch.command.iter().skip(1)).env_clear().envs(launch.env.iter().map(|(name, value)| (name, value)));
-    if let Some(directory) = &launch.directory {
-        command.current_dir(directory);
-    }
-    if !launch.inherit_stdin {
-        command.stdin(Stdio::null());
-    }
-    let parent = rustix::process::getpid();
-    let groups: Vec<RawFd> = launch.groups.iter().map(|fd| fd.as_fd().as_raw_fd()).collect();
-    let oom = launch.oom_score_adj.and_then(|value| CString::new(value.to_string()).ok());
-    let (descriptors, nice) = (launch.descriptors, launch.nice);
-    let user = launch.user.clone();
-    // SAFETY: between fork and exec only system calls are made, on memory that was prepared before the fork; nothing
-    // allocates and no lock is taken.
-    unsafe {
-        command.pre_exec(move || in_child(parent, &groups, oom.as_deref(), descriptors, nice, user.as_ref()));
-    }
-    let child = command.spawn()?;
-    // Not waited for through std: `reap_one` is the only waiter.
-    i32::try_from(child.id()).map_err(|_| io::Error::other("pid out of range"))
-}
-
-/// True when a process could not be started for want of something that comes back: memory, a place in the table of
-/// processes, a descriptor.
-pub fn is_shortage(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE))
-}
-
-/// Runs in the child between fork and exec: async-signal-safe calls only.
-fn in_child(
-    parent: Pid,
-    groups: &[RawFd],
-    oom: Option<&std::ffi::CStr>,
-    descriptors: Option<(u64, u64)>,
-    nice: i32,
-    user: Option<&Account>,
-) -> io::Result<()> {
-    rustix::process::setsid()?;
-    for group in groups {
-        // SAFETY: the descriptor was opened by the parent and inherited; the buffer is static. "0" means the writer.
-        if unsafe { libc::write(*group, b"0".as_ptr().cast(), 1) } < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    if let Some(value) = oom {
-        // SAFETY: both strings end in NUL; the descriptor is closed again. A failure to raise one's own score is no
-        // reason not to start.
-        unsafe {
-            let fd = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
-            if fd >= 0 {
-                libc::write(fd, value.as_ptr().cast(), value.to_bytes().len());
-                libc::close(fd);
-            }
-        }
-    }
-    if let Some((soft, hard)) = descriptors {
-        let limit = rustix::process::Rlimit { current: Some(soft), maximum: Some(hard) };
-        rustix::process::setrlimit(rustix::process::Resource::Nofile, limit)?;
-    }
-    // The daemon may run with a better priority; its workers do not inherit that.
-    if rustix::process::getpriority_process(None).is_ok_and(|own| own < nice) {
-        rustix::process::setpriority_process(None, nice)?;
-    }
-    super::scheduling::ordinary_slack();
-    if let Some(user) = user {
-        // SAFETY: the slice lives in the parent's memory, copied by fork. Groups first: after setuid it is too late.
-        unsafe {
-            if libc::setgroups(user.groups.len(), user.groups.as_ptr()) != 0
-                || libc::setresgid(user.gid, user.gid, user.gid) != 0
-                || libc::setresuid(user.uid, user.uid, user.uid) != 0
-            {
-                return Err(io::Error::last_os_error());
-            }
-        }
-    }
-    // After the change of user, which clears it.
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::CONT))?;
-    // The daemon may have died before the line above: then nobody would ever supervise this process.
-    if rustix::process::getppid() != Some(parent) {
-        return Err(io::Error::from_raw_os_error(libc::ESRCH));
-    }
-    Ok(())
-}
-
-/// Finds the file to execute, with an error that names what was looked for and where.
-pub fn resolve_program(program: &str, path: Option<&std::ffi::OsStr>, directory: Option<&Path>) -> io::Result<PathBuf> {
-    let executable = |candidate: &Path| {
-        let candidate = match directory {
-            Some(directory) if candidate.is_relative() => directory.join(candidate),
-            _ => candidate.to_path_buf(),
-        };
-        candidate.is_file() && rustix::fs::access(&candidate, rustix::fs::Access::EXEC_OK).is_ok()
-    };
-    if program.contains('/') {
-        let file = PathBuf::from(program);
-        return match (executable(&file), directory.unwrap_or(Path::new("")).join(&file).exists()) {
-            (true, _) => Ok(file),
-            (false, true) => Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{program} is not an executable file"))),
-            (false, false) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{program} is not there"))),
-        };
-    }
-    let path = path.unwrap_or_else(|| std::ffi::OsStr::new("/usr/local/bin:/usr/bin:/bin"));
-    std::env::split_paths(path)
-        .map(|folder| folder.join(program))
-        .find(|candidate| executable(candidate))
-        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{program} was not found in PATH ({})", path.display())))
 }
 
 /// Makes orphans of our workers our children, so that they can be found and reaped. PID 1 has that duty by nature.

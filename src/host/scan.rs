@@ -18,6 +18,12 @@ const TEXT: usize = 1024;
 /// Entries of a folder are read so many bytes at a time, into the stack: a pass allocates nothing.
 const ROOM: usize = 8192;
 
+/// Which run of the machine this is, where the kernel says so.
+pub fn boot_id(paths: &Paths) -> Option<String> {
+    let text = std::fs::read_to_string(paths.proc.join("sys/kernel/random/boot_id")).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
 /// Reads `/proc/PID/stat` of every process into `found`, in the order of their pids. Processes that end meanwhile, or
 /// that may not be looked at, are left out. Gives how long it took: it is the most expensive look there is.
 ///

@@ -1,8 +1,11 @@
 //! What a request may ask of the loop: a command, answered when the loop has carried it out.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+
+use crate::config::settings::Signal;
 
 /// One command and the way back to whoever asked.
 #[derive(Debug)]
@@ -19,13 +22,53 @@ pub enum Command {
     Release,
     /// End in order, as after SIGTERM.
     Shutdown,
+    Worker(WorkerCommand),
+}
+
+/// Something a worker is to do, or one replica of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WorkerCommand {
+    pub worker: Arc<str>,
+    pub replica: Option<u32>,
+    pub verb: Verb,
+    /// How long whoever asked waits for it to be done; as long as it may take unless set.
+    pub wait: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    Start,
+    Stop,
+    Restart,
+    Recycle,
+    /// To so many replicas.
+    Scale(u32),
+    Signal(Signal),
+    /// Asked to drop its caches.
+    Shed,
+    /// The replica that has this process, or the one named, has answered requests.
+    Requests {
+        pid: Option<i32>,
+        requests: Requests,
+    },
+}
+
+/// A number of requests: how many since the last report, or in the whole life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requests {
+    More(u64),
+    InAll(u64),
 }
 
 /// What became of it, in words for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Done(String),
+    /// There is nothing of that name.
+    Unknown(String),
     Refused(String),
+    /// Begun and not done in the time that was given: what it waits for.
+    Waits(String),
 }
 
 /// The sending end of the loop's queue. Bounded: a flood of requests is refused, the loop is never slowed.

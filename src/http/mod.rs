@@ -15,6 +15,7 @@ mod problem;
 mod routes;
 pub mod server;
 mod throttle;
+mod workers;
 
 pub use access::{Access, CurrentAccess};
 pub use events::EventSource;

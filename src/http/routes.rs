@@ -50,6 +50,7 @@ pub fn router(shared: Shared) -> Router {
         .route("/admin/resources/cache/invalidate", post(cache_invalidate))
         .route("/admin/throttle", get(throttle::answer))
         .route("/admin/workers", get(workers))
+        .route("/admin/workers/{name}/{verb}", post(super::workers::command))
         .route("/admin/explain", get(explain))
         .route("/admin/events", get(feed))
         .route("/admin/config", get(config))
@@ -151,23 +152,37 @@ async fn feed(State(shared): State<Shared>, headers: HeaderMap, asked: Result<Qu
 }
 
 async fn reload(State(shared): State<Shared>) -> Result<Response, Problem> {
-    let message = ask(&shared, Command::Reload).await?;
-    Ok(Json(json!({ "message": message })).into_response())
+    let message = ask(&shared, Command::Reload, Some(shared.patience)).await?;
+    Ok(Json(json!({ "message": message.words() })).into_response())
 }
 
 async fn release(State(shared): State<Shared>) -> Result<Response, Problem> {
-    let message = ask(&shared, Command::Release).await?;
-    Ok(Json(json!({ "message": message })).into_response())
+    let message = ask(&shared, Command::Release, Some(shared.patience)).await?;
+    Ok(Json(json!({ "message": message.words() })).into_response())
 }
 
 /// There is no cache to empty without a gateway; the configuration is read again.
 async fn cache_invalidate(State(shared): State<Shared>) -> Result<Response, Problem> {
-    let message = ask(&shared, Command::Reload).await?;
-    Ok(Json(json!({ "cache": "absent", "message": message })).into_response())
+    let message = ask(&shared, Command::Reload, Some(shared.patience)).await?;
+    Ok(Json(json!({ "cache": "absent", "message": message.words() })).into_response())
 }
 
-/// Hands a command to the loop and waits for its word.
-async fn ask(shared: &Shared, command: Command) -> Result<String, Problem> {
+/// The loop's word.
+pub enum Told {
+    Done(String),
+    Waits(String),
+}
+
+impl Told {
+    fn words(self) -> String {
+        match self {
+            Told::Done(words) | Told::Waits(words) => words,
+        }
+    }
+}
+
+/// Hands a command to the loop and waits for its word, for so long; without a bound where the loop keeps one itself.
+pub async fn ask(shared: &Shared, command: Command, patience: Option<Duration>) -> Result<Told, Problem> {
     let unavailable = |error, message: &str| Problem::new(StatusCode::SERVICE_UNAVAILABLE, error, message);
     if !shared.published.latest().loop_alive((shared.clock)()) {
         return Err(Problem::stalled());
@@ -176,8 +191,14 @@ async fn ask(shared: &Shared, command: Command) -> Result<String, Problem> {
         .commands
         .ask(command)
         .ok_or_else(|| unavailable("queue_full", "the control loop has too many commands waiting, or has ended"))?;
-    match tokio::time::timeout(shared.patience, answer).await {
-        Ok(Ok(Answer::Done(message))) => Ok(message),
+    let answer = match patience {
+        Some(patience) => tokio::time::timeout(patience, answer).await,
+        None => Ok(answer.await),
+    };
+    match answer {
+        Ok(Ok(Answer::Done(message))) => Ok(Told::Done(message)),
+        Ok(Ok(Answer::Waits(what))) => Ok(Told::Waits(what)),
+        Ok(Ok(Answer::Unknown(message))) => Err(Problem::new(StatusCode::NOT_FOUND, "not_found", message)),
         Ok(Ok(Answer::Refused(message))) => Err(Problem::new(StatusCode::CONFLICT, "refused", message)),
         Ok(Err(_)) => Err(unavailable("loop_ended", "the control loop ended before it answered")),
         Err(_) => Err(unavailable("no_answer", "the control loop has not answered in time; the command may still be carried out")),

@@ -11,6 +11,7 @@
 //! | `POST /admin/resources/cache/invalidate` | guarded | reads the configuration again |
 //! | `GET /admin/throttle?wait=300s` | guarded | `{throttled, resources, retry_after_s}` |
 //! | `GET /admin/workers` | guarded | the workers of the snapshot |
+//! | `POST /admin/workers/NAME/VERB` | guarded | start, stop, restart, recycle, scale, signal, shed, requests |
 //! | `GET /admin/explain?of=NAME` | guarded | how one thing, or everything, is and why |
 //! | `GET /admin/events?follow=true&after=N` | guarded | events after number N, or a stream of them |
 //! | `GET /admin/config` | guarded | the effective settings without secrets |

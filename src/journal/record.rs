@@ -189,7 +189,47 @@ events! {
         peak_memory_bytes: Option<u64>,
         cpu_seconds: f64,
         lifetime_seconds: f64,
+        restarts: u32,
         survivors_killed: u32,
+    }
+    #[doc = "A worker of an earlier daemon that lives on is this one's now."]
+    INFO WorkerAdopted "worker_adopted" {
+        worker: String,
+        replica: u32,
+        pid: i32,
+        detail: String,
+    }
+    #[doc = "A worker of an earlier daemon that lives on is ended."]
+    WARN WorkerLeftBehind "worker_left_behind" {
+        worker: String,
+        replica: u32,
+        pid: i32,
+        detail: String,
+    }
+    #[doc = "It was started and is not what it should be in time: it is ended."]
+    WARN WorkerNotReady "worker_not_ready" {
+        worker: String,
+        replica: u32,
+        pid: i32,
+        within_seconds: f64,
+        detail: String,
+    }
+    #[doc = "Its turn to be replaced has come; `detail` says whether the replacement comes first, and why."]
+    INFO WorkerRecycling "worker_recycling" {
+        worker: String,
+        replica: u32,
+        pid: i32,
+        cause: &'static str,
+        detail: String,
+    }
+    #[doc = "The replacement came to nothing; the old one stays."]
+    WARN WorkerRecycleFailed "worker_recycle_failed" {
+        worker: String,
+        replica: u32,
+        pid: i32,
+        cause: &'static str,
+        error: String,
+        next_try_seconds: f64,
     }
     INFO WorkerRecycled "worker_recycled" {
         worker: String,
@@ -366,6 +406,25 @@ impl Event {
                 };
                 let peak = peak_memory_bytes.map_or("unknown".to_owned(), mib);
                 format!("{worker}.{replica} ended {how} after {lifetime_seconds:.1} s: peak memory {peak}, {cpu_seconds:.2} s of CPU")
+            }
+            Event::WorkerAdopted { worker, replica, pid, detail } if detail.is_empty() => {
+                format!("{worker}.{replica} lives on as pid {pid} and is taken over")
+            }
+            Event::WorkerAdopted { worker, replica, pid, detail } => {
+                format!("{worker}.{replica} lives on as pid {pid} and is taken over; {detail}")
+            }
+            Event::WorkerLeftBehind { worker, replica, pid, detail } => format!("{worker}.{replica} (pid {pid}) is ended: {detail}"),
+            Event::WorkerNotReady { worker, replica, within_seconds, detail, .. } if detail.is_empty() => {
+                format!("{worker}.{replica} was not ready within {within_seconds} s")
+            }
+            Event::WorkerNotReady { worker, replica, within_seconds, detail, .. } => {
+                format!("{worker}.{replica} was not ready within {within_seconds} s: {detail}")
+            }
+            Event::WorkerRecycling { worker, replica, cause, detail, .. } => {
+                format!("{worker}.{replica} is replaced for {cause}: {detail}")
+            }
+            Event::WorkerRecycleFailed { worker, replica, cause, error, next_try_seconds, .. } => {
+                format!("{worker}.{replica} could not be replaced for {cause} and goes on: {error}; next try in {next_try_seconds:.0} s")
             }
             Event::WorkerRecycled { worker, replica, cause, detail, .. } => format!("{worker}.{replica} replaced for {cause}: {detail}"),
             Event::WorkerGaveUp { worker, replica, exits, within_seconds } => {

@@ -1,6 +1,5 @@
 //! The engine on whole readings, and the makers of settings and readings that the tests of `policy` and `response` share.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -32,27 +31,7 @@ pub(crate) fn rule() -> Rule {
 }
 
 pub(crate) fn worker(name: &str) -> Worker {
-    Worker {
-        name: Arc::from(name),
-        command: vec!["true".into()],
-        directory: None,
-        user: None,
-        group: None,
-        env: BTreeMap::new(),
-        replicas: Replicas::Count(1),
-        after: Vec::new(),
-        restart: Restart::Always,
-        backoff: Backoff { first: Duration::from_secs(1), longest: Duration::from_secs(60), give_up: 10, within: Duration::from_secs(600) },
-        stop: Stop { signal: Signal(15), within: Duration::from_secs(30) },
-        priority: 0,
-        weight: 100,
-        protected: false,
-        throttle: ThrottleMethod::Auto,
-        longest_stop: Duration::from_millis(250),
-        shed_signal: None,
-        limits: Limits::default(),
-        recycle: Recycle::default(),
-    }
+    Worker { recycle: Recycle::default(), ..Worker::new(name, vec!["true".into()]) }
 }
 
 pub(crate) fn settings(workers: Vec<Worker>) -> Settings {
@@ -62,6 +41,7 @@ pub(crate) fn settings(workers: Vec<Worker>) -> Settings {
             state_dir: folder("/var/lib/plimsoll"),
             runtime_dir: folder("/run/plimsoll"),
             shutdown_timeout: Duration::from_secs(30),
+            leftovers: Leftovers::Adopt,
         },
         log: Log { level: LogLevel::Info, format: LogFormat::Auto },
         http: Http { listen: Vec::new(), api_key: None, dashboard: true },

@@ -31,8 +31,16 @@ pub struct Candidate {
     pub grasp: Grasp,
     /// What keeps it from being chosen: `starting`, `stopping`, `recycling`.
     pub busy: Option<&'static str>,
-    /// It has lived as long as `recycle.lifetime` allows, jitter taken off.
-    pub lifetime_due: bool,
+    /// It has lived as long, or done as much, as `recycle` allows, jitter taken off.
+    pub due: Option<Due>,
+}
+
+/// Why a replica is to be replaced without anything being over a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    Lifetime,
+    /// So many it has answered.
+    Requests(u64),
 }
 
 /// What is known of a replica's memory beyond its size, and what can be done about it here.

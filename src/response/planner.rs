@@ -15,7 +15,7 @@ use crate::config::settings::{Policy, Rung, Settings};
 use crate::host::clock::Moment;
 use crate::policy::{Level, Resource, Verdict};
 use crate::response::action::{Action, Cause, Deed, Line, Outcome, Share};
-use crate::response::candidate::{Candidate, LineKind};
+use crate::response::candidate::{Candidate, Due, LineKind};
 use crate::response::cooldown::{Cooldowns, PAUSE};
 use crate::response::flight::{Flights, OVERDUE};
 use crate::response::hold::{self, Hold};
@@ -887,20 +887,29 @@ impl Planner {
         }
     }
 
-    /// Replaces what has lived long enough, one at a time over all workers. Protection is no bar: its own settings ask for it.
+    /// Replaces what has lived long enough or done enough, one at a time over all workers. Protection is no bar: its own settings
+    /// ask for it.
     fn end_lifetimes(&mut self, scene: &Scene, plan: &mut Plan) {
         let is_free = |candidate: &&Candidate| {
-            candidate.lifetime_due && candidate.running && candidate.busy.is_none() && !self.ending.contains_key(&candidate.slot)
+            candidate.due.is_some() && candidate.running && candidate.busy.is_none() && !self.ending.contains_key(&candidate.slot)
         };
         let oldest = scene.candidates.iter().filter(is_free).min_by_key(|candidate| (candidate.since.steady, candidate.slot));
         let Some(due) = oldest.filter(|due| self.other_ending(due.slot, scene).is_none()) else { return };
-        let age = scene.now.since(due.since).as_secs();
-        let most = due.settings.recycle.lifetime.map_or(0, |lifetime| lifetime.as_secs());
-        let reason = format!("lifetime: {} has run for {age} s, recycle.lifetime is {most} s less jitter", due.name());
+        let (cause, reason) = match due.due {
+            Some(Due::Requests(answered)) => {
+                let most = due.settings.recycle.requests.unwrap_or(0);
+                let reason = format!("requests: {} has answered {answered}, recycle.requests is {most} less jitter", due.name());
+                (Cause::Requests, reason)
+            }
+            _ => {
+                let age = scene.now.since(due.since).as_secs();
+                let most = due.settings.recycle.lifetime.map_or(0, |lifetime| lifetime.as_secs());
+                (Cause::Lifetime, format!("lifetime: {} has run for {age} s, recycle.lifetime is {most} s less jitter", due.name()))
+            }
+        };
         let within = if scene.dry { Duration::from_secs(600) } else { due.settings.stop.within + PAUSE };
         self.ending.insert(due.slot, Ending { worker: due.worker.clone(), at: scene.now, within });
-        let deed = Deed::Recycle(due.slot, Cause::Lifetime);
-        self.act(Resource::Worker(due.slot), deed, reason, plan);
+        self.act(Resource::Worker(due.slot), Deed::Recycle(due.slot, cause), reason, plan);
     }
 }
 

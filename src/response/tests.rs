@@ -22,6 +22,6 @@ pub(crate) fn candidate(slot: u64, name: &str, cores: f64, memory: u64) -> Candi
         growth: 0.0,
         grasp: crate::response::candidate::Grasp::default(),
         busy: None,
-        lifetime_due: false,
+        due: None,
     }
 }

@@ -2,11 +2,21 @@
 //! May touch the processes of `host`.
 //! Must not decide by resource use: it is told.
 
+pub mod asking;
+mod ending;
 pub mod environment;
+pub mod leftovers;
+pub mod readiness;
+pub mod recycling;
 pub mod replica;
+pub mod roster;
+pub mod slot;
+pub mod sockets;
+mod starting;
 pub mod state;
 #[expect(clippy::module_inception, reason = "the module is named for its one actor")]
 pub mod supervisor;
+pub mod totals;
 
 pub use replica::Replica;
 pub use supervisor::Supervisor;

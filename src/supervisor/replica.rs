@@ -1,4 +1,5 @@
-//! One replica of a worker: its state, and its present life if it has one.
+//! One copy of a replica of a worker: its place, and its present life if it has one. Most replicas have one copy; one that is being
+//! replaced with overlap has two ([`super::slot`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,24 +10,47 @@ use crate::host::clock::Moment;
 use crate::host::group::Group;
 use crate::host::process::{self, Delivery, Exit, Process, Root};
 use crate::host::procfs::Stat;
+use crate::host::sockets::{HeldLock, NotifySocket};
 use crate::sampling::readings::SlotId;
 
+use super::readiness::Check;
+use super::recycling::Wish;
+use super::slot::{Role, Standing};
 use super::state::{History, Next, Purpose, State};
 
 #[derive(Debug)]
 pub struct Replica {
     pub worker: Arc<Worker>,
     pub index: u32,
-    pub state: State,
+    pub(super) standing: Standing,
     pub life: Option<Life>,
     pub(super) history: History,
     /// How often it has been started again.
     pub restarts: u32,
-    /// No longer in the settings: forgotten once it is down.
-    pub(super) leaving: bool,
     /// What a stop in progress is for, to tell it in the events.
     pub(super) cause: Option<&'static str>,
     pub(super) last_exit: Option<Exit>,
+    /// It is to be replaced when its turn comes.
+    pub(super) wish: Option<Wish>,
+    /// Replacements in a row that came to nothing.
+    pub(super) failed_replacements: u32,
+    /// A successor: what it was started for.
+    pub(super) successor_of: Option<Replaced>,
+    /// What it waits for before it is started, for people.
+    pub waits_for: Option<String>,
+    /// When that is looked at again, if nothing else brings it up.
+    pub(super) look_again: Option<Duration>,
+    /// Held from before the start to the end of the last descendant.
+    pub(super) lock: Option<HeldLock>,
+}
+
+/// Whom a successor is to replace.
+#[derive(Clone, Debug)]
+pub struct Replaced {
+    pub cause: &'static str,
+    pub pid: i32,
+    /// Why with overlap.
+    pub manner: String,
 }
 
 /// From one start to the end of the last descendant.
@@ -47,8 +71,27 @@ pub struct Life {
     pub(super) memory: Option<u64>,
     pub(super) exit: Option<(Exit, Moment)>,
     pub(super) survivors_killed: u32,
+    /// The stop signal was sent.
+    pub(super) asked: bool,
+    /// It is to end at once, not when its time is over.
+    pub(super) kill_wanted: bool,
     /// We sent the SIGKILL.
     pub(super) killed_by_us: bool,
+    /// It did not end in the time it was given.
+    pub(super) overran: bool,
+    /// Until it is ready.
+    pub(super) check: Option<Check>,
+    /// Where it goes on to say how it is doing.
+    pub(super) notify: Option<NotifySocket>,
+    /// Requests it has answered, as reported.
+    pub requests: u64,
+    /// When it is to be replaced for them; drawn once.
+    pub requests_due: Option<u64>,
+    /// Of what it was started with: [`super::roster::fingerprint`].
+    pub(super) fingerprint: u64,
+    /// To whom its orphans are handed: us, unless it is another's child.
+    pub(super) reaper: Option<i32>,
+    pub(super) is_child: bool,
 }
 
 impl Replica {
@@ -56,14 +99,52 @@ impl Replica {
         Replica {
             worker,
             index,
-            state: State::Waiting,
+            standing: Standing::main(),
             life: None,
             history: History::default(),
             restarts: 0,
-            leaving: false,
             cause: None,
             last_exit: None,
+            wish: None,
+            failed_replacements: 0,
+            successor_of: None,
+            waits_for: None,
+            look_again: None,
+            lock: None,
         }
+    }
+
+    pub fn state(&self) -> State {
+        self.standing.state
+    }
+
+    /// The one that counts: neither a replacement that is not ready yet nor one on its way out.
+    pub fn is_main(&self) -> bool {
+        self.standing.role == Role::Main
+    }
+
+    pub fn is_successor(&self) -> bool {
+        self.standing.role == Role::Successor
+    }
+
+    pub(super) fn is_copy_of(&self, name: &str, index: u32) -> bool {
+        self.index == index && *self.worker.name == *name
+    }
+
+    /// It has ended for good, as it was to: whoever comes after it need not wait.
+    pub(super) fn has_done(&self) -> bool {
+        self.standing.state == State::Stopped && self.last_exit.is_some_and(|exit| exit.status.is_clean())
+    }
+
+    /// Why it is not ready yet, while that is waited for.
+    pub fn missing(&self) -> Option<&str> {
+        let check = self.life.as_ref()?.check.as_ref()?;
+        Some(check.missing.as_str()).filter(|missing| !missing.is_empty())
+    }
+
+    /// It is to be replaced and waits for its turn.
+    pub fn is_queued(&self) -> bool {
+        self.wish.is_some()
     }
 
     pub fn slot(&self) -> Option<SlotId> {
@@ -71,14 +152,19 @@ impl Replica {
     }
 
     pub fn is_running(&self) -> bool {
-        matches!(self.state, State::Running { .. })
+        self.standing.state.is_up()
+    }
+
+    pub fn is_ready(&self) -> bool {
+        matches!(self.standing.state, State::Running { .. })
     }
 
     /// Why it cannot take an action now; `None` while it simply runs. `response` knows these words.
     pub fn busy(&self) -> Option<&'static str> {
-        match self.state {
-            State::Running { .. } => None,
-            State::Stopping { purpose: Purpose::Replace, .. } | State::Clearing { next: Next::StartAt(_), .. } => Some("recycling"),
+        match self.standing.state {
+            State::Starting { .. } | State::Running { .. } => None,
+            State::Stopping { purpose: Purpose::Replace | Purpose::GiveWay | Purpose::Retry, .. }
+            | State::Clearing { next: Next::StartAt(_), .. } => Some("recycling"),
             State::Stopping { .. } | State::Clearing { .. } | State::Failed | State::Stopped => Some("stopping"),
             State::Waiting | State::Backoff { .. } => Some("starting"),
         }
@@ -96,6 +182,16 @@ impl Life {
     /// # Errors
     /// When one of them could not be looked at for a reason of ours (no descriptor left): it may live.
     pub fn members(&self, paths: &Paths, keeper: i32, processes: &[Stat]) -> std::io::Result<Vec<Process>> {
+        self.living(keeper, processes).iter().filter_map(|stat| Process::open_seen(paths, stat).transpose()).collect()
+    }
+
+    /// Their numbers, which may have been given to others since the scan.
+    pub(super) fn pids(&self, keeper: i32, processes: &[Stat]) -> Vec<i32> {
+        self.living(keeper, processes).iter().map(|stat| stat.pid).collect()
+    }
+
+    fn living(&self, keeper: i32, processes: &[Stat]) -> Vec<Stat> {
+        let keeper = self.reaper.unwrap_or(keeper);
         let mut found = process::tree_of(self.root(), keeper, &self.known, processes);
         // The group knows those who left the session before they were ever seen.
         if let Some(pids) = self.group.as_ref().and_then(Group::members) {
@@ -104,11 +200,12 @@ impl Life {
                 missing.filter(|stat| stat.pid != keeper && !found.iter().any(|member| member.pid == stat.pid)).copied().collect();
             found.extend(missing);
         }
-        found.iter().filter_map(|stat| Process::open_seen(paths, stat).transpose()).collect()
+        found
     }
 
     /// Remembers everybody in its tree. `processes` is a fresh scan.
     pub(super) fn meet(&mut self, keeper: i32, processes: &[Stat]) {
+        let keeper = self.reaper.unwrap_or(keeper);
         let members = process::tree_of(self.root(), keeper, &self.known, processes);
         for member in members.iter().map(|stat| (stat.pid, stat.started)) {
             if !self.known.contains(&member) {

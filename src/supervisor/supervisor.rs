@@ -1,31 +1,35 @@
-//! The one place that starts, stops, reaps and replaces processes.
+//! The one place that starts, stops, reaps and replaces processes: owns every replica, and carries out what the pure tables of
+//! [`super::slot`] and [`super::recycling`] say. Starting is in `starting.rs`, ending in `ending.rs`, what is asked from outside
+//! in `asking.rs`.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::settings::{Restart, Signal, Worker};
+use crate::config::settings::{ListenAddress, Signal, Worker};
 use crate::host::Paths;
-use crate::host::accounts;
 use crate::host::clock::Moment;
-use crate::host::group::{self, Group, Groups, Taken};
-use crate::host::process::{self, Delivery, Exit, ExitStatus, Launch, Process};
+use crate::host::group::{Group, Groups, Taken};
+use crate::host::process::{self, Delivery, Exit, Process};
 use crate::host::procfs::Stat;
 use crate::host::scan;
+use crate::host::sockets::Watch;
 use crate::journal::Event;
 use crate::sampling::readings::{Readings, SlotId, Target, WorkerReadings};
 
-use super::environment;
-use super::replica::{Life, Replica};
+use super::readiness::Check;
+use super::recycling::{self, Manner, Peer, Pick, Room, Wish};
+use super::replica::{Life, Replaced, Replica};
+use super::roster::{self, Roster};
+use super::slot::{self, Role, Standing};
+use super::sockets::{BindError, Prepared, Sockets};
 use super::state::{self, Next, Purpose, State};
+use super::totals::Totals;
 
-/// Ended lives whose worker is still known.
-const REMEMBERED: usize = 256;
-
-/// How often a tree that is being ended is looked at until nobody is left.
-const CLEARING_LOOK: Duration = Duration::from_millis(10);
 /// In each tick one of so many replicas is looked for outside its groups, and one at least.
 const STRAYS_PART: usize = 256;
 
@@ -46,6 +50,8 @@ pub struct Surroundings {
     pub nice: i32,
     /// `run -- COMMAND`: the name of the worker whose end is ours, and whether a restart policy was asked for.
     pub command: Option<Command>,
+    /// Where the locks of singletons are that name no file of their own.
+    pub locks: PathBuf,
 }
 
 /// `run -- COMMAND`.
@@ -57,46 +63,46 @@ pub struct Command {
     pub restart_was_set: bool,
 }
 
-/// Sums over every life of every replica of one worker; they survive the worker's death.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Totals {
-    pub starts: u64,
-    /// By reason, in the order of [`EXIT_REASONS`].
-    pub exits: [u64; EXIT_REASONS.len()],
-    /// By cause, in the order of [`RECYCLE_CAUSES`].
-    pub recycles: [u64; RECYCLE_CAUSES.len()],
-    /// Of lives that have ended.
-    pub cpu: Duration,
-    pub peak_memory: u64,
-}
-
-/// The label values of `plimsoll_worker_exits_total{reason}`.
-pub const EXIT_REASONS: [&str; 6] = ["clean", "error", "signal", "oom", "recycled", "stopped"];
-/// The label values of `plimsoll_worker_recycles_total{cause}`.
-pub const RECYCLE_CAUSES: [&str; 4] = ["memory", "cpu", "lifetime", "manual"];
-
 #[derive(Debug)]
 pub struct Supervisor {
-    around: Surroundings,
-    replicas: Vec<Replica>,
-    /// Where the replica of a life is in `replicas`. A life that has ended may still stand here.
+    pub(super) around: Surroundings,
+    /// Copies of one replica stand side by side.
+    pub(super) replicas: Vec<Replica>,
+    /// Where the copy with a life is in `replicas`. A life that has ended may still stand here.
     places: HashMap<SlotId, usize>,
     /// What the sampler is to look at; `None` when that has changed.
-    targets: Option<Vec<Target>>,
-    totals: BTreeMap<Arc<str>, Totals>,
-    next_slot: u64,
+    pub(super) targets: Option<Vec<Target>>,
+    pub(super) totals: BTreeMap<Arc<str>, Totals>,
+    pub(super) next_slot: u64,
     /// Whose the last lives were that have ended: effects are measured for ten seconds.
-    ended: VecDeque<(SlotId, Arc<str>)>,
+    pub(super) ended: VecDeque<(SlotId, Arc<str>)>,
     /// No start any more.
-    closing: bool,
+    pub(super) closing: bool,
     /// The code the daemon ends with because its command has ended.
-    finished: Option<i32>,
-    next_look: Option<Duration>,
+    pub(super) finished: Option<i32>,
+    pub(super) next_look: Option<Duration>,
     /// Replicas that were found outside their groups, with one process each.
     strays: Vec<(SlotId, i32)>,
     /// Where the next look for such begins.
     cursor: usize,
-    scratch: Vec<u8>,
+    pub(super) scratch: Vec<u8>,
+    pub(super) sockets: Sockets,
+    /// What workers say on their notify sockets wakes the loop.
+    pub(super) watch: Option<Watch>,
+    /// How many of a worker somebody asked for at run time, instead of the settings.
+    pub(super) scales: BTreeMap<Arc<str>, u32>,
+    /// What was settled last: workers and the cores they were counted by.
+    pub(super) workers: Vec<Arc<Worker>>,
+    pub(super) limit_cores: f64,
+    /// When the last replacement of a worker was over.
+    replaced: BTreeMap<Arc<str>, Duration>,
+    /// When the queue has its next turn.
+    next_turn: Option<Duration>,
+    room: Room,
+    roster: Option<Roster>,
+    old_rosters: Vec<PathBuf>,
+    pub(super) roster_is_stale: bool,
+    roster_fails: bool,
 }
 
 impl Supervisor {
@@ -115,144 +121,231 @@ impl Supervisor {
             strays: Vec::new(),
             cursor: 0,
             scratch: Vec::new(),
+            sockets: Sockets::default(),
+            watch: Watch::new().ok(),
+            scales: BTreeMap::new(),
+            workers: Vec::new(),
+            limit_cores: 1.0,
+            replaced: BTreeMap::new(),
+            next_turn: None,
+            room: Room::default(),
+            roster: None,
+            old_rosters: Vec::new(),
+            roster_is_stale: false,
+            roster_fails: false,
         }
     }
 
+    /// Binds the addresses of these workers that are not bound yet; [`Supervisor::apply`] takes them over.
+    ///
+    /// # Errors
+    /// As [`Sockets::prepare`].
+    pub fn prepare(&self, workers: &[Arc<Worker>], spare: &dyn Fn(&ListenAddress) -> Option<OwnedFd>) -> Result<Prepared, BindError> {
+        self.sockets.prepare(workers, spare)
+    }
+
     /// Makes the set of replicas what the settings say: new ones wait to be started, superfluous ones are stopped, those
-    /// whose way of being started has changed are replaced. Everything else goes on untouched.
-    pub fn apply(&mut self, workers: &[Arc<Worker>], limit_cores: f64, now: Moment) {
-        self.meet_all(|replica| {
-            let stays =
-                workers.iter().find(|worker| worker.name == replica.worker.name && replica.index < worker.replicas.count(limit_cores));
-            stays.is_none_or(|worker| starts_differently(&replica.worker, worker))
-        });
+    /// whose way of being started has changed are replaced one by one. Everything else goes on untouched.
+    pub fn apply(&mut self, workers: &[Arc<Worker>], prepared: Prepared, limit_cores: f64, now: Moment) {
+        self.sockets.apply(workers, prepared);
+        self.limit_cores = limit_cores;
+        // A number that was asked for at run time holds until the settings say another.
+        let unchanged = |name: &Arc<str>| {
+            let count = |workers: &[Arc<Worker>]| workers.iter().find(|worker| worker.name == *name).map(|worker| worker.replicas);
+            count(&self.workers).is_some_and(|before| count(workers) == Some(before))
+        };
+        self.scales.retain(|name, _| unchanged(name));
+        self.workers = workers.to_vec();
         for replica in &mut self.replicas {
-            let wanted = workers.iter().find(|worker| worker.name == replica.worker.name);
-            match wanted {
-                Some(worker) if replica.index < worker.replicas.count(limit_cores) => {
-                    let restart = starts_differently(&replica.worker, worker);
-                    replica.worker = worker.clone();
-                    replica.leaving = false;
-                    if restart {
-                        ask_to_end(replica, Purpose::Replace, "manual", now);
-                        if replica.state == State::Failed {
-                            replica.state = State::Waiting;
-                        }
-                    }
-                }
-                _ => {
-                    replica.leaving = true;
-                    ask_to_end(replica, Purpose::Down, "stopped", now);
-                }
+            let Some(worker) = workers.iter().find(|worker| worker.name == replica.worker.name) else { continue };
+            let wanted = roster::fingerprint(worker);
+            let starts_differently = match &replica.life {
+                Some(life) => life.fingerprint != wanted,
+                None => roster::fingerprint(&replica.worker) != wanted,
+            };
+            replica.worker = worker.clone();
+            if !starts_differently || !replica.is_main() {
+                continue;
+            }
+            if replica.is_running() {
+                replica.wish.get_or_insert(Wish { cause: "reload", since: now.steady, not_before: Duration::ZERO, keeps_gap: false });
+            } else if matches!(replica.state(), State::Failed | State::Backoff { .. }) {
+                replica.standing.state = state::asked_to_start(replica.standing.state, now.steady);
             }
         }
-        for worker in in_start_order(workers) {
+        self.settle_counts(now);
+    }
+
+    /// How many replicas of a worker there are to be.
+    pub fn desired(&self, worker: &Worker) -> u32 {
+        self.scales.get(&worker.name).copied().unwrap_or_else(|| worker.replicas.count(self.limit_cores))
+    }
+
+    /// Adds what is missing and dismisses what is too many.
+    pub(super) fn settle_counts(&mut self, now: Moment) {
+        let wanted: BTreeMap<Arc<str>, u32> = self.workers.iter().map(|worker| (worker.name.clone(), self.desired(worker))).collect();
+        let is_wanted = |replica: &Replica| wanted.get(&replica.worker.name).is_some_and(|count| replica.index < *count);
+        self.meet_all(|replica| !is_wanted(replica));
+        for replica in &mut self.replicas {
+            if !is_wanted(replica) && replica.standing.role != Role::Leaving {
+                let kill_at = now.steady + replica.worker.stop.within;
+                replica.wish = None;
+                replica.cause = Some("stopped");
+                slot::dismiss(&mut [&mut replica.standing], kill_at);
+            }
+        }
+        for worker in in_start_order(&self.workers) {
             self.totals.entry(worker.name.clone()).or_default();
-            for index in 0..worker.replicas.count(limit_cores) {
-                if !self.replicas.iter().any(|replica| replica.worker.name == worker.name && replica.index == index) {
+            for index in 0..wanted.get(&worker.name).copied().unwrap_or(0) {
+                if !self.replicas.iter().any(|replica| replica.is_copy_of(&worker.name, index) && replica.standing.role != Role::Leaving) {
                     self.replicas.push(Replica::new(worker.clone(), index));
                 }
             }
         }
+        self.ask_those_to_end();
     }
 
-    /// Starts what is due, kills what has run out of time, clears what has ended.
+    /// Starts what is due, sees who is ready, replaces whose turn it is, kills what has run out of time, clears what has ended.
     pub fn advance(&mut self, now: Moment, events: &mut Vec<Event>) {
         let (lives, count) = (self.next_slot, self.replicas.len());
         for place in 0..self.replicas.len() {
-            let due = self.replicas.get(place).is_some_and(|replica| match replica.state {
-                State::Waiting => true,
-                State::Backoff { until } => until <= now.steady,
-                _ => false,
-            });
-            if due && !self.closing {
-                self.start(place, now, events);
-            }
+            self.start_if_due(place, now, events);
         }
+        self.look_for_ready(now, events);
+        self.take_turns(now, events);
+        self.ask_those_to_end();
         self.look_after_ending(now, events);
-        self.replicas.retain(|replica| !(replica.leaving && replica.life.is_none()));
+        self.replicas.retain(|replica| !(replica.standing.is_gone() && replica.life.is_none()));
         if self.next_slot != lives || self.replicas.len() != count {
-            self.places = self.replicas.iter().enumerate().filter_map(|(place, replica)| Some((replica.slot()?, place))).collect();
-            self.targets = None;
+            self.renumber();
         }
+        self.keep_roster(events);
     }
 
-    fn start(&mut self, place: usize, now: Moment, events: &mut Vec<Event>) {
-        let slot = SlotId(self.next_slot);
-        let Some(replica) = self.replicas.get_mut(place) else { return };
-        let worker = replica.worker.clone();
-        let name = format!("{}{}.{}-{}", group::REPLICA, file_name(&worker.name), replica.index, slot.0);
-        match launch(&self.around, &worker, &name) {
-            Ok((process, group)) => {
-                self.next_slot += 1;
-                let again = replica.restarts > 0 || replica.last_exit.is_some();
-                replica.restarts += u32::from(again);
-                replica.state = State::Running { since: now.steady };
-                let pid = process.pid();
-                let lifetime_due = worker
-                    .recycle
-                    .lifetime
-                    .map(|lifetime| now.steady + lifetime.mul_f64(1.0 - worker.recycle.jitter.clamp(0.0, 1.0) * spread(slot.0)));
-                replica.life = Some(Life {
-                    slot,
-                    process,
-                    group,
-                    started: now,
-                    lifetime_due,
-                    known: Vec::new(),
-                    peak_memory: 0,
-                    cpu: Duration::ZERO,
-                    memory: None,
-                    exit: None,
-                    survivors_killed: 0,
-                    killed_by_us: false,
-                });
-                self.totals.entry(worker.name.clone()).or_default().starts += 1;
-                let command = worker.command.join(" ");
-                events.push(Event::WorkerStarted { worker: worker.name.to_string(), replica: replica.index, pid, command });
-                // Without a readiness check a worker is ready once its program has been executed.
-                events.push(Event::WorkerReady { worker: worker.name.to_string(), replica: replica.index, pid, after_seconds: 0.0 });
+    /// Copies have come, gone or changed their places.
+    pub(super) fn renumber(&mut self) {
+        self.places = self.replicas.iter().enumerate().filter_map(|(place, replica)| Some((replica.slot()?, place))).collect();
+        self.targets = None;
+        self.roster_is_stale = true;
+    }
+
+    /// Writes down who is alive, where that has changed.
+    fn keep_roster(&mut self, events: &mut Vec<Event>) {
+        let Some(roster) = self.roster.as_mut().filter(|_| std::mem::take(&mut self.roster_is_stale)) else { return };
+        let lives = self.replicas.iter().filter_map(entry);
+        match roster.write(lives.collect()) {
+            Ok(()) => {
+                self.roster_fails = false;
+                for old in self.old_rosters.drain(..) {
+                    // One that cannot be removed names nobody who is not known now.
+                    let _ = std::fs::remove_file(old);
+                }
             }
             Err(error) => {
-                let next = state::after_end(
-                    match worker.restart {
-                        Restart::Never => Restart::Never,
-                        // A program that cannot be started has failed, whatever the policy says of clean ends.
-                        Restart::Always | Restart::OnFailure => Restart::Always,
-                    },
-                    &worker.backoff,
-                    &mut replica.history,
-                    false,
-                    Duration::ZERO,
-                    now.steady,
-                    spread(self.next_slot),
-                );
-                let next = match next {
-                    // That no process can be made is no fault of the program: it is tried for as long as it takes.
-                    Next::Failed if process::is_shortage(&error) => Next::StartAt(now.steady + worker.backoff.longest),
-                    next => next,
-                };
-                let is_command = self.around.command.as_ref().is_some_and(|command| command.worker == worker.name);
-                let next = if is_command && replica.last_exit.is_none() { Next::Stopped } else { next };
-                replica.state = state::cleared(next, now.steady);
-                let next_try_seconds = match next {
-                    Next::StartAt(at) => Some(at.saturating_sub(now.steady).as_secs_f64()),
-                    Next::Failed | Next::Stopped => None,
-                };
-                events.push(Event::WorkerStartFailed {
-                    worker: worker.name.to_string(),
-                    replica: replica.index,
-                    error: error.to_string(),
-                    next_try_seconds,
-                });
-                if is_command && next_try_seconds.is_none() {
-                    // The shell's convention: 127 for a command that is not there, 126 for one that cannot be executed.
-                    self.finished = Some(if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 });
-                } else if next == Next::Failed {
-                    give_up(replica, events);
+                // Tried again at the next change.
+                if !std::mem::replace(&mut self.roster_fails, true) {
+                    let detail = format!("who is alive cannot be written down: {error}; a daemon after this one will not know them");
+                    events.push(Event::Degraded { part: "roster", detail });
                 }
             }
         }
+    }
+
+    /// Where it is written down who is alive. `old` are those of earlier daemons: not needed any more once ours says it.
+    pub fn set_roster(&mut self, roster: Roster, old: Vec<PathBuf>) {
+        self.roster = Some(roster);
+        self.old_rosters = old;
+        self.roster_is_stale = true;
+    }
+
+    /// Nobody listens any more.
+    pub fn close_sockets(&mut self) {
+        self.sockets.close_all();
+    }
+
+    /// Nobody is left, and nobody need be told.
+    pub fn remove_roster(&mut self) {
+        if let Some(roster) = &mut self.roster {
+            roster.remove();
+        }
+    }
+
+    /// What a pure table of [`slot`] makes of all copies of the replica at `place`, which is given with its number among them.
+    pub(super) fn on_copies<T>(&mut self, place: usize, act: impl FnOnce(&mut [&mut Standing], usize) -> T) -> Option<T> {
+        let (name, index) = self.replicas.get(place).map(|replica| (replica.worker.name.clone(), replica.index))?;
+        let number = self.replicas.iter().take(place).filter(|replica| replica.is_copy_of(&name, index)).count();
+        let copies = self.replicas.iter_mut().filter(|replica| replica.is_copy_of(&name, index));
+        let mut standings: Vec<&mut Standing> = copies.map(|replica| &mut replica.standing).collect();
+        Some(act(&mut standings, number))
+    }
+
+    /// Replaces whose turn it is.
+    fn take_turns(&mut self, now: Moment, events: &mut Vec<Event>) {
+        self.next_turn = None;
+        if self.closing || !self.replicas.iter().any(|replica| replica.wish.is_some()) {
+            return;
+        }
+        for worker in self.workers.clone() {
+            let places: Vec<usize> = (0..self.replicas.len())
+                .filter(|place| self.replicas.get(*place).is_some_and(|replica| replica.worker.name == worker.name))
+                .collect();
+            let peers: Vec<Peer> = places.iter().filter_map(|place| self.replicas.get(*place)).map(peer).collect();
+            match recycling::pick(&peers, self.replaced.get(&worker.name).copied(), worker.recycle.gap, now.steady) {
+                Pick::Nobody => {}
+                Pick::At(at) => self.next_turn = Some(self.next_turn.map_or(at, |other| other.min(at))),
+                Pick::Now(number) => {
+                    if let Some(place) = places.get(number) {
+                        self.replace_now(*place, now, events);
+                    }
+                }
+            }
+        }
+    }
+
+    /// It is the turn of this replica.
+    fn replace_now(&mut self, place: usize, now: Moment, events: &mut Vec<Event>) {
+        let may = self.on_copies(place, |copies, _| {
+            let copies: Vec<&Standing> = copies.iter().map(|copy| &**copy).collect();
+            slot::may_recycle(&copies)
+        });
+        let Some(replica) = self.replicas.get_mut(place).filter(|_| may == Some(Ok(()))) else { return };
+        let Some(wish) = replica.wish.take() else { return };
+        let peak = self.totals.get(&replica.worker.name).map_or(0, |totals| totals.peak_memory);
+        let peak = peak.max(replica.life.as_ref().map_or(0, |life| life.peak_memory));
+        let worker = replica.worker.clone();
+        let (index, pid) = (replica.index, replica.life.as_ref().map_or(0, |life| life.process.pid()));
+        let manner = recycling::manner(&worker, peak, self.room);
+        let detail = match &manner {
+            Manner::Overlap(why) => format!("the replacement is started first: {why}"),
+            Manner::StopFirst(why) => format!("stopped first: {why}"),
+        };
+        events.push(Event::WorkerRecycling { worker: worker.name.to_string(), replica: index, pid, cause: wish.cause, detail });
+        match manner {
+            Manner::Overlap(manner) => {
+                let mut successor = Replica::new(worker, index);
+                successor.standing = Standing::successor();
+                successor.successor_of = Some(Replaced { cause: wish.cause, pid, manner });
+                self.replicas.insert(place + 1, successor);
+                self.renumber();
+                self.start_if_due(place + 1, now, events);
+            }
+            Manner::StopFirst(_) => {
+                let slot = replica.slot();
+                replica.cause = Some(wish.cause);
+                self.meet_all(|replica| replica.slot() == slot);
+                self.on_copies(place, |copies, _| slot::restart(copies, now.steady, now.steady + worker.stop.within));
+            }
+        }
+    }
+
+    /// A replacement of this worker is over.
+    pub(super) fn note_replaced(&mut self, worker: &Arc<str>, now: Moment) {
+        self.replaced.insert(worker.clone(), now.steady);
+    }
+
+    /// What there is for a second copy of a replica that is replaced.
+    pub fn set_room(&mut self, room: Room) {
+        self.room = room;
     }
 
     /// Reaps every child that has ended. Returns the pids of those that were no replica's process: orphans of some tree,
@@ -260,7 +353,7 @@ impl Supervisor {
     pub fn reap(&mut self, now: Moment, events: &mut Vec<Event>) -> Vec<i32> {
         let mut others = Vec::new();
         while let Some(exit) = process::reap_one() {
-            if !self.on_exit(exit, now) {
+            if !self.on_exit(exit, now, events) {
                 others.push(exit.pid);
             }
         }
@@ -269,111 +362,86 @@ impl Supervisor {
         others
     }
 
-    fn on_exit(&mut self, exit: Exit, now: Moment) -> bool {
-        let Some(place) = self
-            .replicas
-            .iter()
-            .position(|replica| replica.life.as_ref().is_some_and(|life| life.exit.is_none() && life.process.pid() == exit.pid))
-        else {
-            return false;
+    /// Notices the end of those who are not our children.
+    pub fn reap_strangers(&mut self, now: Moment, events: &mut Vec<Event>) {
+        let ended = |replica: &Replica| {
+            let life = replica.life.as_ref().filter(|life| !life.is_child && life.exit.is_none())?;
+            life.process.has_ended().then(|| (life.process.pid(), life.process.exit_of_stranger(), life.cpu, life.peak_memory))
         };
+        let all: Vec<_> = self.replicas.iter().filter_map(ended).collect();
+        for (pid, status, cpu, peak_memory) in all {
+            if let (Some(watch), Some(life)) = (&self.watch, self.life_with_pid(pid)) {
+                watch.remove(life.process.pidfd());
+            }
+            self.on_exit(Exit { pid, status, cpu, peak_memory }, now, events);
+            self.look_after_ending(now, events);
+        }
+    }
+
+    fn life_with_pid(&self, pid: i32) -> Option<&Life> {
+        self.replicas.iter().filter_map(|replica| replica.life.as_ref()).find(|life| life.exit.is_none() && life.process.pid() == pid)
+    }
+
+    fn on_exit(&mut self, exit: Exit, now: Moment, events: &mut Vec<Event>) -> bool {
+        let is_it = |replica: &Replica| replica.life.as_ref().is_some_and(|life| life.exit.is_none() && life.process.pid() == exit.pid);
+        let Some(place) = self.replicas.iter().position(is_it) else { return false };
         let Some(replica) = self.replicas.get_mut(place) else { return false };
-        let asked_for = !replica.is_running();
+        let before = replica.standing;
         let Some(life) = replica.life.as_mut() else { return false };
         life.exit = Some((exit, now));
-        self.targets = None;
         let uptime = now.since(life.started);
+        let spread = spread(life.slot.0);
+        let backoff = &replica.worker.backoff;
         let is_command = self.around.command.as_ref().filter(|command| command.worker == replica.worker.name);
-        let next = match is_command {
+        let next = match (before.state, is_command) {
             // An end that was asked for is no part of a crash loop, however often it is asked for.
-            _ if asked_for => Next::Stopped,
-            Some(command) if !command.restart_was_set && (exit.status.is_clean() || uptime < state::HEALTHY_AFTER) => Next::Stopped,
-            _ => state::after_end(
-                replica.worker.restart,
-                &replica.worker.backoff,
-                &mut replica.history,
-                exit.status.is_clean(),
-                uptime,
-                now.steady,
-                spread(life.slot.0),
-            ),
+            (State::Stopping { purpose: Purpose::Down | Purpose::Replace | Purpose::GiveWay, .. }, _) => Next::Stopped,
+            (_, Some(command)) if !command.restart_was_set && (exit.status.is_clean() || uptime < backoff.healthy_after) => Next::Stopped,
+            _ if before.role != Role::Main => Next::Stopped,
+            _ => {
+                let clean = exit.status.is_clean() && before.state.is_up();
+                state::after_end(replica.worker.restart, backoff, &mut replica.history, clean, uptime, now.steady, spread)
+            }
         };
         let grace = replica.worker.stop.within.min(state::SURVIVORS_WITHIN);
-        replica.state = state::ended(replica.state, next, now.steady, now.steady + grace);
         replica.last_exit = Some(exit);
+        self.targets = None;
+        self.on_copies(place, |copies, number| slot::exited(copies, number, next, now.steady, now.steady + grace));
+        if before.role == Role::Main && self.replicas.get(place).is_some_and(|replica| replica.standing.role == Role::Leaving) {
+            self.inherit(place);
+        }
+        if before.role == Role::Successor {
+            self.note_failed_replacement(place, "it ended before it was ready".to_owned(), now, events);
+        }
         self.next_look = Some(now.steady);
         true
     }
 
-    /// Looks after everything that is being ended: kills at the deadline, asks survivors to go, notices when all are gone.
-    pub fn look_after_ending(&mut self, now: Moment, events: &mut Vec<Event>) {
-        let ending = |state: State| match state {
-            State::Clearing { .. } => true,
-            State::Stopping { kill_at, killed, .. } => killed || kill_at <= now.steady,
-            _ => false,
-        };
-        if !self.replicas.iter().any(|replica| ending(replica.state)) || self.next_look.is_some_and(|look| look > now.steady) {
-            return;
+    /// The successor beside the copy at `place` is the main copy now: what is remembered of the replica goes over to it.
+    pub(super) fn inherit(&mut self, place: usize) {
+        let Some(old) = self.replicas.get_mut(place) else { return };
+        let (name, index) = (old.worker.name.clone(), old.index);
+        let history = std::mem::take(&mut old.history);
+        let (restarts, last_exit, lock) = (old.restarts.saturating_add(1), old.last_exit, old.lock.take());
+        let heir = self.replicas.iter_mut().find(|replica| replica.is_copy_of(&name, index) && replica.is_main());
+        if let Some(heir) = heir {
+            (heir.history, heir.restarts, heir.last_exit, heir.lock) = (history, restarts, last_exit.or(heir.last_exit), lock);
         }
-        // One scan serves all of them. If /proc cannot be read now, the next look tries again.
-        let mut processes = Vec::new();
-        if scan::processes(&self.around.paths, &mut processes, &mut Vec::new()).is_err() {
-            self.next_look = Some(now.steady + CLEARING_LOOK);
-            return;
-        }
-        let (keeper, paths) = (self.around.keeper, &self.around.paths);
-        for replica in &mut self.replicas {
-            if !ending(replica.state) {
-                continue;
-            }
-            let Some(life) = replica.life.as_mut() else { continue };
-            // Without a descriptor to hold them by nobody may be taken for ended: the next look tries again.
-            let Ok(members) = life.members(paths, keeper, &processes) else { continue };
-            match &mut replica.state {
-                State::Stopping { killed, .. } => {
-                    *killed = true;
-                    life.killed_by_us = true;
-                    kill_all(life, &members);
-                }
-                State::Clearing { next, kill_at, killed } => {
-                    let fresh = life.exit.is_some_and(|(_, at)| at == now);
-                    if members.is_empty() {
-                        let next = *next;
-                        if self.ended.len() == REMEMBERED {
-                            self.ended.pop_front();
-                        }
-                        self.ended.push_back((life.slot, replica.worker.name.clone()));
-                        replica.state = state::cleared(next, now.steady);
-                        finish(replica, next, now, &mut self.totals, events);
-                        if let Some(code) = end_of_command(self.around.command.as_ref(), replica) {
-                            self.finished = Some(code);
-                        }
-                        continue;
-                    }
-                    if *killed || *kill_at <= now.steady {
-                        if !*killed {
-                            life.survivors_killed = u32::try_from(members.len()).unwrap_or(u32::MAX);
-                        }
-                        *killed = true;
-                        kill_all(life, &members);
-                    } else if fresh {
-                        for member in &members {
-                            // One that has gone in the meantime is what we want.
-                            let _ = member.signal(replica.worker.stop.signal);
-                            let _ = member.signal(Signal(libc::SIGCONT));
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        let more = self.replicas.iter().any(|replica| ending(replica.state));
-        self.next_look = more.then(|| now.steady + CLEARING_LOOK);
     }
 
-    /// Asks one life to end gracefully and to be followed by another. False if it has ended or is ending.
-    pub fn recycle(&mut self, slot: SlotId, cause: &'static str, now: Moment) -> bool {
-        self.replace(slot, cause, now, None)
+    /// Asks for one life to end gracefully and be followed by another, when its turn comes. `at_once`: it does not wait for
+    /// one, and not for its replacement: memory is short. False if it has ended or is ending.
+    pub fn recycle(&mut self, slot: SlotId, cause: &'static str, at_once: bool, now: Moment) -> bool {
+        if at_once {
+            return self.replace(slot, cause, now, None);
+        }
+        let Some(replica) = self.places.get(&slot).and_then(|place| self.replicas.get_mut(*place)) else { return false };
+        if replica.slot() != Some(slot) || !replica.is_main() || !replica.is_running() {
+            return false;
+        }
+        replica.wish.get_or_insert(Wish { cause, since: now.steady, not_before: Duration::ZERO, keeps_gap: cause != "manual" });
+        self.next_turn = Some(now.steady);
+        true
     }
 
     /// Ends one life's whole tree at once; it is followed by another.
@@ -384,25 +452,32 @@ impl Supervisor {
 
     fn replace(&mut self, slot: SlotId, cause: &'static str, now: Moment, kill_at: Option<Duration>) -> bool {
         self.meet_all(|replica| replica.slot() == Some(slot));
-        let Some(replica) = self.places.get(&slot).and_then(|place| self.replicas.get_mut(*place)) else { return false };
-        if replica.slot() != Some(slot) {
-            return false;
-        }
-        match (&mut replica.state, kill_at) {
-            (State::Running { .. }, _) => {
-                ask_to_end(replica, Purpose::Replace, cause, now);
-                if let (State::Stopping { kill_at, .. }, Some(at)) = (&mut replica.state, kill_at) {
-                    *kill_at = at;
-                }
+        let Some(place) = self.places.get(&slot).copied() else { return false };
+        let Some(replica) = self.replicas.get_mut(place).filter(|replica| replica.slot() == Some(slot)) else { return false };
+        let within = replica.worker.stop.within;
+        let replaced = match (&mut replica.standing.state, kill_at) {
+            (State::Starting { .. } | State::Running { .. }, _) => {
+                replica.cause = Some(cause);
+                replica.wish = None;
                 true
             }
             // A kill may overtake a graceful end that does not come.
             (State::Stopping { kill_at, .. }, Some(at)) => {
                 *kill_at = (*kill_at).min(at);
-                true
+                return true;
             }
-            _ => false,
+            _ => return false,
+        };
+        if let Some(life) = replica.life.as_mut() {
+            life.kill_wanted = kill_at.is_some();
         }
+        let purpose = if replica.is_main() { Purpose::Replace } else { Purpose::Down };
+        replica.standing.state = state::asked_to_end(replica.standing.state, purpose, kill_at.unwrap_or(now.steady + within));
+        if replica.standing.role == Role::Successor {
+            slot::dismiss(&mut [&mut replica.standing], kill_at.unwrap_or(now.steady + within));
+        }
+        self.ask_those_to_end();
+        replaced
     }
 
     /// Sends a signal to the process that was started.
@@ -448,14 +523,17 @@ impl Supervisor {
             if waits(replica) {
                 continue;
             }
-            if !matches!(replica.state, State::Stopping { purpose: Purpose::Down, .. } | State::Clearing { .. } | State::Stopped) {
-                ask_to_end(replica, Purpose::Down, "stopped", now);
+            let state = replica.standing.state;
+            if !matches!(state, State::Stopping { purpose: Purpose::Down, .. } | State::Clearing { .. } | State::Stopped) {
+                replica.cause = Some("stopped");
+                slot::stop(&mut [&mut replica.standing], now.steady + replica.worker.stop.within);
             }
-            match &mut replica.state {
+            match &mut replica.standing.state {
                 State::Stopping { kill_at, .. } | State::Clearing { kill_at, .. } => *kill_at = (*kill_at).min(deadline),
                 _ => {}
             }
         }
+        self.ask_those_to_end();
     }
 
     /// True when no process of any replica is left.
@@ -490,11 +568,21 @@ impl Supervisor {
 
     /// When something is to be done without anything happening before.
     pub fn next_deadline(&self) -> Option<Duration> {
-        let waits = self.replicas.iter().filter_map(|replica| match replica.state {
-            State::Waiting | State::Backoff { .. } if self.closing => None,
+        let waits = self.replicas.iter().filter_map(|replica| match replica.standing.state {
+            State::Waiting | State::Backoff { .. } if self.closing || replica.standing.role == Role::Leaving => None,
+            State::Waiting | State::Backoff { .. } if replica.waits_for.is_some() => replica.look_again,
+            state @ State::Starting { .. } => {
+                let look = replica.life.as_ref().and_then(|life| life.check.as_ref()).and_then(Check::next_look);
+                state.deadline().into_iter().chain(look).min()
+            }
             state => state.deadline(),
         });
-        waits.chain(self.next_look).min()
+        waits.chain(self.next_look).chain(self.next_turn).min()
+    }
+
+    /// Readable when a worker has said something.
+    pub fn watch(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(Watch::fd)
     }
 
     pub fn replicas(&self) -> &[Replica] {
@@ -563,6 +651,7 @@ impl Supervisor {
 
     /// Remembers who belongs to a tree, for the day when one of them has left its session and lost its parent.
     pub fn note_members(&mut self, slot: SlotId, members: impl Iterator<Item = (i32, u64)>) {
+        self.roster_is_stale = true;
         let Some(life) = self.life_mut(slot) else { return };
         let before = std::mem::replace(&mut life.known, members.collect());
         let new: Vec<(i32, u64)> = life.known.iter().filter(|member| !before.contains(member)).copied().collect();
@@ -573,7 +662,7 @@ impl Supervisor {
 
     /// Before any of these is asked to end: takes in everybody who is in its tree now. Once the parent of one that has left
     /// the session and the group has ended, nothing tells any more whose it was.
-    fn meet_all(&mut self, which: impl Fn(&Replica) -> bool) {
+    pub(super) fn meet_all(&mut self, which: impl Fn(&Replica) -> bool) {
         let is_about = |replica: &Replica| replica.is_running() && which(replica);
         if !self.replicas.iter().any(is_about) {
             return;
@@ -646,154 +735,38 @@ fn target(replica: &Replica) -> Option<Target> {
     })
 }
 
-/// Everything between the settings and a running process.
-fn launch(around: &Surroundings, worker: &Worker, name: &str) -> io::Result<(Process, Option<Group>)> {
-    let user = match &worker.user {
-        Some(user) => Some(accounts::find(user, worker.group.as_deref())?),
-        None => None,
-    };
-    // Without a group of its own a worker still runs; the throttle then works by signals.
-    let group = around.groups.create(name).ok().flatten();
-    let entrances = group.as_ref().map(|group| group.entrances()).transpose()?.unwrap_or_default();
-    let launch = Launch {
-        command: worker.command.clone(),
-        directory: worker.directory.clone(),
-        env: environment::of_worker(&around.env, user.as_ref(), &worker.env),
-        user,
-        groups: entrances,
-        oom_score_adj: around.oom_score_adj,
-        descriptors: around.descriptors,
-        nice: around.nice,
-        inherit_stdin: around.command.as_ref().is_some_and(|command| command.worker == worker.name),
-    };
-    let started = process::spawn(&launch).and_then(|pid| {
-        // It is our child and not reaped yet: the number cannot have been given away.
-        let held = Process::open_child(&around.paths, pid);
-        if !matches!(held, Ok(Some(_))) {
-            process::kill_session(pid);
-        }
-        held?.ok_or_else(|| io::Error::other("it could not be found in /proc, and was ended again"))
-    });
-    match started {
-        Ok(process) => Ok((process, group)),
-        Err(error) => {
-            if let Some(group) = &group {
-                group.remove();
-            }
-            Err(error)
-        }
-    }
-}
-
-fn ask_to_end(replica: &mut Replica, purpose: Purpose, cause: &'static str, now: Moment) {
-    let was = replica.state;
-    let within = replica.worker.stop.within;
-    replica.state = state::asked_to_end(was, purpose, now.steady + within);
-    if matches!((was, replica.state), (State::Running { .. }, State::Stopping { .. }))
-        && let Some(life) = &replica.life
-    {
-        replica.cause = Some(cause);
-        // One that has ended in this very moment is reaped in the next.
-        let _ = life.signal(replica.worker.stop.signal);
-    } else if purpose == Purpose::Down {
-        replica.cause = Some(cause);
-    }
-}
-
-fn kill_all(life: &Life, members: &[Process]) {
-    // At once, forks in flight included. A member may have left the group, so each is killed by itself as well.
-    let _ = life.group.as_ref().is_some_and(|group| group.kill());
-    for member in members {
-        let _ = member.signal(Signal(libc::SIGKILL));
-    }
-    if life.exit.is_none() {
-        let _ = life.process.signal(Signal(libc::SIGKILL));
-    }
-}
-
-/// Nothing of a life is left: says so and takes its groups away.
-fn finish(replica: &mut Replica, next: Next, now: Moment, totals: &mut BTreeMap<Arc<str>, Totals>, events: &mut Vec<Event>) {
-    let Some(life) = replica.life.take() else { return };
-    let Some((exit, ended)) = life.exit else { return };
-    let cause = replica.cause.take();
-    let by_kernel = matches!(exit.status, ExitStatus::Signal(libc::SIGKILL)) && !life.killed_by_us;
-    let oom = by_kernel && life.group.as_ref().is_some_and(|group| group.was_oom_killed());
-    let reason = match (cause, exit.status) {
-        _ if oom => "oom",
-        (Some("stopped"), _) => "stopped",
-        (Some(_), _) => "recycled",
-        (None, ExitStatus::Code(0)) => "clean",
-        (None, ExitStatus::Code(_)) => "error",
-        (None, ExitStatus::Signal(_)) => "signal",
-    };
-    let peak = life.peak_memory.max(exit.peak_memory);
-    let cpu = life.cpu.max(exit.cpu);
-    let total = totals.entry(replica.worker.name.clone()).or_default();
-    total.cpu += cpu;
-    total.peak_memory = total.peak_memory.max(peak);
-    if let Some(count) = EXIT_REASONS.iter().position(|known| *known == reason).and_then(|place| total.exits.get_mut(place)) {
-        *count += 1;
-    }
-    let name = replica.worker.name.to_string();
-    let (exit_code, signal) = match exit.status {
-        ExitStatus::Code(code) => (Some(code), None),
-        ExitStatus::Signal(signal) => (None, Some(process::signal_name(signal))),
-    };
-    events.push(Event::WorkerExited {
-        worker: name.clone(),
-        replica: replica.index,
-        pid: exit.pid,
-        exit_code,
-        signal,
-        reason,
-        peak_memory_bytes: Some(peak),
-        cpu_seconds: cpu.as_secs_f64(),
-        lifetime_seconds: ended.since(life.started).as_secs_f64(),
-        survivors_killed: life.survivors_killed,
-    });
-    if let (Some(cause), Next::StartAt(_)) = (cause, next) {
-        if let Some(count) = RECYCLE_CAUSES.iter().position(|known| *known == cause).and_then(|place| total.recycles.get_mut(place)) {
-            *count += 1;
-        }
-        let took = now.since(ended).as_secs_f64();
-        events.push(Event::WorkerRecycled {
-            worker: name,
-            replica: replica.index,
-            old_pid: exit.pid,
-            cause,
-            memory_bytes: life.memory,
-            detail: format!("stopped first, then replaced; last descendant gone {took:.3} s after it"),
-        });
-    }
-    if let Some(group) = &life.group {
-        group.remove();
-    }
-    if next == Next::Failed {
-        give_up(replica, events);
-    }
-}
-
-fn give_up(replica: &Replica, events: &mut Vec<Event>) {
-    events.push(Event::WorkerGaveUp {
+/// A life as it is written down.
+fn entry(replica: &Replica) -> Option<roster::Entry> {
+    let life = replica.life.as_ref()?;
+    Some(roster::Entry {
         worker: replica.worker.name.to_string(),
-        replica: replica.index,
-        exits: u32::try_from(replica.history.ends.len()).unwrap_or(u32::MAX),
-        within_seconds: replica.worker.backoff.within.as_secs_f64(),
-    });
+        index: replica.index,
+        process: life.process.identity(),
+        ready: replica.is_ready(),
+        restarts: replica.restarts,
+        requests: life.requests,
+        fingerprint: life.fingerprint,
+        on_daemon_death: replica.worker.on_daemon_death,
+        stop_signal: replica.worker.stop.signal.0,
+        stop_within_ms: u64::try_from(replica.worker.stop.within.as_millis()).unwrap_or(u64::MAX),
+        members: life.known.clone(),
+        groups: life.group.as_ref().map(Group::identities).unwrap_or_default(),
+    })
 }
 
-/// The code the daemon ends with, if `replica` is its command and will not be started again.
-fn end_of_command(command: Option<&Command>, replica: &Replica) -> Option<i32> {
-    command.filter(|command| command.worker == replica.worker.name)?;
-    match replica.state {
-        State::Stopped | State::Failed => replica.last_exit.map(|exit| exit.status.shell_code()),
-        _ => None,
-    }
-}
-
-/// True when a running process was started in another way than the new settings say.
-fn starts_differently(old: &Worker, new: &Worker) -> bool {
-    old.command != new.command || old.directory != new.directory || old.user != new.user || old.group != new.group || old.env != new.env
+/// How a copy stands, as far as the queue is concerned.
+fn peer(replica: &Replica) -> Peer {
+    let state = replica.standing.state;
+    let is_out = match replica.standing.role {
+        // On its way out with nobody to follow, or beside the one that followed: over when it is gone.
+        Role::Successor | Role::Leaving => true,
+        Role::Main => match state {
+            State::Waiting => replica.waits_for.is_none(),
+            State::Starting { .. } | State::Stopping { .. } | State::Clearing { .. } | State::Backoff { .. } => true,
+            State::Running { .. } | State::Failed | State::Stopped => false,
+        },
+    };
+    Peer { is_serving: replica.is_main() && matches!(state, State::Running { .. }), is_out, wish: replica.wish }
 }
 
 /// Workers after those they come after; `config` has refused cycles and unknown names.
@@ -814,12 +787,12 @@ fn in_start_order(workers: &[Arc<Worker>]) -> Vec<Arc<Worker>> {
 }
 
 /// A worker's name as part of a folder's name.
-fn file_name(name: &str) -> String {
+pub(super) fn file_name(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '_' }).collect()
 }
 
 /// A number between 0 and 1 that differs from life to life and is the same for the same life (splitmix64).
-fn spread(seed: u64) -> f64 {
+pub(super) fn spread(seed: u64) -> f64 {
     let mut z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

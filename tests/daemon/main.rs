@@ -28,3 +28,4 @@ mod reload;
 mod serving;
 mod starved;
 mod supervision;
+mod workers;

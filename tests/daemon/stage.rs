@@ -199,6 +199,14 @@ impl Stage {
         self.spawn(command);
     }
 
+    /// What its workers print goes to `output`.
+    pub fn launch_with_output(&mut self, output: impl Into<Stdio>) {
+        let mut command = self.plimsoll(&["run"]);
+        self.prepare(&mut command);
+        command.stdout(output);
+        self.spawn(command);
+    }
+
     fn spawn(&mut self, mut command: Command) {
         let child = command.spawn().expect("plimsoll can be started");
         self.pids.push(child.id());

@@ -155,6 +155,7 @@ pub fn snapshot() -> Snapshot {
                         processes: Some(2),
                         restarts: 0,
                         next_start_in: None,
+                        ..ReplicaState::default()
                     },
                     ReplicaState {
                         index: 1,

@@ -9,7 +9,7 @@ use super::{Patient, tried};
 use crate::cli::render::{percent, size};
 use crate::config::settings::Worker;
 use crate::daemon::folders;
-use crate::host::{accounts, probe, process};
+use crate::host::{accounts, probe, spawn};
 
 const AREA: &str = "places";
 const WORKERS: &str = "workers";
@@ -170,7 +170,7 @@ fn worker(patient: &Patient, report: &mut Report, worker: &Worker) {
     // A script that speaks for a machine of another kind has other programs.
     let path = worker.env.get("PATH").map(String::as_str).or(patient.sources.variable("PATH")).map(std::ffi::OsStr::new);
     let program = worker.command.first().map_or("", String::as_str);
-    match process::resolve_program(program, path, worker.directory.as_deref()) {
+    match spawn::resolve_program(program, path, worker.directory.as_deref()) {
         Ok(found) => report.ok(WORKERS, name("program"), found.display().to_string()),
         Err(error) => {
             report.bad(WORKERS, Level::Fail, name("program"), error.to_string(), "install it, or set the PATH of the worker in its env")

@@ -4,7 +4,7 @@ use crate::host::memory_group::{Figures, Pace};
 use crate::policy::tests::{MB, at, readings, rule, settings, worker};
 use crate::policy::verdict::Basis;
 use crate::response::action::Portion;
-use crate::response::candidate::{Grasp, Held, ReclaimBy};
+use crate::response::candidate::{Due, Grasp, Held, ReclaimBy};
 use crate::response::tests::candidate;
 use proptest::prelude::*;
 
@@ -356,7 +356,7 @@ fn a_recycle_line_is_kept_whatever_the_ladder_of_the_machine() {
 #[test]
 fn a_lifetime_ends_one_replica_at_a_time_protected_or_not() {
     let due = |slot, second| {
-        let mut one = Candidate { lifetime_due: true, since: at(second), ..candidate(slot, "web", 0.1, 10) };
+        let mut one = Candidate { due: Some(Due::Lifetime), since: at(second), ..candidate(slot, "web", 0.1, 10) };
         Arc::make_mut(&mut one.settings).protected = true;
         one
     };
