@@ -540,7 +540,7 @@ fn worker_settings(name: &str, file: &WorkerFile) -> Worker {
         recycle: Recycle {
             lifetime: file.lifetime.map(Duration::from_secs),
             memory: file.recycle.map(|memory| memory * MB as u64),
-            jitter: 0.0,
+            ..Recycle::default()
         },
     }
 }

@@ -344,15 +344,18 @@ pub struct Recycle {
     #[schemars(extend("x-range" = ["1s", "365d"]))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lifetime: Option<Span>,
-    /// Replaced when it holds more than this for as long as `policy.memory.sustain`; never unless set. Below `limits.memory`.
+    /// Replaced when it holds more than this for as long as `sustain`; never unless set. Below `limits.memory`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Size>,
+    /// How long it must hold more than `memory` without a break: a peak replaces nobody. `limits.memory` does not wait for it.
+    #[schemars(extend("x-range" = ["0s", "1h"]))]
+    pub sustain: Span,
     /// Up to this much is taken off `lifetime`, drawn once for each replica, so that not all go at once.
     pub jitter: Percent,
 }
 
 impl Default for Recycle {
     fn default() -> Self {
-        Recycle { lifetime: None, memory: None, jitter: Percent(10.0) }
+        Recycle { lifetime: None, memory: None, sustain: Span::from_secs(30), jitter: Percent(10.0) }
     }
 }

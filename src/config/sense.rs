@@ -436,6 +436,7 @@ impl Sense<'_> {
             recycle: Recycle {
                 lifetime: worker.recycle.lifetime.map(|span| span.duration()),
                 memory: worker.recycle.memory.map(|size| size.0),
+                sustain: worker.recycle.sustain.duration(),
                 jitter: worker.recycle.jitter.share(),
             },
         }

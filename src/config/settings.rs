@@ -348,11 +348,18 @@ pub struct Limits {
     pub cpu: Option<f64>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Recycle {
     pub lifetime: Option<Duration>,
-    /// Bytes: over this for the memory rule's `sustain`, the worker is replaced.
+    /// Bytes: over this for `sustain`, the worker is replaced.
     pub memory: Option<u64>,
+    pub sustain: Duration,
     /// 0.1 for `"10%"`: drawn once per life, taken off `lifetime`.
     pub jitter: f64,
+}
+
+impl Default for Recycle {
+    fn default() -> Self {
+        Recycle { lifetime: None, memory: None, sustain: Duration::from_secs(30), jitter: 0.0 }
+    }
 }

@@ -20,7 +20,8 @@ pub fn lines(rule: &Rule, limit: f64, at_once: bool) -> Lines {
     let high = rule.high.share_of(limit);
     let low = rule.low.share_of(limit);
     let critical = rule.critical.map(|line| line.share_of(limit).max(high));
-    Lines { high, low: if low < high { low } else { high * 0.9 }, critical, at_once: critical.filter(|_| at_once), sustain: rule.sustain }
+    let low = if low < high { low } else { high * 0.9 };
+    Lines { high, low, critical, at_once: critical.filter(|_| at_once), sustain: rule.sustain, critical_sustain: rule.sustain }
 }
 
 /// The memory limit one replica is held to, in bytes: the one that is set, or the one that would make
@@ -36,7 +37,7 @@ pub fn worker_limit(worker: &Worker) -> Option<f64> {
 
 /// The lines of one replica's memory. `recycle.memory` under the usual critical line becomes that line, and draws `high`
 /// and `low` down with it where it would lie under them: a worker is asked before it is replaced. `recycle.memory` waits
-/// for `sustain`, so that one peak replaces nobody; close under a hard limit nothing is waited for.
+/// for `recycle.sustain`, so that one peak replaces nobody; close under a hard limit nothing is waited for.
 pub fn worker_lines(worker: &Worker, rule: &Rule, limit: f64) -> Lines {
     let share = |line: Line, otherwise: f64| match line {
         Line::Share(share) if share > 0.0 => share,
@@ -55,7 +56,7 @@ pub fn worker_lines(worker: &Worker, rule: &Rule, limit: f64) -> Lines {
     }
     // A soft line alone has nothing behind it that would hurt: it is always waited for.
     let at_once = worker.limits.memory.map(|_| WORKER_CRITICAL);
-    Lines { high, low, critical: Some(critical), at_once, sustain: rule.sustain }
+    Lines { high, low, critical: Some(critical), at_once, sustain: rule.sustain, critical_sustain: worker.recycle.sustain }
 }
 
 /// Of the time that is left until it hurts, so much may be spent on making sure.

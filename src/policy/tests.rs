@@ -220,16 +220,21 @@ fn a_replica_close_under_its_own_limit_is_critical_at_once_and_over_its_recycle_
     web.limits.memory = Some(400 * MB);
     web.recycle.memory = Some(360 * MB);
     let mut engine = Engine::new(&settings(vec![web, worker("free")]));
-    for (second, memory, level) in [(0, 362, Level::Normal), (3, 362, Level::Normal), (4, 362, Level::Critical)] {
+    let looks = (0..=30).map(|second| match second {
+        0..4 => (second, Level::Normal),
+        4..30 => (second, Level::High),
+        _ => (second, Level::Critical),
+    });
+    for ((second, level), memory) in looks.zip(std::iter::repeat(362)) {
         let mut seen = readings(at(f64::from(second)));
         seen.workers = vec![replica(7, "web", 0.0, memory * MB), replica(8, "free", 0.0, 900 * MB)];
         let verdicts = engine.judge(&seen, at(f64::from(second)));
         assert_eq!(find(&verdicts, &Resource::Worker(SlotId(7))).level, level, "second {second}");
         assert!(!verdicts.iter().any(|verdict| verdict.resource == Resource::Worker(SlotId(8))), "no limit, no verdict");
     }
-    let mut seen = readings(at(5.0));
+    let mut seen = readings(at(31.0));
     seen.workers = vec![replica(9, "web", 0.0, 369 * MB)];
-    let verdicts = engine.judge(&seen, at(5.0));
+    let verdicts = engine.judge(&seen, at(31.0));
     assert_eq!(find(&verdicts, &Resource::Worker(SlotId(9))).level, Level::Critical);
     assert!(!verdicts.iter().any(|verdict| verdict.resource == Resource::Worker(SlotId(7))), "an ended life is forgotten");
 }
