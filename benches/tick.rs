@@ -168,6 +168,7 @@ impl Stage {
             grasp: Default::default(),
             busy: None,
             lifetime_due: false,
+            leak: None,
         };
         self.readings.workers.iter().map(candidate).collect()
     }

@@ -201,7 +201,6 @@ fn each_impossible_setting_is_refused_at_its_place() {
         ("a socket, later", worker("listen = [\"0.0.0.0:1\"]"), "3:1 workers.web.listen: not available in this version yet"),
         ("members, later", worker("members = \"children\""), "3:1 workers.web.members: not available in this version yet"),
         ("requests, later", worker("recycle.requests = 500"), "3:9 workers.web.recycle.requests: not available in this version yet"),
-        ("leak, later", worker("recycle.leak = true"), "3:9 workers.web.recycle.leak: not available in this version yet"),
         ("ready, later", worker("ready = { delay = \"1s\" }"), "3:1 workers.web.ready: not available in this version yet"),
         ("a number beyond all numbers", worker("weight = 99999999999999999999"), "3:10 workers.web.weight: "),
     ];

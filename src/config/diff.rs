@@ -77,5 +77,5 @@ fn worker(list: &mut Vec<String>, key: &str, old: &Worker, new: &Worker) {
     compare!(list, &join(key, "stop"), old.stop, new.stop, signal, within);
     compare!(list, key, old, new, priority, weight, protected, throttle, longest_stop, shed_signal);
     compare!(list, &join(key, "limits"), old.limits, new.limits, memory, cpu);
-    compare!(list, &join(key, "recycle"), old.recycle, new.recycle, lifetime, memory, sustain, jitter);
+    compare!(list, &join(key, "recycle"), old.recycle, new.recycle, lifetime, memory, sustain, leak, jitter);
 }

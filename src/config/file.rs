@@ -350,12 +350,15 @@ pub struct Recycle {
     /// How long it must hold more than `memory` without a break: a peak replaces nobody. `limits.memory` does not wait for it.
     #[schemars(extend("x-range" = ["0s", "1h"]))]
     pub sustain: Span,
+    /// Replaced when its memory leaks: a proven trend that would reach `memory`, `limits.memory` or its share of the line for
+    /// all, never a peak.
+    pub leak: bool,
     /// Up to this much is taken off `lifetime`, drawn once for each replica, so that not all go at once.
     pub jitter: Percent,
 }
 
 impl Default for Recycle {
     fn default() -> Self {
-        Recycle { lifetime: None, memory: None, sustain: Span::from_secs(30), jitter: Percent(10.0) }
+        Recycle { lifetime: None, memory: None, sustain: Span::from_secs(30), leak: false, jitter: Percent(10.0) }
     }
 }

@@ -437,6 +437,7 @@ impl Sense<'_> {
                 lifetime: worker.recycle.lifetime.map(|span| span.duration()),
                 memory: worker.recycle.memory.map(|size| size.0),
                 sustain: worker.recycle.sustain.duration(),
+                leak: worker.recycle.leak,
                 jitter: worker.recycle.jitter.share(),
             },
         }

@@ -354,12 +354,14 @@ pub struct Recycle {
     /// Bytes: over this for `sustain`, the worker is replaced.
     pub memory: Option<u64>,
     pub sustain: Duration,
+    /// A replica whose memory leaks is replaced: see `policy::leak`.
+    pub leak: bool,
     /// 0.1 for `"10%"`: drawn once per life, taken off `lifetime`.
     pub jitter: f64,
 }
 
 impl Default for Recycle {
     fn default() -> Self {
-        Recycle { lifetime: None, memory: None, sustain: Duration::from_secs(30), jitter: 0.0 }
+        Recycle { lifetime: None, memory: None, sustain: Duration::from_secs(30), leak: false, jitter: 0.0 }
     }
 }

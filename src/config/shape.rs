@@ -15,7 +15,7 @@ use super::units::{self, Scalar, Span, Unfit, Unit as _, Variable, nearest};
 type AsksNothing = fn(&Tree) -> bool;
 
 /// Keys of the design that this version does not carry out yet, and the values of theirs that are taken nevertheless.
-const LATER: [(&str, AsksNothing); 8] = [
+const LATER: [(&str, AsksNothing); 7] = [
     ("jobs", is_empty),
     ("gateway", is_empty),
     ("workers.*.listen", is_empty),
@@ -23,7 +23,6 @@ const LATER: [(&str, AsksNothing); 8] = [
     ("workers.*.ready", is_empty),
     ("workers.*.adopt", is_empty),
     ("workers.*.recycle.requests", |_| false),
-    ("workers.*.recycle.leak", |value| matches!(value, Tree::Scalar(Scalar::Boolean(false)))),
 ];
 
 fn is_empty(value: &Tree) -> bool {

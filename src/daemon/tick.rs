@@ -104,6 +104,7 @@ impl Guardian {
                 grasp: Grasp::default(),
                 busy: replica.busy(),
                 lifetime_due: life.lifetime_due.is_some_and(|due| due <= now.steady),
+                leak: self.engine.leak(life.slot),
             })
         };
         into.clear();

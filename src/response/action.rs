@@ -77,18 +77,21 @@ pub enum Cause {
     /// Only where `recycle` is put on the ladder for the CPU.
     Cpu,
     Lifetime,
+    /// Its memory leaks.
+    Leak,
     /// Somebody asked for it.
     Manual,
 }
 
 impl Cause {
-    pub const ALL: [Cause; 4] = [Cause::Memory, Cause::Cpu, Cause::Lifetime, Cause::Manual];
+    pub const ALL: [Cause; 5] = [Cause::Memory, Cause::Cpu, Cause::Lifetime, Cause::Leak, Cause::Manual];
 
     pub fn word(self) -> &'static str {
         match self {
             Cause::Memory => "memory",
             Cause::Cpu => "cpu",
             Cause::Lifetime => "lifetime",
+            Cause::Leak => "leak",
             Cause::Manual => "manual",
         }
     }

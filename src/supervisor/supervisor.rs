@@ -73,7 +73,7 @@ pub struct Totals {
 /// The label values of `plimsoll_worker_exits_total{reason}`.
 pub const EXIT_REASONS: [&str; 6] = ["clean", "error", "signal", "oom", "recycled", "stopped"];
 /// The label values of `plimsoll_worker_recycles_total{cause}`.
-pub const RECYCLE_CAUSES: [&str; 4] = ["memory", "cpu", "lifetime", "manual"];
+pub const RECYCLE_CAUSES: [&str; 5] = ["memory", "cpu", "lifetime", "leak", "manual"];
 
 #[derive(Debug)]
 pub struct Supervisor {
