@@ -59,7 +59,7 @@ const SCALES: usize = 11;
 const GRAIN: f64 = 32.0;
 /// A program that starts loads what it needs.
 const WARM_UP: f64 = 30.0;
-/// Of the pairs of points so many more must rise than fall. With 16 points chance does that once in 70,000 times.
+/// Of the pairs of points so many more must rise than fall. With 16 points chance does that once in 100,000 times.
 const RISING: f64 = 0.8;
 /// Of the seven steps between the eighths so many, the first among them, must be this part of a mean one.
 const STEPS: usize = 6;
