@@ -168,6 +168,7 @@ impl Stage {
             grasp: Default::default(),
             busy: None,
             due: None,
+            leak: None,
         };
         self.readings.workers.iter().map(candidate).collect()
     }

@@ -257,7 +257,7 @@ pub struct WorkerState {
     pub starts_total: u64,
     /// By reason (`clean`, `error`, `signal`, `oom`, `recycled`, `stopped`), zeros included.
     pub exits_total: Vec<(String, u64)>,
-    /// By cause (`memory`, `lifetime`, `manual`), zeros included.
+    /// By cause (`memory`, `cpu`, `lifetime`, `leak`, `manual`), zeros included.
     pub recycles_total: Vec<(String, u64)>,
 }
 

@@ -215,7 +215,6 @@ fn each_impossible_setting_is_refused_at_its_place() {
         ("a word for a limit", worker("rlimits.nofile = \"many\""), "3:18 workers.web.rlimits.nofile: "),
         ("no such limit", worker("rlimits.nofiles = 5"), "3:9 workers.web.rlimits.nofiles: "),
         ("members, later", worker("members = \"children\""), "3:1 workers.web.members: not available in this version yet"),
-        ("leak, later", worker("recycle.leak = true"), "3:9 workers.web.recycle.leak: not available in this version yet"),
         ("a number beyond all numbers", worker("weight = 99999999999999999999"), "3:10 workers.web.weight: "),
     ];
     for (name, file, expected) in cases {

@@ -12,8 +12,9 @@ use std::time::{Duration, SystemTime};
 
 use plimsoll::config::settings::*;
 use plimsoll::host::clock::Moment;
+use plimsoll::policy::leak::Leak;
 use plimsoll::policy::{Engine, Level, Resource, Verdict};
-use plimsoll::response::action::Outcome;
+use plimsoll::response::action::{Cause, Outcome};
 use plimsoll::response::candidate::{Due, Grasp};
 use plimsoll::response::{Candidate, Deed, Planner};
 use plimsoll::sampling::readings::*;
@@ -74,6 +75,8 @@ struct WorkerFile {
     stops_in: f64,
     limit: Option<u64>,
     recycle: Option<u64>,
+    /// Its replicas are watched for leaks.
+    leak: bool,
     cpu_limit: Option<f64>,
     priority: i32,
     weight: u32,
@@ -92,6 +95,7 @@ impl Default for WorkerFile {
             stops_in: 1.0,
             limit: None,
             recycle: None,
+            leak: false,
             cpu_limit: None,
             priority: 0,
             weight: 100,
@@ -142,6 +146,8 @@ struct Load {
     grows: f64,
     /// Memory from and to, and back at once, every so many seconds: a garbage collector.
     saw: Option<(f64, f64, f64)>,
+    /// MB a second on top of the saw, from the start of the replica on: what the collector cannot take back.
+    leaks: f64,
 }
 
 #[derive(Deserialize)]
@@ -150,7 +156,8 @@ struct Load {
 struct Expected {
     /// At the end of the step.
     levels: BTreeMap<String, String>,
-    /// During the step, all of them and in order: `recycle memory web`, `throttle cpu`, `release cpu`.
+    /// During the step, all of them and in order: `recycle memory web`, `throttle cpu`, `release cpu`; `leak worker web` for one
+    /// that is recycled because it leaks.
     actions: Vec<String>,
     /// The reasons given during the step, each once: `memory outside_usage`.
     refusals: Vec<String>,
@@ -182,6 +189,7 @@ struct Life {
     shares: BTreeMap<Resource, f64>,
     /// As the engine reports it.
     growth: f64,
+    leak: Option<Leak>,
 }
 
 struct World<'a> {
@@ -241,6 +249,7 @@ impl<'a> World<'a> {
             recycling: false,
             shares: BTreeMap::new(),
             growth: 0.0,
+            leak: None,
         });
     }
 
@@ -275,7 +284,7 @@ impl<'a> World<'a> {
             life.memory += load.grows * tick * speed;
             if let Some((from, to, period)) = load.saw {
                 let age = now.since(life.began).as_secs_f64();
-                life.memory = from + (to - from) * (age % period) / period;
+                life.memory = from + (to - from) * (age % period) / period + load.leaks * age;
             }
         }
     }
@@ -364,6 +373,7 @@ impl<'a> World<'a> {
                     grasp: Grasp::default(),
                     busy: life.recycling.then_some("recycling"),
                     due: settings.recycle.lifetime.filter(|lifetime| age >= *lifetime).map(|_| Due::Lifetime),
+                    leak: life.leak,
                     settings,
                 }
             })
@@ -377,6 +387,7 @@ impl<'a> World<'a> {
         let verdicts = self.engine.judge(&readings, self.now);
         for life in &mut self.lives {
             life.growth = self.engine.growth(life.slot);
+            life.leak = self.engine.leak(life.slot);
         }
         let plan = self.planner.plan(&verdicts, &readings, &self.candidates(), self.now);
         let mut words = Vec::new();
@@ -444,6 +455,7 @@ impl<'a> World<'a> {
         let name = |slot: &SlotId| self.lives.iter().find(|life| life.slot == *slot).map_or("?", |life| &life.worker);
         let what = resource_word(resource);
         match deed {
+            Deed::Recycle(slot, Cause::Leak) => format!("leak {what} {}", name(slot)),
             Deed::Recycle(slot, _) => format!("recycle {what} {}", name(slot)),
             Deed::Kill(slot) => format!("kill {what} {}", name(slot)),
             Deed::Release => format!("release {what}"),
@@ -534,6 +546,7 @@ fn worker_settings(name: &str, file: &WorkerFile) -> Worker {
         recycle: Recycle {
             lifetime: file.lifetime.map(Duration::from_secs),
             memory: file.recycle.map(|memory| memory * MB as u64),
+            leak: file.leak,
             ..Recycle::default()
         },
         ..Worker::new(name, vec![name.to_owned()])

@@ -106,6 +106,8 @@ fn write_settings(folder: &Path, replicas: u32) -> PathBuf {
         replicas = {replicas}
         [workers.idle.limits]
         memory = "1GB"
+        [workers.idle.recycle]
+        leak = true
         [workers.other]
         command = ["sleep", "1000"]
         "#,

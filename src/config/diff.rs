@@ -79,5 +79,5 @@ fn worker(list: &mut Vec<String>, key: &str, old: &Worker, new: &Worker) {
     compare!(list, key, old, new, lock);
     compare!(list, key, old.process, new.process, umask, nice, ionice, affinity, oom_score_adj, merge_pages, rlimits);
     compare!(list, &join(key, "limits"), old.limits, new.limits, memory, cpu);
-    compare!(list, &join(key, "recycle"), old.recycle, new.recycle, lifetime, memory, requests, jitter, gap, overlap);
+    compare!(list, &join(key, "recycle"), old.recycle, new.recycle, lifetime, requests, memory, sustain, leak, jitter, gap, overlap);
 }

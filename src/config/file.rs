@@ -473,9 +473,15 @@ pub struct Recycle {
     #[schemars(extend("x-range" = ["1s", "365d"]))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lifetime: Option<Span>,
-    /// Replaced when it holds more than this for as long as `policy.memory.sustain`; never unless set. Below `limits.memory`.
+    /// Replaced when it holds more than this for as long as `sustain`; never unless set. Below `limits.memory`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Size>,
+    /// How long it must hold more than `memory` without a break: a peak replaces nobody. `limits.memory` does not wait for it.
+    #[schemars(extend("x-range" = ["0s", "1h"]))]
+    pub sustain: Span,
+    /// Replaced when its memory leaks: a proven trend that would reach `memory`, `limits.memory` or its share of the line for
+    /// all, never a peak.
+    pub leak: bool,
     /// Replaced after so many requests, as they are reported over `POST /admin/workers/NAME/requests`; never unless set.
     #[schemars(range(min = 1, max = 1000000000))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -493,6 +499,15 @@ pub struct Recycle {
 
 impl Default for Recycle {
     fn default() -> Self {
-        Recycle { lifetime: None, memory: None, requests: None, jitter: Percent(10.0), gap: Span::from_secs(5), overlap: Overlap::Auto }
+        Recycle {
+            lifetime: None,
+            memory: None,
+            sustain: Span::from_secs(30),
+            leak: false,
+            requests: None,
+            jitter: Percent(10.0),
+            gap: Span::from_secs(5),
+            overlap: Overlap::Auto,
+        }
     }
 }

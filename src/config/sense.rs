@@ -458,6 +458,8 @@ impl Sense<'_> {
                 lifetime: worker.recycle.lifetime.map(|span| span.duration()),
                 memory: worker.recycle.memory.map(|size| size.0),
                 requests: worker.recycle.requests,
+                sustain: worker.recycle.sustain.duration(),
+                leak: worker.recycle.leak,
                 jitter: worker.recycle.jitter.share(),
                 gap: worker.recycle.gap.duration(),
                 overlap: worker.recycle.overlap,

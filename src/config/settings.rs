@@ -365,11 +365,10 @@ pub enum OnDaemonDeath {
 }
 
 /// Whether a replacement is ready before the old one is asked to end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Overlap {
     /// For a worker with `listen`, where there is memory for both.
-    #[default]
     Auto,
     /// Where there is memory for both.
     Always,
@@ -500,11 +499,14 @@ pub struct Limits {
     pub cpu: Option<f64>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Recycle {
     pub lifetime: Option<Duration>,
-    /// Bytes: over this for the memory rule's `sustain`, the worker is replaced.
+    /// Bytes: over this for `sustain`, the worker is replaced.
     pub memory: Option<u64>,
+    pub sustain: Duration,
+    /// A replica whose memory leaks is replaced: see `policy::leak`.
+    pub leak: bool,
     /// Replaced after so many.
     pub requests: Option<u32>,
     /// 0.1 for `"10%"`: drawn once per life, taken off `lifetime` and `requests`.
@@ -512,4 +514,19 @@ pub struct Recycle {
     /// From the end of one replacement to the begin of the next.
     pub gap: Duration,
     pub overlap: Overlap,
+}
+
+impl Default for Recycle {
+    fn default() -> Self {
+        Recycle {
+            lifetime: None,
+            memory: None,
+            sustain: Duration::from_secs(30),
+            leak: false,
+            requests: None,
+            jitter: 0.0,
+            gap: Duration::ZERO,
+            overlap: Overlap::Auto,
+        }
+    }
 }

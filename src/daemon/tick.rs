@@ -106,6 +106,7 @@ impl Guardian {
                 grasp: Grasp::default(),
                 busy: replica.busy(),
                 due: due(replica, now),
+                leak: self.engine.leak(life.slot).filter(|_| !replica.is_queued()),
             })
         };
         into.clear();

@@ -8,6 +8,7 @@ use crate::config::settings::{Policy, Rule, Settings, Worker};
 use crate::host::clock::Moment;
 use crate::policy::forecast::Forecast;
 use crate::policy::hysteresis::{Hysteresis, Lines};
+use crate::policy::leak::{Leak, Trend};
 use crate::policy::rule;
 use crate::policy::steal::Stolen;
 use crate::policy::stress::{self, Evidence, Measure, Stress};
@@ -38,6 +39,9 @@ pub struct Engine {
     evidence: Evidence,
     /// Memory of every replica, whether it has a limit or not: growth also decides who is slowed or replaced.
     growth: BTreeMap<SlotId, Slope>,
+    /// Of every replica whose worker has `recycle.leak`.
+    trends: BTreeMap<SlotId, (Trend, Option<Leak>)>,
+    watches_leaks: bool,
 }
 
 /// What is remembered of one resource.
@@ -109,6 +113,8 @@ impl Engine {
             stress: Stress::default(),
             evidence: Evidence::default(),
             growth: BTreeMap::new(),
+            trends: BTreeMap::new(),
+            watches_leaks: watches_leaks(settings),
         }
     }
 
@@ -116,6 +122,7 @@ impl Engine {
     pub fn apply(&mut self, settings: &Settings) {
         self.policy = settings.policy.clone();
         self.workers = by_name(settings);
+        self.watches_leaks = watches_leaks(settings);
     }
 
     /// Judges one tick: first every window takes what was read, whether anything fires or not, then verdicts are formed.
@@ -136,7 +143,9 @@ impl Engine {
         verdicts.clear();
         let (cpu, memory) = (self.look_at_cpu(readings), self.look_at_memory(readings));
         verdicts.push(self.form(cpu, now));
-        verdicts.push(self.form(memory, now));
+        let memory = self.form(memory, now);
+        self.watch_leaks(readings, &memory, now);
+        verdicts.push(memory);
         for at in 0..self.policy.disks.len() {
             let Some(disk) = self.policy.disks.get(at) else { break };
             let found = readings.disks.iter().find(|reading| *reading.path == *disk.path);
@@ -166,6 +175,46 @@ impl Engine {
     /// How fast a replica's memory grows, in bytes a second over the last ten; 0 for one that is not known.
     pub fn growth(&self, slot: SlotId) -> f64 {
         self.growth.get(&slot).map_or(0.0, Slope::per_second)
+    }
+
+    /// The leak of a replica whose worker has `recycle.leak`, if there is one.
+    pub fn leak(&self, slot: SlotId) -> Option<Leak> {
+        self.trends.get(&slot).and_then(|(_, leak)| *leak)
+    }
+
+    /// Takes the memory of every replica that is watched for leaks; `memory` is the verdict on that of all.
+    fn watch_leaks(&mut self, readings: &Readings, memory: &Verdict, now: Moment) {
+        let Engine { workers, trends, .. } = self;
+        if !self.watches_leaks {
+            trends.clear();
+            return;
+        }
+        // Replicas of one worker stand side by side: they are counted once.
+        let mut counted: Option<(&str, usize)> = None;
+        for read in &readings.workers {
+            let Some(worker) = workers.get(&read.worker).filter(|worker| worker.recycle.leak) else {
+                // What is not watched any more must not go on with an old past some day.
+                trends.remove(&read.slot);
+                continue;
+            };
+            let (trend, leak) = trends.entry(read.slot).or_default();
+            *leak = None;
+            let Reading::Known(bytes) = read.memory else { continue };
+            trend.feed(now, bytes);
+            if !trend.climbs() {
+                continue;
+            }
+            let replicas = match counted {
+                Some((name, count)) if name == &*read.worker => count,
+                _ => readings.workers.iter().filter(|other| other.worker == read.worker).count(),
+            };
+            counted = Some((&read.worker, replicas));
+            *leak = trend.leak(rule::leak_bounds(worker, memory, bytes, replicas).into_iter().flatten());
+        }
+        if trends.len() > readings.workers.len() {
+            let live: BTreeSet<SlotId> = readings.workers.iter().map(|worker| worker.slot).collect();
+            trends.retain(|slot, _| live.contains(slot));
+        }
     }
 
     fn feed(&mut self, readings: &Readings, gap: Duration, now: Moment) {
@@ -316,6 +365,10 @@ impl Engine {
 
 fn by_name(settings: &Settings) -> BTreeMap<Arc<str>, Arc<Worker>> {
     settings.workers.iter().map(|worker| (worker.name.clone(), worker.clone())).collect()
+}
+
+fn watches_leaks(settings: &Settings) -> bool {
+    settings.workers.iter().any(|worker| worker.recycle.leak)
 }
 
 fn sound(reading: Reading<f64>) -> Option<f64> {

@@ -1,7 +1,7 @@
 //! When a level is entered and when it is left.
 //!
 //! ```text
-//!                over high for `sustain`                 over critical for `sustain`,
+//!                over high for `sustain`                 over critical for `critical_sustain`,
 //!                on two looks or more                    or over `at_once` in one look
 //!    ┌────────┐ ─────────────────────────► ┌────────┐ ─────────────────────────► ┌──────────┐
 //!    │ normal │                            │  high  │                            │ critical │
@@ -33,6 +33,8 @@ pub struct Lines {
     /// Critical on the first look at or over this, without `sustain`.
     pub at_once: Option<f64>,
     pub sustain: Duration,
+    /// The same for `critical`: longer where the line is a soft one, with nothing behind it that would hurt.
+    pub critical_sustain: Duration,
 }
 
 /// Looks in a row on one side of a line.
@@ -89,7 +91,7 @@ impl Hysteresis {
         self.over_critical.step(at_or_over(lines.critical), gap);
         self.under_low.step(usage < lines.low, gap);
 
-        let next = if at_or_over(lines.at_once) || self.over_critical.reached(lines.sustain) {
+        let next = if at_or_over(lines.at_once) || self.over_critical.reached(lines.critical_sustain) {
             Level::Critical
         } else {
             match self.level {
@@ -129,8 +131,23 @@ mod tests {
     use proptest::prelude::*;
     use std::time::SystemTime;
 
-    const MEMORY: Lines = Lines { high: 0.8, low: 0.7, critical: Some(0.92), at_once: Some(0.92), sustain: Duration::from_secs(4) };
-    const CPU: Lines = Lines { high: 0.8, low: 0.7, critical: Some(0.95), at_once: None, sustain: Duration::from_secs(10) };
+    const MEMORY: Lines = Lines {
+        high: 0.8,
+        low: 0.7,
+        critical: Some(0.92),
+        at_once: Some(0.92),
+        sustain: Duration::from_secs(4),
+        critical_sustain: Duration::from_secs(4),
+    };
+    const CPU: Lines = Lines {
+        critical: Some(0.95),
+        at_once: None,
+        sustain: Duration::from_secs(10),
+        critical_sustain: Duration::from_secs(10),
+        ..MEMORY
+    };
+    /// A soft line of a worker, with its hard limit behind it.
+    const SOFT: Lines = Lines { critical: Some(0.85), at_once: Some(0.92), critical_sustain: Duration::from_secs(8), ..MEMORY };
 
     fn at(milliseconds: u64) -> Moment {
         Moment { steady: Duration::from_millis(milliseconds), wall: SystemTime::UNIX_EPOCH }
@@ -162,6 +179,9 @@ mod tests {
             ("a break starts sustain again", &MEMORY, known(&[0.85, 0.85, 0.85, 0.79, 0.85, 0.85, 0.85, 0.85, 0.85]), "nnnnnnnnh"),
             ("critical memory at once, even on the first look", &MEMORY, known(&[0.95]), "c"),
             ("critical cpu after sustain", &CPU, known(&[0.99; 12]), "nnnnnnnnnncc"),
+            ("a peak over a soft line is waited for", &SOFT, known(&[0.9, 0.9, 0.9, 0.9, 0.9, 0.6, 0.6]), "nnnnhhh"),
+            ("a sustained excess is not", &SOFT, known(&[0.9; 10]), "nnnnhhhhcc"),
+            ("nor is the hard line behind it", &SOFT, known(&[0.9, 0.93]), "nc"),
             ("critical is left two points under its line", &MEMORY, known(&[0.95, 0.91, 0.905, 0.89]), "ccch"),
             ("normal after half of sustain under low", &MEMORY, known(&[0.95, 0.85, 0.6, 0.6, 0.6]), "chhhn"),
             ("the band keeps high", &MEMORY, known(&[0.95, 0.85, 0.75, 0.71, 0.75, 0.79, 0.75, 0.71]), "chhhhhhh"),
@@ -190,7 +210,8 @@ mod tests {
     fn lines() -> impl Strategy<Value = Lines> {
         (0.05f64..0.9, 0.01f64..0.3, 0.0f64..0.3, prop::bool::ANY, 0u64..30).prop_map(|(low, band, above, critical, sustain)| {
             let critical = critical.then_some(low + band + above);
-            Lines { low, high: low + band, critical, at_once: critical, sustain: Duration::from_secs(sustain) }
+            let sustain = Duration::from_secs(sustain);
+            Lines { low, high: low + band, critical, at_once: critical, sustain, critical_sustain: sustain }
         })
     }
 

@@ -7,6 +7,7 @@ pub mod verdict;
 pub mod engine;
 pub mod forecast;
 pub mod hysteresis;
+pub mod leak;
 pub mod rule;
 mod steal;
 pub mod stress;

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use crate::config::settings::{Line, Rule, Worker};
+use crate::config::settings::{self, Rule, Worker};
+use crate::policy::Verdict;
 use crate::policy::hysteresis::Lines;
+use crate::policy::leak::{Bound, Line};
 
 /// What a worker's own memory lines are as shares of its limit where the rule for memory says amounts: an amount that
 /// was meant for the whole machine says nothing about one replica.
@@ -20,7 +22,8 @@ pub fn lines(rule: &Rule, limit: f64, at_once: bool) -> Lines {
     let high = rule.high.share_of(limit);
     let low = rule.low.share_of(limit);
     let critical = rule.critical.map(|line| line.share_of(limit).max(high));
-    Lines { high, low: if low < high { low } else { high * 0.9 }, critical, at_once: critical.filter(|_| at_once), sustain: rule.sustain }
+    let low = if low < high { low } else { high * 0.9 };
+    Lines { high, low, critical, at_once: critical.filter(|_| at_once), sustain: rule.sustain, critical_sustain: rule.sustain }
 }
 
 /// The memory limit one replica is held to, in bytes: the one that is set, or the one that would make
@@ -36,10 +39,10 @@ pub fn worker_limit(worker: &Worker) -> Option<f64> {
 
 /// The lines of one replica's memory. `recycle.memory` under the usual critical line becomes that line, and draws `high`
 /// and `low` down with it where it would lie under them: a worker is asked before it is replaced. `recycle.memory` waits
-/// for `sustain`, so that one peak replaces nobody; close under a hard limit nothing is waited for.
+/// for `recycle.sustain`, so that one peak replaces nobody; close under a hard limit nothing is waited for.
 pub fn worker_lines(worker: &Worker, rule: &Rule, limit: f64) -> Lines {
-    let share = |line: Line, otherwise: f64| match line {
-        Line::Share(share) if share > 0.0 => share,
+    let share = |line: settings::Line, otherwise: f64| match line {
+        settings::Line::Share(share) if share > 0.0 => share,
         _ => otherwise,
     };
     let (mut high, mut low) = (share(rule.high, WORKER_HIGH), share(rule.low, WORKER_LOW));
@@ -55,7 +58,22 @@ pub fn worker_lines(worker: &Worker, rule: &Rule, limit: f64) -> Lines {
     }
     // A soft line alone has nothing behind it that would hurt: it is always waited for.
     let at_once = worker.limits.memory.map(|_| WORKER_CRITICAL);
-    Lines { high, low, critical: Some(critical), at_once, sustain: rule.sustain }
+    Lines { high, low, critical: Some(critical), at_once, sustain: rule.sustain, critical_sustain: worker.recycle.sustain }
+}
+
+/// The lines a leak of one replica would reach: its own soft or hard limit, and its share of what is left under the line of
+/// `memory`, the verdict on all: its worker's replicas leak alike. `bytes`: what it holds now.
+pub fn leak_bounds(worker: &Worker, memory: &Verdict, bytes: u64, replicas: usize) -> [Option<Bound>; 2] {
+    let own = match (worker.recycle.memory, worker.limits.memory) {
+        (Some(recycle), _) => Some((Line::Recycle, recycle)),
+        (None, limit) => limit.map(|limit| (Line::Limit, limit)),
+    };
+    let own = own.map(|(line, bytes)| Bound { line, at: bytes as f64, limit: bytes as f64 });
+    let all = memory.used.zip(memory.limit).map(|(used, limit)| {
+        let left = (memory.high * limit - used).max(0.0) / replicas.max(1) as f64;
+        Bound { line: Line::Scope, at: bytes as f64 + left, limit }
+    });
+    [own, all]
 }
 
 /// Of the time that is left until it hurts, so much may be spent on making sure.
@@ -81,6 +99,8 @@ pub fn patience(lines: &Lines, usage: f64, growth: f64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::settings::Line;
+    use crate::policy::leak;
     use crate::policy::tests::{rule, worker};
 
     #[test]
@@ -132,5 +152,25 @@ mod tests {
             assert!(lines.low < lines.high && lines.high < critical + 1e-12, "{name}: {lines:?}");
         }
         assert_eq!(worker_limit(&worker("web")), None);
+    }
+
+    #[test]
+    fn a_leak_would_reach_its_own_line_or_its_share_of_what_is_left() {
+        let mut web = worker("web");
+        let mut engine = crate::policy::Engine::new(&crate::policy::tests::settings(vec![]));
+        let now = crate::policy::tests::at(0.0);
+        let mut readings = crate::policy::tests::readings(now);
+        readings.memory.unreclaimable = crate::sampling::readings::Reading::Known(600_000_000);
+        let memory = engine.judge(&readings, now).remove(1);
+        // 800 MB is the line, 200 MB are left, for two.
+        let all = Some(Bound { line: leak::Line::Scope, at: 400e6, limit: 1e9 });
+        let own = |line, bytes: u64| Some(Bound { line, at: bytes as f64, limit: bytes as f64 });
+        assert_eq!(leak_bounds(&web, &memory, 300_000_000, 2), [None, all]);
+        web.limits.memory = Some(500);
+        assert_eq!(leak_bounds(&web, &memory, 300_000_000, 2), [own(leak::Line::Limit, 500), all]);
+        web.recycle.memory = Some(450);
+        assert_eq!(leak_bounds(&web, &memory, 300_000_000, 2), [own(leak::Line::Recycle, 450), all]);
+        let full = Verdict { used: Some(900e6), ..memory };
+        assert_eq!(leak_bounds(&web, &full, 300_000_000, 0)[1].map(|bound| bound.at), Some(300e6), "nothing is left");
     }
 }

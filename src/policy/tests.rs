@@ -8,6 +8,7 @@ use proptest::prelude::*;
 
 use crate::config::settings::*;
 use crate::host::clock::Moment;
+use crate::policy::leak;
 use crate::policy::stress::Measure;
 use crate::policy::verdict::Basis;
 use crate::policy::{Engine, Level, Resource, Verdict};
@@ -200,16 +201,21 @@ fn a_replica_close_under_its_own_limit_is_critical_at_once_and_over_its_recycle_
     web.limits.memory = Some(400 * MB);
     web.recycle.memory = Some(360 * MB);
     let mut engine = Engine::new(&settings(vec![web, worker("free")]));
-    for (second, memory, level) in [(0, 362, Level::Normal), (3, 362, Level::Normal), (4, 362, Level::Critical)] {
+    let looks = (0..=30).map(|second| match second {
+        0..4 => (second, Level::Normal),
+        4..30 => (second, Level::High),
+        _ => (second, Level::Critical),
+    });
+    for ((second, level), memory) in looks.zip(std::iter::repeat(362)) {
         let mut seen = readings(at(f64::from(second)));
         seen.workers = vec![replica(7, "web", 0.0, memory * MB), replica(8, "free", 0.0, 900 * MB)];
         let verdicts = engine.judge(&seen, at(f64::from(second)));
         assert_eq!(find(&verdicts, &Resource::Worker(SlotId(7))).level, level, "second {second}");
         assert!(!verdicts.iter().any(|verdict| verdict.resource == Resource::Worker(SlotId(8))), "no limit, no verdict");
     }
-    let mut seen = readings(at(5.0));
+    let mut seen = readings(at(31.0));
     seen.workers = vec![replica(9, "web", 0.0, 369 * MB)];
-    let verdicts = engine.judge(&seen, at(5.0));
+    let verdicts = engine.judge(&seen, at(31.0));
     assert_eq!(find(&verdicts, &Resource::Worker(SlotId(9))).level, Level::Critical);
     assert!(!verdicts.iter().any(|verdict| verdict.resource == Resource::Worker(SlotId(7))), "an ended life is forgotten");
 }
@@ -229,6 +235,41 @@ fn growth_is_known_for_every_replica_and_windows_move_while_nothing_fires() {
         }
     }
     assert_eq!(engine.growth(SlotId(2)), 0.0);
+}
+
+#[test]
+fn leaks_are_watched_where_that_is_asked_for_and_go_on_over_a_reload() {
+    let mut web = worker("web");
+    web.recycle.leak = true;
+    web.limits.memory = Some(1500 * MB);
+    let mut both = settings(vec![web, worker("api")]);
+    let mut engine = Engine::new(&both);
+    let look = |engine: &mut Engine, second: u64, slots: &[(u64, &str)]| {
+        let now = at(second as f64);
+        let mut seen = readings(now);
+        seen.memory.limit = Reading::Known(64_000 * MB);
+        seen.workers = slots.iter().map(|(slot, name)| replica(*slot, name, 0.0, (300 + second) * MB)).collect();
+        engine.judge(&seen, now);
+    };
+    for second in (0..600).step_by(2) {
+        if second == 300 {
+            engine.apply(&both);
+        }
+        look(&mut engine, second, &[(1, "web"), (2, "web"), (3, "api")]);
+    }
+    let leak = engine.leak(SlotId(1)).expect("half a gigabyte in nine minutes");
+    assert_eq!((leak.bound.line, leak.bound.at), (leak::Line::Limit, 1500.0 * MB as f64), "sooner than its share of 51.2 GB");
+    assert_eq!(engine.leak(SlotId(2)), Some(leak));
+    assert_eq!(engine.leak(SlotId(3)), None, "nobody asked");
+    look(&mut engine, 600, &[(2, "web"), (4, "web")]);
+    assert_eq!((engine.leak(SlotId(1)), engine.leak(SlotId(4))), (None, None), "ended, and young");
+    assert!(engine.leak(SlotId(2)).is_some());
+    for worker in &mut both.workers {
+        Arc::make_mut(worker).recycle.leak = false;
+    }
+    engine.apply(&both);
+    look(&mut engine, 602, &[(2, "web"), (4, "web")]);
+    assert_eq!(engine.leak(SlotId(2)), None);
 }
 
 #[test]

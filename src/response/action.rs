@@ -78,12 +78,14 @@ pub enum Cause {
     Cpu,
     Lifetime,
     Requests,
+    /// Its memory leaks.
+    Leak,
     /// Somebody asked for it.
     Manual,
 }
 
 impl Cause {
-    pub const ALL: [Cause; 5] = [Cause::Memory, Cause::Cpu, Cause::Lifetime, Cause::Requests, Cause::Manual];
+    pub const ALL: [Cause; 6] = [Cause::Memory, Cause::Cpu, Cause::Lifetime, Cause::Requests, Cause::Leak, Cause::Manual];
 
     pub fn word(self) -> &'static str {
         match self {
@@ -91,6 +93,7 @@ impl Cause {
             Cause::Cpu => "cpu",
             Cause::Lifetime => "lifetime",
             Cause::Requests => "requests",
+            Cause::Leak => "leak",
             Cause::Manual => "manual",
         }
     }

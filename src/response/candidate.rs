@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::config::settings::Worker;
 use crate::host::clock::Moment;
 use crate::host::memory_group::{Figures, Pace};
+use crate::policy::leak::Leak;
 use crate::sampling::readings::SlotId;
 
 /// One replica as the daemon sees it in this tick: from the supervisor, the readings and the engine's windows.
@@ -33,6 +34,8 @@ pub struct Candidate {
     pub busy: Option<&'static str>,
     /// It has lived as long, or done as much, as `recycle` allows, jitter taken off.
     pub due: Option<Due>,
+    /// Its memory leaks, and its worker has `recycle.leak`.
+    pub leak: Option<Leak>,
 }
 
 /// Why a replica is to be replaced without anything being over a line.

@@ -340,7 +340,7 @@ impl Planner {
             self.courses.insert(verdict.resource.clone(), course);
         }
         self.keep_own_limits(&scene, &mut plan);
-        self.end_lifetimes(&scene, &mut plan);
+        self.retire(&scene, &mut plan);
         plan
     }
 
@@ -887,29 +887,53 @@ impl Planner {
         }
     }
 
-    /// Replaces what has lived long enough or done enough, one at a time over all workers. Protection is no bar: its own settings
-    /// ask for it.
-    fn end_lifetimes(&mut self, scene: &Scene, plan: &mut Plan) {
-        let is_free = |candidate: &&Candidate| {
-            candidate.due.is_some() && candidate.running && candidate.busy.is_none() && !self.ending.contains_key(&candidate.slot)
+    /// Replaces what leaks, or has lived long enough or done enough, one at a time over all workers: first whoever would do harm
+    /// soonest, then whoever has lived longest.
+    fn retire(&mut self, scene: &Scene, plan: &mut Plan) {
+        let Some((retiring, cause, reason)) = self.leaking(scene).or_else(|| self.outlived(scene)) else { return };
+        if self.other_ending(retiring.slot, scene).is_some() {
+            return;
+        }
+        let within = if scene.dry { Duration::from_secs(600) } else { retiring.settings.stop.within + PAUSE };
+        self.ending.insert(retiring.slot, Ending { worker: retiring.worker.clone(), at: scene.now, within });
+        self.act(Resource::Worker(retiring.slot), Deed::Recycle(retiring.slot, cause), reason, plan);
+    }
+
+    fn may_retire(&self, candidate: &Candidate) -> bool {
+        candidate.running && candidate.busy.is_none() && !self.ending.contains_key(&candidate.slot)
+    }
+
+    /// Whose leak reaches its line soonest. Protection holds, as it does against `recycle.memory`, and so does the pause after
+    /// another replica of the worker was ended: there is time for it.
+    fn leaking<'a>(&self, scene: &Scene<'a>) -> Option<(&'a Candidate, Cause, String)> {
+        let may_go = |candidate: &&Candidate| {
+            self.may_retire(candidate) && !candidate.settings.protected && self.cooldowns.worker(&candidate.worker, scene.now).is_zero()
         };
-        let oldest = scene.candidates.iter().filter(is_free).min_by_key(|candidate| (candidate.since.steady, candidate.slot));
-        let Some(due) = oldest.filter(|due| self.other_ending(due.slot, scene).is_none()) else { return };
-        let (cause, reason) = match due.due {
-            Some(Due::Requests(answered)) => {
-                let most = due.settings.recycle.requests.unwrap_or(0);
-                let reason = format!("requests: {} has answered {answered}, recycle.requests is {most} less jitter", due.name());
-                (Cause::Requests, reason)
+        let leaks = scene.candidates.iter().filter_map(|candidate| Some((candidate, candidate.leak?)));
+        let soonest = leaks.filter(|(candidate, _)| may_go(candidate)).min_by_key(|(candidate, leak)| (leak.left, candidate.slot));
+        soonest.map(|(candidate, leak)| (candidate, Cause::Leak, format!("leak: {} {}", candidate.name(), words::leak(&leak))))
+    }
+
+    /// Who has lived longest of those whose time is up. Protection is no bar: its own settings ask for it.
+    fn outlived<'a>(&self, scene: &Scene<'a>) -> Option<(&'a Candidate, Cause, String)> {
+        let due = scene
+            .candidates
+            .iter()
+            .filter(|candidate| self.may_retire(candidate))
+            .filter_map(|candidate| Some((candidate, candidate.due?)));
+        let (oldest, due) = due.min_by_key(|(candidate, _)| (candidate.since.steady, candidate.slot))?;
+        let (name, settings) = (oldest.name(), &oldest.settings.recycle);
+        Some(match due {
+            Due::Requests(answered) => {
+                let most = settings.requests.unwrap_or(0);
+                (oldest, Cause::Requests, format!("requests: {name} has answered {answered}, recycle.requests is {most} less jitter"))
             }
-            _ => {
-                let age = scene.now.since(due.since).as_secs();
-                let most = due.settings.recycle.lifetime.map_or(0, |lifetime| lifetime.as_secs());
-                (Cause::Lifetime, format!("lifetime: {} has run for {age} s, recycle.lifetime is {most} s less jitter", due.name()))
+            Due::Lifetime => {
+                let age = scene.now.since(oldest.since).as_secs();
+                let most = settings.lifetime.map_or(0, |lifetime| lifetime.as_secs());
+                (oldest, Cause::Lifetime, format!("lifetime: {name} has run for {age} s, recycle.lifetime is {most} s less jitter"))
             }
-        };
-        let within = if scene.dry { Duration::from_secs(600) } else { due.settings.stop.within + PAUSE };
-        self.ending.insert(due.slot, Ending { worker: due.worker.clone(), at: scene.now, within });
-        self.act(Resource::Worker(due.slot), Deed::Recycle(due.slot, cause), reason, plan);
+        })
     }
 }
 

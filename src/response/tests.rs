@@ -23,5 +23,6 @@ pub(crate) fn candidate(slot: u64, name: &str, cores: f64, memory: u64) -> Candi
         grasp: crate::response::candidate::Grasp::default(),
         busy: None,
         due: None,
+        leak: None,
     }
 }

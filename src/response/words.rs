@@ -1,5 +1,8 @@
 //! Figures as people read them, for reasons.
 
+use std::time::Duration;
+
+use crate::policy::leak::Leak;
 use crate::policy::stress::Measure;
 use crate::policy::{Resource, Verdict};
 
@@ -15,6 +18,31 @@ pub fn bytes(amount: f64) -> String {
 /// `2.0 MB/s`.
 pub fn rate(per_second: f64) -> String {
     format!("{}/s", bytes(per_second))
+}
+
+/// `45 s`, `9 min`, `1.5 h`, `2.0 days`.
+pub fn time(span: Duration) -> String {
+    let seconds = span.as_secs_f64();
+    match seconds {
+        ..120.0 => format!("{seconds:.0} s"),
+        ..7_200.0 => format!("{:.0} min", seconds / 60.0),
+        ..172_800.0 => format!("{:.1} h", seconds / 3_600.0),
+        _ => format!("{:.1} days", seconds / 86_400.0),
+    }
+}
+
+/// `grew steadily from 312.0 MB to 768.0 MB in 9 min, by 3.6 GB an hour: limits.memory (1.0 GB) would be reached in 4 min`.
+pub fn leak(leak: &Leak) -> String {
+    format!(
+        "grew steadily from {} to {} in {}, by {} an hour: {} ({}) would be reached in {}",
+        bytes(leak.from),
+        bytes(leak.to),
+        time(leak.within),
+        bytes(leak.rate * 3_600.0),
+        leak.bound.line.word(),
+        bytes(leak.bound.at),
+        time(leak.left)
+    )
 }
 
 /// `1.25 cores`.
@@ -56,6 +84,14 @@ pub fn standing(verdict: &Verdict) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_short() {
+        let cases = [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7_199, "120 min"), (7_200, "2.0 h"), (172_800, "2.0 days")];
+        for (seconds, text) in cases {
+            assert_eq!(time(Duration::from_secs(seconds)), text);
+        }
+    }
 
     #[test]
     fn figures_are_short() {

@@ -18,7 +18,7 @@ pub struct Totals {
 /// The label values of `plimsoll_worker_exits_total{reason}`.
 pub const EXIT_REASONS: [&str; 8] = ["clean", "error", "signal", "oom", "recycled", "stopped", "deadline", "health"];
 /// The label values of `plimsoll_worker_recycles_total{cause}`.
-pub const RECYCLE_CAUSES: [&str; 6] = ["memory", "cpu", "lifetime", "requests", "reload", "manual"];
+pub const RECYCLE_CAUSES: [&str; 7] = ["memory", "cpu", "lifetime", "requests", "leak", "reload", "manual"];
 
 impl Totals {
     pub(super) fn count_exit(&mut self, reason: &str) {

@@ -82,7 +82,7 @@ fn a_worker_over_its_own_recycle_line_is_replaced() {
         sustain = \"500ms\"
         [workers.fat]
         command = {hungry leak=100 cap=70 log={here}/fat.log}
-        recycle.memory = \"50MB\"",
+        recycle = { memory = \"50MB\", sustain = \"500ms\" }",
     );
     let first = stage.worker("fat");
     let recycled = stage.event("worker_recycled", |event| event["worker"] == "fat");

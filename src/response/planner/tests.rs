@@ -1,6 +1,7 @@
 use super::*;
 use crate::config::settings::{DiskPolicy, Signal, Worker};
 use crate::host::memory_group::{Figures, Pace};
+use crate::policy::leak::{self, Bound, Leak};
 use crate::policy::tests::{MB, at, readings, rule, settings, worker};
 use crate::policy::verdict::Basis;
 use crate::response::action::Portion;
@@ -369,6 +370,51 @@ fn a_lifetime_ends_one_replica_at_a_time_protected_or_not() {
     assert_eq!(run.plan(101.0, &calm, &[due(1, 5.0), due(2, 4.0)]), Plan::default());
     let plan = run.plan(102.0, &calm, &[due(1, 5.0), candidate(3, "web", 0.1, 10)]);
     assert_eq!(plan.actions[0].deed, Deed::Recycle(SlotId(1), Cause::Lifetime));
+}
+
+/// A replica whose leak reaches its limit of 1 GB in so many seconds.
+fn leaking(slot: u64, left: u64) -> Candidate {
+    let bound = Bound { line: leak::Line::Limit, at: 1e9, limit: 1e9 };
+    let (from, to, within) = (300e6, 780e6, Duration::from_secs(512));
+    let leak = Leak { from, to, within, rate: 1e6, bound, left: Duration::from_secs(left) };
+    Candidate { leak: Some(leak), ..candidate(slot, "web", 0.1, 780) }
+}
+
+#[test]
+fn leaks_end_one_replica_at_a_time_the_most_urgent_first() {
+    let mut run = Run::new(&settings(vec![]));
+    let calm = memory(Level::Normal, 0.3);
+    let (later, sooner) = (leaking(1, 400), leaking(2, 220));
+    let plan = run.plan(100.0, &calm, &[later.clone(), sooner.clone()]);
+    assert_eq!(plan.actions.len(), 1);
+    assert_eq!(plan.actions[0].deed, Deed::Recycle(SlotId(2), Cause::Leak));
+    let reason = "leak: web.0 grew steadily from 300.0 MB to 780.0 MB in 9 min, by 3.6 GB an hour: \
+                  limits.memory (1.0 GB) would be reached in 4 min";
+    assert_eq!(plan.actions[0].reason, reason);
+    // It takes its time to end.
+    let ending = Candidate { busy: Some("recycling"), running: false, ..sooner };
+    assert_eq!(run.plan(101.0, &calm, &[later.clone(), ending]), Plan::default());
+    // Its successor is young, and its worker is spared for a moment.
+    let young = candidate(3, "web", 0.1, 10);
+    assert_eq!(run.plan(102.0, &calm, &[later.clone(), young.clone()]), Plan::default());
+    assert_eq!(run.plan(116.0, &calm, &[later.clone(), young.clone()]), Plan::default());
+    let plan = run.plan(117.0, &calm, &[later, young]);
+    assert_eq!(plan.actions[0].deed, Deed::Recycle(SlotId(1), Cause::Leak));
+}
+
+#[test]
+fn a_leak_ends_nobody_who_is_protected_or_busy_and_goes_before_a_lifetime() {
+    let calm = memory(Level::Normal, 0.3);
+    let mut protected = leaking(1, 10);
+    Arc::make_mut(&mut protected.settings).protected = true;
+    let starting = Candidate { busy: Some("starting"), ..leaking(2, 10) };
+    assert_eq!(Run::new(&settings(vec![])).plan(0.0, &calm, &[protected.clone(), starting.clone()]), Plan::default());
+    let old = Candidate { due: Some(Due::Lifetime), ..candidate(3, "api", 0.1, 10) };
+    let mut run = Run::new(&settings(vec![]));
+    let plan = run.plan(0.0, &calm, &[protected.clone(), starting.clone(), old.clone(), leaking(4, 1000)]);
+    assert_eq!(plan.actions[0].deed, Deed::Recycle(SlotId(4), Cause::Leak));
+    let plan = Run::new(&settings(vec![])).plan(0.0, &calm, &[protected, starting, old]);
+    assert_eq!(plan.actions[0].deed, Deed::Recycle(SlotId(3), Cause::Lifetime));
 }
 
 #[test]
