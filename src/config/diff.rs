@@ -26,7 +26,7 @@ impl Settings {
         compare!(list, "daemon", self.daemon, other.daemon, shutdown_timeout);
         compare!(list, "log", self.log, other.log, level, format);
         compare!(list, "http", self.http, other.http, listen, api_key, dashboard);
-        compare!(list, "host", self.host, other.host, proc, sys, cgroup);
+        compare!(list, "host", self.host, other.host, proc, sys, cgroup, journal);
         compare!(list, "sampling", self.sampling, other.sampling, interval, scope, report_every);
         let (old, new) = (&self.policy, &other.policy);
         compare!(list, "policy", old, new, dry_run);
@@ -75,7 +75,7 @@ fn worker(list: &mut Vec<String>, key: &str, old: &Worker, new: &Worker) {
     compare!(list, key, old, new, command, directory, user, group, env, replicas, after, restart);
     compare!(list, &join(key, "backoff"), old.backoff, new.backoff, first, longest, give_up, within);
     compare!(list, &join(key, "stop"), old.stop, new.stop, signal, within);
-    compare!(list, key, old, new, priority, weight, protected, throttle, longest_stop, shed_signal);
+    compare!(list, key, old, new, priority, weight, protected, throttle, longest_stop, shed_signal, output);
     compare!(list, &join(key, "limits"), old.limits, new.limits, memory, cpu);
     compare!(list, &join(key, "recycle"), old.recycle, new.recycle, lifetime, memory, jitter);
 }
