@@ -340,6 +340,8 @@ pub struct Launch {
     pub nice: i32,
     /// Standard input is inherited (`run -- COMMAND`) or `/dev/null`.
     pub inherit_stdin: bool,
+    /// Standard output and error; inherited if there is none.
+    pub output: Option<OwnedFd>,
 }
 
 /// Starts a process in its own session, in its groups, with a parent-death signal of `SIGCONT`: should the daemon be
@@ -359,6 +361,9 @@ pub fn spawn(launch: &Launch) -> io::Result<i32> {
     }
     if !launch.inherit_stdin {
         command.stdin(Stdio::null());
+    }
+    if let Some(output) = &launch.output {
+        command.stdout(output.try_clone()?).stderr(output.try_clone()?);
     }
     let parent = rustix::process::getpid();
     let groups: Vec<RawFd> = launch.groups.iter().map(|fd| fd.as_fd().as_raw_fd()).collect();

@@ -2,8 +2,11 @@
 //! May touch the processes of `host`.
 //! Must not decide by resource use: it is told.
 
+pub mod capture;
 pub mod environment;
+pub mod output;
 pub mod replica;
+pub mod rotation;
 pub mod state;
 #[expect(clippy::module_inception, reason = "the module is named for its one actor")]
 pub mod supervisor;

@@ -18,6 +18,7 @@ use crate::journal::Event;
 use crate::sampling::readings::{Readings, SlotId, Target, WorkerReadings};
 
 use super::environment;
+use super::output::{Given, Outputs};
 use super::replica::{Life, Replica};
 use super::state::{self, Next, Purpose, State};
 
@@ -78,6 +79,8 @@ pub const RECYCLE_CAUSES: [&str; 4] = ["memory", "cpu", "lifetime", "manual"];
 #[derive(Debug)]
 pub struct Supervisor {
     around: Surroundings,
+    /// Where what they print goes.
+    pub outputs: Outputs,
     replicas: Vec<Replica>,
     /// Where the replica of a life is in `replicas`. A life that has ended may still stand here.
     places: HashMap<SlotId, usize>,
@@ -103,6 +106,7 @@ impl Supervisor {
     pub fn new(around: Surroundings) -> Supervisor {
         Supervisor {
             around,
+            outputs: Outputs::default(),
             replicas: Vec::new(),
             places: HashMap::new(),
             targets: None,
@@ -126,6 +130,7 @@ impl Supervisor {
                 workers.iter().find(|worker| worker.name == replica.worker.name && replica.index < worker.replicas.count(limit_cores));
             stays.is_none_or(|worker| starts_differently(&replica.worker, worker))
         });
+        self.outputs.apply(workers);
         for replica in &mut self.replicas {
             let wanted = workers.iter().find(|worker| worker.name == replica.worker.name);
             match wanted {
@@ -182,7 +187,8 @@ impl Supervisor {
         let Some(replica) = self.replicas.get_mut(place) else { return };
         let worker = replica.worker.clone();
         let name = format!("{}{}.{}-{}", group::REPLICA, file_name(&worker.name), replica.index, slot.0);
-        match launch(&self.around, &worker, &name) {
+        let output = self.outputs.give(&worker, &self.around.paths, now, events);
+        match output.and_then(|output| launch(&self.around, &worker, &name, output)) {
             Ok((process, group)) => {
                 self.next_slot += 1;
                 let again = replica.restarts > 0 || replica.last_exit.is_some();
@@ -647,7 +653,7 @@ fn target(replica: &Replica) -> Option<Target> {
 }
 
 /// Everything between the settings and a running process.
-fn launch(around: &Surroundings, worker: &Worker, name: &str) -> io::Result<(Process, Option<Group>)> {
+fn launch(around: &Surroundings, worker: &Worker, name: &str, output: Given) -> io::Result<(Process, Option<Group>)> {
     let user = match &worker.user {
         Some(user) => Some(accounts::find(user, worker.group.as_deref())?),
         None => None,
@@ -655,16 +661,19 @@ fn launch(around: &Surroundings, worker: &Worker, name: &str) -> io::Result<(Pro
     // Without a group of its own a worker still runs; the throttle then works by signals.
     let group = around.groups.create(name).ok().flatten();
     let entrances = group.as_ref().map(|group| group.entrances()).transpose()?.unwrap_or_default();
+    let mut env = environment::of_worker(&around.env, user.as_ref(), &worker.env);
+    env.extend(output.journal_stream.map(|stream| ("JOURNAL_STREAM".into(), stream.into())));
     let launch = Launch {
         command: worker.command.clone(),
         directory: worker.directory.clone(),
-        env: environment::of_worker(&around.env, user.as_ref(), &worker.env),
+        env,
         user,
         groups: entrances,
         oom_score_adj: around.oom_score_adj,
         descriptors: around.descriptors,
         nice: around.nice,
         inherit_stdin: around.command.as_ref().is_some_and(|command| command.worker == worker.name),
+        output: output.descriptor,
     };
     let started = process::spawn(&launch).and_then(|pid| {
         // It is our child and not reaped yet: the number cannot have been given away.
@@ -793,7 +802,8 @@ fn end_of_command(command: Option<&Command>, replica: &Replica) -> Option<i32> {
 
 /// True when a running process was started in another way than the new settings say.
 fn starts_differently(old: &Worker, new: &Worker) -> bool {
-    old.command != new.command || old.directory != new.directory || old.user != new.user || old.group != new.group || old.env != new.env
+    let is_same_program = old.command == new.command && old.directory == new.directory && old.env == new.env;
+    !is_same_program || old.user != new.user || old.group != new.group || !old.output.is_same_place(&new.output)
 }
 
 /// Workers after those they come after; `config` has refused cycles and unknown names.
