@@ -1,5 +1,5 @@
-//! Owns starting, stopping, restarting and reaping workers.
-//! May touch the processes of `host`.
+//! Owns starting, stopping, restarting and reaping workers, and where what they print goes.
+//! May touch the processes of `host`, and the files of output.
 //! Must not decide by resource use: it is told.
 
 pub mod capture;
