@@ -46,15 +46,11 @@ const IMPORT_EXCEPTIONS: [(&str, &str, &str); 1] =
     [("supervisor", "journal::Event", "what happened to a worker is told as plain data; it is written down by the loop")];
 
 /// (file, why it holds `unsafe` outside `host`)
-const UNSAFE_EXCEPTIONS: [(&str, &str); 2] = [
-    ("daemon/sentinel.rs", "hands two descriptors through fork and exec, and takes them over by number on the other side"),
-    ("journal/log.rs", "borrows a descriptor that was inherited by number"),
-];
+const UNSAFE_EXCEPTIONS: [(&str, &str); 1] = [("journal/log.rs", "borrows a descriptor that was inherited by number")];
 
 /// (file, why it names a path of the kernel outside `host`)
-const PATH_EXCEPTIONS: [(&str, &str); 4] = [
+const PATH_EXCEPTIONS: [(&str, &str); 3] = [
     ("cli/demo/stage.rs", "starts the program itself once more"),
-    ("daemon/sentinel.rs", "starts the program itself once more; it needs no other root than the one it is given"),
     ("journal/log.rs", "asks what its own standard error is"),
     ("metrics/names.rs", "says for people where a figure comes from"),
 ];

@@ -194,6 +194,44 @@ fn each_impossible_setting_is_refused_at_its_place() {
             worker("limits.memory = \"1GB\"\nrecycle.memory = \"1GB\""),
             "4:18 workers.web.recycle.memory: \"1GB\" is not below limits.memory, \"1GB\": the limit would strike first",
         ),
+        ("a word that is no place for output", worker("output = \"journal\""), "3:10 workers.web.output: \"journal\" is not one of them"),
+        ("output that is a number", worker("output = 3"), "3:10 workers.web.output: 3 is a whole number"),
+        ("an unknown key of output", worker("output = { file = \"/tmp/x\", size = \"1MB\" }"), "3:29 workers.web.output.size: unknown key"),
+        ("output without a file", worker("output = { keep = 1 }"), "3:1 workers.web.output.file: is missing"),
+        ("output to a relative path", worker("output.file = \"x.log\""), "3:15 workers.web.output.file: \"x.log\" is a relative path"),
+        ("output to a folder", worker("output.file = \"/tmp\""), "3:15 workers.web.output.file: \"/tmp\" is a folder"),
+        (
+            "output to what is only a folder's name",
+            worker("output.file = \"/tmp/x/\""),
+            "3:15 workers.web.output.file: \"/tmp/x/\" is a folder",
+        ),
+        (
+            "output to a folder that is not there",
+            worker("output.file = \"/no/such/log\""),
+            "3:15 workers.web.output.file: \"/no/such/log\" is in a folder that is not there",
+        ),
+        ("output to a device", worker("output.file = \"/dev/null\""), "3:15 workers.web.output.file: \"/dev/null\" is no regular file"),
+        (
+            "output through a link",
+            worker("output.file = \"/proc/self/exe\""),
+            "3:15 workers.web.output.file: \"/proc/self/exe\" is a symbolic link, which is not followed",
+        ),
+        (
+            "files that are too small",
+            worker("output = { file = \"/tmp/x\", max_size = \"63kB\" }"),
+            "3:40 workers.web.output.max_size: \"63kB\" is out of range",
+        ),
+        ("too many files", worker("output = { file = \"/tmp/x\", keep = 1001 }"), "3:36 workers.web.output.keep: 1001 is out of range"),
+        (
+            "the file of another worker",
+            worker("output.file = \"/tmp/x\"\n[workers.zoo]\ncommand = [\"sh\"]\noutput.file = \"/tmp/x\""),
+            "6:15 workers.zoo.output.file: \"/tmp/x\" is a file of worker \"web\"",
+        ),
+        (
+            "an older file of another worker",
+            worker("output.file = \"/tmp/x.5\"\n[workers.zoo]\ncommand = [\"sh\"]\noutput.file = \"/tmp/x\""),
+            "3:15 workers.web.output.file: \"/tmp/x.5\" is a file of worker \"zoo\"",
+        ),
         ("after nobody", worker("after = [\"wbe\"]"), "3:10 workers.web.after[0]: there is no worker \"wbe\""),
         ("after itself", worker("after = [\"web\"]"), "3:10 workers.web.after[0]: a worker cannot start after itself"),
         ("a bad name", "[workers.\"a.b\"]\ncommand = [\"sh\"]".into(), "1:10 workers.a.b: \"a.b\" cannot be a name here"),
@@ -437,6 +475,8 @@ fn the_environment_reaches_every_kind_of_key() {
         .env("PLIMSOLL_WORKERS__VECTOR_DB__ENV__Mixed", "1_0")
         .env("PLIMSOLL_WORKERS__VECTOR_DB__DIRECTORY", "/")
         .env("PLIMSOLL_WORKERS__VECTOR_DB__USER", "0")
+        .env("PLIMSOLL_WORKERS__VECTOR_DB__OUTPUT__FILE", "/tmp/vector-db.log")
+        .env("PLIMSOLL_WORKERS__VECTOR_DB__OUTPUT__KEEP", "7")
         .env("PLIMSOLL_HTTP__LISTEN", "127.0.0.1:1, [::1]:2")
         .env("PLIMSOLL_POLICY__DISKS", "[{ path = \"/\", high = \"60%\" }]")
         .env("PLIMSOLL_POLICY__MEMORY__ON_HIGH", "[\"notify\"]")
@@ -447,6 +487,8 @@ fn the_environment_reaches_every_kind_of_key() {
     assert_eq!(worker.replicas, Replicas::Cpus { plus: 2 });
     assert_eq!(worker.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(), ["KEEP=1", "Mixed=1_0"]);
     assert_eq!(worker.user.as_deref(), Some("0"));
+    let file = worker.output.file().expect("a file");
+    assert_eq!((file.path.as_path(), file.max_size, file.keep), (std::path::Path::new("/tmp/vector-db.log"), 10_000_000, 7));
     assert_eq!(settings.http.listen.len(), 2);
     assert_eq!(settings.policy.memory.rule.on_high, [Rung::Notify]);
     assert_eq!(settings.policy.disks[0].rule.low, Line::Share(0.55));
@@ -533,6 +575,7 @@ fn files_of_other_systems_are_read() {
 #[test]
 fn what_is_shown_loads_to_the_same_settings() {
     let file = "[policy.memory]\nhigh = \"350MB\"\n[[policy.disks]]\npath = \"/\"\n[[policy.disks]]\npath = \"/proc\"\nhigh = \"1TB\"\n[workers.web]\ncommand = [\"sh\", \"-c\", \"a \\\"b\\\" \\\\ \\u007f\"]\nreplicas = \"cpus+1\"\nuser = 0\n\
+                output = { file = \"/tmp/web.log\", max_size = \"1MiB\" }\n\
                 [workers.web.limits]\nmemory = \"1.5GiB\"\ncpu = \"150%\"\n";
     let first = Case::new(file).good();
     let second = Case::new(&first.to_toml(true)).good();

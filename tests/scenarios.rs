@@ -513,7 +513,12 @@ fn settings(scenario: &Scenario) -> Settings {
         },
         log: Log { level: LogLevel::Info, format: LogFormat::Auto },
         http: Http { listen: Vec::new(), api_key: None, dashboard: false },
-        host: HostPaths { proc: "/proc".into(), sys: "/sys".into(), cgroup: "/sys/fs/cgroup".into() },
+        host: HostPaths {
+            proc: "/proc".into(),
+            sys: "/sys".into(),
+            cgroup: "/sys/fs/cgroup".into(),
+            journal: "/run/systemd/journal/stdout".into(),
+        },
         sampling: Sampling { interval: Duration::from_secs(2), scope: Scope::Auto, report_every: None },
         policy: Policy {
             dry_run: policy.dry_run,
@@ -542,6 +547,7 @@ fn worker_settings(name: &str, file: &WorkerFile) -> Worker {
         weight: file.weight,
         protected: file.protected,
         shed_signal: file.cache.map(|_| Signal(10)),
+        output: Output::Inherit,
         limits: Limits { memory: file.limit.map(|limit| limit * MB as u64), cpu: file.cpu_limit },
         recycle: Recycle {
             lifetime: file.lifetime.map(Duration::from_secs),

@@ -36,6 +36,7 @@ use crate::journal::history::{self, Wanted};
 use crate::sampling::sampler::Sampler;
 use crate::snapshot::Snapshot;
 use crate::snapshot::explain::Explanation;
+use crate::supervisor::capture;
 
 use arguments::{Arguments, Command, Common, ConfigCommand, Output, WorkersCommand};
 use client::{Client, ClientError};
@@ -55,6 +56,11 @@ pub fn main(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> u8 {
     if args.get(1).is_some_and(|word| word == sentinel::SUBCOMMAND) {
         let rest: Vec<String> = args.iter().skip(2).map(|word| word.to_string_lossy().into_owned()).collect();
         return sentinel::main(&rest);
+    }
+    // Nor is what writes the output of workers.
+    if args.get(1).is_some_and(|word| word == capture::SUBCOMMAND) {
+        let rest: Vec<String> = args.iter().skip(2).map(|word| word.to_string_lossy().into_owned()).collect();
+        return capture::main(&rest);
     }
     // Nor is what the demo starts.
     if args.get(1).is_some_and(|word| word == demo::part::SUBCOMMAND) {

@@ -26,7 +26,7 @@ impl Settings {
         compare!(list, "daemon", self.daemon, other.daemon, shutdown_timeout, leftovers);
         compare!(list, "log", self.log, other.log, level, format);
         compare!(list, "http", self.http, other.http, listen, api_key, dashboard);
-        compare!(list, "host", self.host, other.host, proc, sys, cgroup);
+        compare!(list, "host", self.host, other.host, proc, sys, cgroup, journal);
         compare!(list, "sampling", self.sampling, other.sampling, interval, scope, report_every);
         let (old, new) = (&self.policy, &other.policy);
         compare!(list, "policy", old, new, dry_run);
@@ -75,7 +75,7 @@ fn worker(list: &mut Vec<String>, key: &str, old: &Worker, new: &Worker) {
     compare!(list, key, old, new, command, directory, user, group, env, env_files, replicas, listen, after, ready, restart);
     compare!(list, &join(key, "backoff"), old.backoff, new.backoff, first, longest, give_up, within, healthy_after);
     compare!(list, &join(key, "stop"), old.stop, new.stop, signal, within);
-    compare!(list, key, old, new, priority, weight, protected, throttle, longest_stop, shed_signal, on_daemon_death);
+    compare!(list, key, old, new, priority, weight, protected, throttle, longest_stop, shed_signal, output, on_daemon_death);
     compare!(list, key, old, new, lock);
     compare!(list, key, old.process, new.process, umask, nice, ionice, affinity, oom_score_adj, merge_pages, rlimits);
     compare!(list, &join(key, "limits"), old.limits, new.limits, memory, cpu);

@@ -94,6 +94,9 @@ pub struct Host {
     /// The control group file system; an absolute path.
     #[schemars(length(min = 1))]
     pub cgroup: String,
+    /// The socket of the journal that workers with `output = "journald"` write to; an absolute path.
+    #[schemars(length(min = 1))]
+    pub journal: String,
 }
 
 /// How often and how widely the machine is looked at.
@@ -294,6 +297,9 @@ pub struct Worker {
     pub merge_pages: bool,
     /// What `setrlimit` allows it.
     pub rlimits: Rlimits,
+    /// Where its standard output and error go: to where the daemon's own go, to the journal under the worker's name, or to a
+    /// file that never grows without end, such as `{ file = "/var/log/web.log", max_size = "10MB", keep = 5 }`.
+    pub output: Output,
     /// Hard limits for each replica.
     pub limits: Limits,
     /// When a replica is replaced before it does harm.
@@ -332,6 +338,7 @@ impl Default for Worker {
             oom_score_adj: None,
             merge_pages: false,
             rlimits: Rlimits::default(),
+            output: Output::default(),
             limits: Limits::default(),
             recycle: Recycle::default(),
         }
@@ -400,6 +407,48 @@ pub struct Rlimits {
     /// The stack, in bytes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stack: Option<ResourceAmount>,
+}
+
+/// Where standard output and error of a worker go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Output {
+    Stream(OutputStream),
+    File(OutputFile),
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Output::Stream(OutputStream::Inherit)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OutputStream {
+    Inherit,
+    Journald,
+}
+
+/// A file for the output of all replicas of a worker, written by a small process of its own: neither a daemon that is
+/// stopped nor one that is killed holds the worker up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputFile {
+    /// An absolute path in a folder that is there, and of no other worker. The file belongs to the daemon's user.
+    #[schemars(length(min = 1), extend("default" = null))]
+    pub file: String,
+    /// A line that would make it larger than this, 64kB to 1TB, begins the next file.
+    pub max_size: Size,
+    /// So many full files are kept: `FILE.1`, the newest, to `FILE.N`. With 0 the file itself is begun anew.
+    #[schemars(range(min = 0, max = 1000))]
+    pub keep: u32,
+}
+
+impl Default for OutputFile {
+    fn default() -> Self {
+        OutputFile { file: String::new(), max_size: Size(10_000_000), keep: 5 }
+    }
 }
 
 /// The pause before a restart: `first`, doubled each time up to `longest`.

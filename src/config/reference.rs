@@ -5,7 +5,7 @@ use serde_json::{Map, Value as Schema};
 
 use super::file::File;
 use super::layers::{ALIASES, BUILT_IN};
-use super::shape::{range, words};
+use super::shape::{range, word_or_table, words};
 use super::tree::{Node, Source, Tree, join};
 use super::units::Scalar;
 
@@ -166,6 +166,12 @@ pub fn reference() -> String {
             out.push_str(&heading(table, &schema));
         }
         out.push_str(&row(name, leaf));
+        if let Some((_, inner)) = word_or_table(leaf) {
+            // Its keys make a section of their own; whatever follows opens the next.
+            section = key.to_owned();
+            out.push_str(&heading(key, &schema));
+            leaves(inner, key, &order(), &mut |key, leaf| out.push_str(&row(key.rsplit_once('.').map_or(key, |(_, name)| name), leaf)));
+        }
     });
     out.push_str(ENVIRONMENT);
     for (name, meaning) in ALIASES {
@@ -214,7 +220,8 @@ fn heading(table: &str, schema: &Schema) -> String {
         inner = inner.and_then(|schema| {
             let (name, list) = part.strip_suffix("[]").map_or((part, false), |name| (name, true));
             let found = if name == "*" { schema.get("additionalProperties") } else { schema.get("properties")?.get(name) };
-            if list { found?.get("items") } else { found }
+            let found = if list { found?.get("items") } else { found };
+            found.map(|found| word_or_table(found).map_or(found, |(_, table)| table))
         });
     }
     let description = inner.and_then(|schema| schema.get("description")).and_then(Schema::as_str).unwrap_or("");
@@ -239,8 +246,12 @@ fn allowed(schema: &Schema) -> String {
     if let Some(allowed) = schema.get("x-allowed").and_then(Schema::as_str) {
         return allowed.to_owned();
     }
+    let listed = |words: &[&str]| words.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", ");
     if let Some(words) = words(schema) {
-        return words.iter().map(|word| format!("`\"{word}\"`")).collect::<Vec<_>>().join(", ");
+        return listed(&words);
+    }
+    if let Some((words, _)) = word_or_table(schema) {
+        return format!("{}, or a table with the keys below", listed(&words));
     }
     match schema.get("type").and_then(Schema::as_str) {
         Some("boolean") => "`true`, `false`".to_owned(),

@@ -12,8 +12,9 @@ use super::file::{self, File};
 use super::layers::Sources;
 use super::problems::{Place, Problem};
 use super::settings::{
-    Backoff, CpuPolicy, Daemon, DiskPolicy, EnvFile, Folder, HostPaths, Http, Limits, Line, Lock, Log, MemoryPolicy, Policy,
-    ProcessSettings, Ready, ReadyBy, Recycle, Replicas, Restart, Rlimit, Rule, Rung, Sampling, Secret, Settings, Signal, Stop, Worker,
+    Backoff, CpuPolicy, Daemon, DiskPolicy, EnvFile, Folder, HostPaths, Http, Limits, Line, Lock, Log, MemoryPolicy, Output, OutputFile,
+    Policy, ProcessSettings, Ready, ReadyBy, Recycle, Replicas, Restart, Rlimit, Rule, Rung, Sampling, Secret, Settings, Signal, Stop,
+    Worker,
 };
 use super::tree::{Layer, Origin, Tree, locate};
 use super::units::{
@@ -163,6 +164,7 @@ impl Sense<'_> {
             proc: self.absolute("host.proc", &host.proc),
             sys: self.absolute("host.sys", &host.sys),
             cgroup: self.absolute("host.cgroup", &host.cgroup),
+            journal: self.absolute("host.journal", &host.journal),
         }
     }
 
@@ -362,7 +364,25 @@ impl Sense<'_> {
         }
         self.no_circle(&file.workers);
         self.each_address_once(&file.workers);
+        self.no_shared_output(&workers);
         workers
+    }
+
+    /// Each file has one helper that writes it and moves its older ones on; two would do so across each other.
+    fn no_shared_output(&mut self, workers: &[Arc<Worker>]) {
+        let files: Vec<(&str, &OutputFile)> = workers.iter().filter_map(|worker| Some((&*worker.name, worker.output.file()?))).collect();
+        for (place, (name, file)) in files.iter().enumerate() {
+            let mut others = files.iter().enumerate().filter(|(other, _)| *other != place);
+            let clash = others.find_map(|(other, (owner, theirs))| {
+                // Of two with the same file the later is told.
+                let is_same = theirs.path == file.path && other < place;
+                (is_same || is_older(&file.path, theirs)).then_some(owner)
+            });
+            if let Some(owner) = clash {
+                let message = format!("{:?} is a file of worker \"{owner}\"", file.path.display().to_string());
+                self.refuse(&format!("workers.{name}.output.file"), message, "a file of its own");
+            }
+        }
     }
 
     fn worker(&mut self, key: &str, name: &str, worker: &file::Worker) -> Worker {
@@ -420,6 +440,7 @@ impl Sense<'_> {
             self.refuse(&format!("{key}.ready.done"), message, "restart = \"on-failure\" or \"never\" beside it");
         }
         let lock = self.lock(key, name, worker);
+        let output = self.output(&format!("{key}.output"), &worker.output);
         Worker {
             name: Arc::from(name),
             command: worker.command.clone(),
@@ -453,6 +474,7 @@ impl Sense<'_> {
             throttle: worker.throttle,
             longest_stop: worker.longest_stop.duration(),
             shed_signal: worker.shed_signal.map(|signal| Signal(signal.0)),
+            output,
             limits: Limits { memory: worker.limits.memory.map(|size| size.0), cpu: worker.limits.cpu.map(|cores| cores.0) },
             recycle: Recycle {
                 lifetime: worker.recycle.lifetime.map(|span| span.duration()),
@@ -543,6 +565,29 @@ impl Sense<'_> {
                 }
             }
         }
+    }
+
+    fn output(&mut self, key: &str, output: &file::Output) -> Output {
+        let file = match output {
+            file::Output::Stream(file::OutputStream::Inherit) => return Output::Inherit,
+            file::Output::Stream(file::OutputStream::Journald) => return Output::Journald,
+            file::Output::File(file) => file,
+        };
+        let (file_key, size_key) = (format!("{key}.file"), format!("{key}.max_size"));
+        if !(SMALLEST_OUTPUT..=LARGEST_OUTPUT).contains(&file.max_size.0) {
+            let allowed = format!("a size from \"{}\" to \"{}\"", Size(SMALLEST_OUTPUT), Size(LARGEST_OUTPUT));
+            self.refuse(&size_key, format!("\"{}\" is out of range", file.max_size), &allowed);
+        }
+        let allowed = "an absolute path in a folder that is there, such as \"/var/log/web.log\"";
+        if file.file.is_empty() {
+            if !self.is_spoiled(&file_key) {
+                let place = self.place_of_key(key);
+                self.push(&file_key, place, "is missing".to_owned(), allowed, None);
+            }
+        } else if let Some(fault) = output_fault(&file.file) {
+            self.refuse(&file_key, format!("{:?} {fault}", file.file), allowed);
+        }
+        Output::File(OutputFile { path: PathBuf::from(&file.file), max_size: file.max_size.0, keep: file.keep })
     }
 
     /// The program is looked for as `execvp` will look for it: in the worker's own `PATH`, from the worker's folder.
@@ -690,15 +735,53 @@ fn not_there(error: &std::io::Error) -> String {
 /// How long a disk may take to say whether a folder is on it.
 const PATIENCE: Duration = Duration::from_millis(250);
 
-/// The folder as the kernel sees it. `None` when its disk does not answer: on a dead network or FUSE mount the question
-/// never returns, so it is asked by a thread of its own, which is left behind then.
-fn canonical(path: &Path) -> Option<std::io::Result<PathBuf>> {
+/// What a disk answers. `None` when it does not: on a dead network or FUSE mount the question never returns, so it is asked
+/// by a thread of its own, which is left behind then.
+fn patiently<T: Send + 'static>(question: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (tell, told) = std::sync::mpsc::channel();
-    let path = path.to_path_buf();
     // Whoever asked may have stopped waiting.
-    let ask = move || drop(tell.send(std::fs::canonicalize(path)));
+    let ask = move || drop(tell.send(question()));
     std::thread::Builder::new().name("disk".into()).stack_size(64 * 1024).spawn(ask).ok()?;
     told.recv_timeout(PATIENCE).ok()
+}
+
+/// The folder as the kernel sees it; `None` when its disk does not answer.
+fn canonical(path: &Path) -> Option<std::io::Result<PathBuf>> {
+    let path = path.to_path_buf();
+    patiently(move || std::fs::canonicalize(path))
+}
+
+/// Files for output have sizes in between.
+const SMALLEST_OUTPUT: u64 = 64_000;
+const LARGEST_OUTPUT: u64 = 1_000_000_000_000;
+
+/// Why a file cannot take in the output of a worker. One whose disk does not answer may well do: its worker is told of in
+/// the file itself.
+fn output_fault(file: &str) -> Option<String> {
+    if !file.starts_with('/') {
+        return Some("is a relative path".to_owned());
+    }
+    let path = PathBuf::from(file);
+    // "/var/log/" and "/var/log/.." name folders, whatever is there.
+    let (Some(_), Some(folder), false) = (path.file_name(), path.parent().map(Path::to_path_buf), file.ends_with('/')) else {
+        return Some("is a folder".to_owned());
+    };
+    let (there, around) = patiently(move || (std::fs::symlink_metadata(path), std::fs::metadata(folder)))?;
+    match (there, around) {
+        (Ok(there), _) if there.is_dir() => Some("is a folder".to_owned()),
+        // Where a worker may write to the folder, a link would have the daemon write anywhere.
+        (Ok(there), _) if there.is_symlink() => Some("is a symbolic link, which is not followed".to_owned()),
+        (Ok(there), _) if !there.is_file() => Some("is no regular file".to_owned()),
+        (_, Ok(around)) if !around.is_dir() => Some("is not in a folder".to_owned()),
+        (_, Err(error)) => Some(format!("is in a folder that {}", not_there(&error))),
+        _ => None,
+    }
+}
+
+/// True for `web.log.1` beside `web.log`, up to as many as are kept.
+fn is_older(path: &Path, of: &OutputFile) -> bool {
+    let number = path.to_str().zip(of.path.to_str()).and_then(|(path, current)| path.strip_prefix(current)?.strip_prefix('.'));
+    number.and_then(|number| number.parse::<u32>().ok()).is_some_and(|number| (1..=of.keep).contains(&number))
 }
 
 /// Why a file cannot be run.

@@ -121,6 +121,8 @@ pub struct HostPaths {
     pub sys: PathBuf,
     /// `/sys/fs/cgroup`: mount points below that in mountinfo are looked for here.
     pub cgroup: PathBuf,
+    /// `/run/systemd/journal/stdout`
+    pub journal: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -282,6 +284,7 @@ pub struct Worker {
     /// `Some`: runs once among all daemons that share this file.
     pub lock: Option<Lock>,
     pub process: ProcessSettings,
+    pub output: Output,
     pub limits: Limits,
     pub recycle: Recycle,
 }
@@ -409,6 +412,7 @@ impl Worker {
             on_daemon_death: OnDaemonDeath::Resume,
             lock: None,
             process: ProcessSettings::default(),
+            output: Output::Inherit,
             limits: Limits::default(),
             recycle: Recycle { jitter: 0.1, gap: Duration::from_secs(5), ..Recycle::default() },
         }
@@ -488,6 +492,44 @@ pub enum ThrottleMethod {
     Duty,
     Nice,
     Never,
+}
+
+/// Where a worker's standard output and error go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Output {
+    /// To where the daemon's own go.
+    #[default]
+    Inherit,
+    Journald,
+    File(OutputFile),
+}
+
+/// A file that begins anew when it is full.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputFile {
+    /// Absolute.
+    pub path: PathBuf,
+    /// Bytes.
+    pub max_size: u64,
+    /// So many full ones are kept.
+    pub keep: u32,
+}
+
+impl Output {
+    pub fn file(&self) -> Option<&OutputFile> {
+        match self {
+            Output::File(file) => Some(file),
+            Output::Inherit | Output::Journald => None,
+        }
+    }
+
+    /// True when whoever writes to the one writes to the other: a file may have another size and still be the same.
+    pub fn is_same_place(&self, other: &Output) -> bool {
+        match (self, other) {
+            (Output::File(one), Output::File(other)) => one.path == other.path,
+            (one, other) => one == other,
+        }
+    }
 }
 
 /// Per replica.

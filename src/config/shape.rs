@@ -54,7 +54,14 @@ impl Examination<'_> {
             return self.unit_fits(node, schema, path);
         }
         if let Some(words) = words(schema) {
-            return self.word_fits(node, &words, path);
+            return self.word_fits(node, &words, path, "");
+        }
+        if let Some((words, table)) = word_or_table(schema) {
+            let or_table = format!(", or a table with {}", properties(table).join(", "));
+            return match &node.value {
+                Tree::Table(_) => self.table_fits(node, table, path),
+                _ => self.word_fits(node, &words, path, &or_table),
+            };
         }
         match schema.get("type").and_then(Schema::as_str) {
             Some("object") => self.table_fits(node, schema, path),
@@ -174,8 +181,9 @@ impl Examination<'_> {
         true
     }
 
-    fn word_fits(&mut self, node: &Node, words: &[&str], path: &str) -> bool {
-        let allowed = words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
+    /// `besides` is what else may stand there, for people.
+    fn word_fits(&mut self, node: &Node, words: &[&str], path: &str, besides: &str) -> bool {
+        let allowed = words.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ") + besides;
         let Tree::Scalar(Scalar::Text(text)) = &node.value else { return self.wrong(node, path, &allowed) };
         if words.contains(&text.as_str()) {
             return true;
@@ -273,6 +281,13 @@ fn properties(schema: &Schema) -> Vec<&str> {
 /// The words of an enumeration.
 pub fn words(schema: &Schema) -> Option<Vec<&str>> {
     Some(schema.get("enum")?.as_array()?.iter().filter_map(Schema::as_str).collect())
+}
+
+/// What may be one of some words or a table: the words, and the schema of the table.
+pub fn word_or_table(schema: &Schema) -> Option<(Vec<&str>, &Schema)> {
+    let choices = schema.get("anyOf")?.as_array()?;
+    let table = choices.iter().find(|choice| choice.get("properties").is_some())?;
+    Some((choices.iter().find_map(words)?, table))
 }
 
 /// The shortest and the longest a duration may be.

@@ -82,6 +82,7 @@ impl Guardian {
                 self.rely_on_sentinel(now, &mut events);
                 self.tell(&events, now);
             }
+            self.supervisor.outputs.tend(now);
             self.tick(now);
             self.open_doors(now);
             if !self.settled {
@@ -162,7 +163,7 @@ impl Guardian {
         }
     }
 
-    /// Reaps children; a sentinel that has ended is replaced. Asking for the ended costs as much as there are children, so
+    /// Reaps children; a sentinel that has ended is replaced, as is what writes the output of workers. Asking for the ended costs as much as there are children, so
     /// it is done after a `SIGCHLD`, and in each tick for where that was blocked by whoever started us.
     pub fn reap(&mut self, now: Moment, events: &mut Vec<Event>) {
         if !std::mem::take(&mut self.child_ended) && now.steady < self.tally.next_tick {
@@ -170,6 +171,7 @@ impl Guardian {
             return;
         }
         let others = self.supervisor.reap(now, events);
+        self.supervisor.outputs.note_ended(&others, now, events);
         let Some(ended) = self.sentinel.take_if(|sentinel| others.contains(&sentinel.pid())) else { return };
         // One that ends as soon as it is started is not started without end: the next tick tries again.
         if now.since(ended.started()) >= SENTINEL_LIVES {

@@ -6,16 +6,15 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::actuators::undo;
 use crate::config::settings::HostPaths;
 use crate::host::Paths;
 use crate::host::clock::Moment;
+use crate::host::helper;
 use crate::host::stops::StopTable;
 use crate::supervisor::roster;
 
@@ -37,25 +36,13 @@ pub struct Sentinel {
 }
 
 impl Sentinel {
-    /// Starts one, as a child process of the same binary in a session of its own.
-    #[expect(clippy::disallowed_methods, reason = "one of the two places that start processes")]
+    /// Starts one.
     pub fn start(stops: &StopTable, folders: &Folders, paths: &HostPaths) -> io::Result<Sentinel> {
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-        let inherited = [read.as_raw_fd(), stops.fd().as_raw_fd()];
-        let mut command = Command::new("/proc/self/exe");
         let daemon = rustix::process::getpid().as_raw_nonzero().get();
-        command.arg0("plimsoll").arg(SUBCOMMAND).args(inherited.map(|fd| fd.to_string()));
-        command.arg(folders.undo_log()).arg(roster::path_in(&folders.runtime, daemon)).arg(&paths.proc);
-        command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
-        // SAFETY: between fork and exec only system calls on numbers that were prepared before.
-        unsafe {
-            command.pre_exec(move || {
-                rustix::process::setsid()?;
-                inherited.iter().try_for_each(|fd| inherit(*fd))
-            });
-        }
-        let child = command.spawn()?;
-        let pid = i32::try_from(child.id()).map_err(|_| io::Error::other("pid out of range"))?;
+        let (undo_log, roster) = (folders.undo_log(), roster::path_in(&folders.runtime, daemon));
+        let words = [undo_log.as_os_str(), roster.as_os_str(), paths.proc.as_os_str()];
+        let pid = helper::spawn(SUBCOMMAND, &[read.as_fd(), stops.fd()], &words)?;
         Ok(Sentinel { pid, started: Moment::now(), lifeline: File::from(write) })
     }
 
@@ -73,29 +60,15 @@ impl Sentinel {
     }
 }
 
-/// Lets a descriptor survive exec.
-fn inherit(fd: RawFd) -> io::Result<()> {
-    // SAFETY: the descriptor is open in the parent and so in the child.
-    let fd = unsafe { rustix::fd::BorrowedFd::borrow_raw(fd) };
-    Ok(rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?)
-}
-
 /// The sentinel's side: `args` are what [`Sentinel::start`] put after the subcommand. Returns the exit code.
 pub fn main(args: &[String]) -> u8 {
-    let [lifeline, table, undo_log, roster, proc] = args else { return 2 };
     // Not named as the daemon is: `killall -9 plimsoll` must leave somebody to undo what the daemon cannot any more. The
     // command line still says whose sentinel it is.
     let _ = rustix::thread::set_name(c"sentinel");
-    let (Ok(lifeline), Ok(table)) = (lifeline.parse::<RawFd>(), table.parse::<RawFd>()) else { return 2 };
     // A word from the terminal or the service manager is meant for the daemon, which tells us when it is over.
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP] {
-        let ignored = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        if signal_hook::flag::register(signal, ignored).is_err() {
-            return 1;
-        }
-    }
-    // SAFETY: `start` passed these two descriptors on, and nothing else in this process uses their numbers.
-    let (mut lifeline, table) = unsafe { (File::from_raw_fd(lifeline), OwnedFd::from_raw_fd(table)) };
+    helper::ignore(&[signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGHUP]);
+    let Some(([lifeline, table], [undo_log, roster, proc])) = helper::take_over(args) else { return 2 };
+    let mut lifeline = File::from(lifeline);
     let Ok(table) = StopTable::open(table) else { return 1 };
     let mut word = [0_u8; 1];
     let ended_in_order = loop {
@@ -109,7 +82,7 @@ pub fn main(args: &[String]) -> u8 {
     if ended_in_order {
         return 0;
     }
-    let paths = Paths::from(&HostPaths { proc: PathBuf::from(proc), sys: "/sys".into(), cgroup: "/sys/fs/cgroup".into() });
+    let paths = Paths { proc: PathBuf::from(proc), ..Paths::default() };
     // Whoever cannot be let go now is tried again below, as is everybody if the table is in a file.
     let mut late = table.let_all_go_on(&paths);
     let undo_log = Path::new(undo_log);

@@ -1,4 +1,4 @@
-//! The end, in a fixed order: let everybody go, stop workers, undo, close the doors, write out the record. A step that
+//! The end, in a fixed order: let everybody go, stop workers, write out what they have printed, undo, close the doors, write out the record. A step that
 //! fails does not stop the next; each is told; the exit code is that of the reason, not of the steps (seeds row C3).
 
 use std::time::Duration;
@@ -15,6 +15,8 @@ use super::run::counted;
 
 /// While workers are being stopped they are looked at this often at least.
 const LOOK: Duration = Duration::from_millis(50);
+/// For the last that workers have printed.
+const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 /// For requests that are being answered.
 const HTTP_GRACE: Duration = Duration::from_millis(500);
 /// For the last rows of the state database.
@@ -39,6 +41,7 @@ impl Guardian {
             result.map(|count| format!("held and now free: {}", counted(count)))
         });
         self.step("workers", |guardian| guardian.stop_workers(deadline));
+        self.step("output", Guardian::end_output);
         self.step("undo", |guardian| {
             guardian.supervisor.remove_groups();
             guardian.throttle.forget_missing_folders();
@@ -72,6 +75,35 @@ impl Guardian {
             Err(why) => (false, why),
         };
         self.tell(&[Event::ShutdownStep { step, ok, took_seconds, detail }], now);
+    }
+
+    /// What writes the output of workers ends by itself once nobody is left who prints.
+    fn end_output(&mut self) -> Result<String, String> {
+        let deadline = Moment::now().steady + OUTPUT_GRACE;
+        let files = self.supervisor.outputs.count();
+        self.supervisor.outputs.close();
+        loop {
+            let now = Moment::now();
+            // What wakes us is one of these.
+            self.signals.pending();
+            self.child_ended = true;
+            let mut events = Vec::new();
+            self.reap(now, &mut events);
+            self.supervisor.outputs.tend(now);
+            self.tell(&events, now);
+            let left = self.supervisor.outputs.count();
+            if left == 0 {
+                return Ok(if files == 0 {
+                    "no files".to_owned()
+                } else {
+                    format!("written: {files} file{}", if files == 1 { "" } else { "s" })
+                });
+            }
+            if now.steady >= deadline {
+                return Err(format!("still being written: {left} of {files}; that goes on without us until nobody prints any more"));
+            }
+            self.wait_for(deadline.saturating_sub(now.steady).min(LOOK));
+        }
     }
 
     fn stop_workers(&mut self, deadline: Duration) -> Result<String, String> {

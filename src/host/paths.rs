@@ -6,6 +6,8 @@ use crate::config::settings::HostPaths;
 
 /// Where every machine mounts its cgroup trees; mountinfo speaks in terms of it.
 const CGROUP: &str = "/sys/fs/cgroup";
+/// Where the journal takes the output of others in.
+const JOURNAL: &str = "/run/systemd/journal/stdout";
 
 /// The roots under which everything is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,24 +18,27 @@ pub struct Paths {
     pub sys: PathBuf,
     /// `/sys/fs/cgroup`
     pub cgroup: PathBuf,
+    /// `/run/systemd/journal/stdout`
+    pub journal: PathBuf,
 }
 
 impl Default for Paths {
     fn default() -> Self {
-        Paths { proc: "/proc".into(), sys: "/sys".into(), cgroup: CGROUP.into() }
+        Paths { proc: "/proc".into(), sys: "/sys".into(), cgroup: CGROUP.into(), journal: JOURNAL.into() }
     }
 }
 
 impl From<&HostPaths> for Paths {
     fn from(paths: &HostPaths) -> Self {
-        Paths { proc: paths.proc.clone(), sys: paths.sys.clone(), cgroup: paths.cgroup.clone() }
+        Paths { proc: paths.proc.clone(), sys: paths.sys.clone(), cgroup: paths.cgroup.clone(), journal: paths.journal.clone() }
     }
 }
 
 impl Paths {
-    /// A machine kept in `folder`: its `proc`, `sys` and `cgroup` below it.
+    /// A machine kept in `folder`: its `proc`, `sys`, `cgroup` and `run` below it.
     pub fn below(folder: &Path) -> Self {
-        Paths { proc: folder.join("proc"), sys: folder.join("sys"), cgroup: folder.join("cgroup") }
+        let below = |name: &str| folder.join(name);
+        Paths { proc: below("proc"), sys: below("sys"), cgroup: below("cgroup"), journal: folder.join(JOURNAL.trim_start_matches('/')) }
     }
 
     /// True for the machine we run on: pids found here may be asked of the kernel directly.

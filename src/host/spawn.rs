@@ -77,16 +77,19 @@ impl SpawnError {
         SpawnError { doing, what: None, error: error.into() }
     }
 
-    /// True when a process could not be started for want of something that comes back: memory, a place in the table of
-    /// processes, a descriptor.
     pub fn is_shortage(&self) -> bool {
-        matches!(self.error.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE))
+        is_shortage(&self.error)
     }
 
     /// The shell's convention: 127 for a command that is not there, 126 for one that cannot be executed.
     pub fn shell_code(&self) -> i32 {
         if self.error.kind() == io::ErrorKind::NotFound { 127 } else { 126 }
     }
+}
+
+/// True when something could not be done for want of what comes back: memory, a place in the table of processes, a descriptor.
+pub fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE))
 }
 
 /// What the child does before it is the program. The number of the one that failed goes to the parent.

@@ -46,7 +46,12 @@ pub(crate) fn settings(workers: Vec<Worker>) -> Settings {
         },
         log: Log { level: LogLevel::Info, format: LogFormat::Auto },
         http: Http { listen: Vec::new(), api_key: None, dashboard: true },
-        host: HostPaths { proc: "/proc".into(), sys: "/sys".into(), cgroup: "/sys/fs/cgroup".into() },
+        host: HostPaths {
+            proc: "/proc".into(),
+            sys: "/sys".into(),
+            cgroup: "/sys/fs/cgroup".into(),
+            journal: "/run/systemd/journal/stdout".into(),
+        },
         sampling: Sampling { interval: Duration::from_secs(2), scope: Scope::Auto, report_every: None },
         policy: Policy {
             dry_run: false,

@@ -1,15 +1,18 @@
-//! Owns starting, stopping, restarting and reaping workers.
-//! May touch the processes of `host`.
+//! Owns starting, stopping, restarting and reaping workers, and where what they print goes.
+//! May touch the processes of `host`, and the files of output.
 //! Must not decide by resource use: it is told.
 
 pub mod asking;
+pub mod capture;
 mod ending;
 pub mod environment;
 pub mod leftovers;
+pub mod output;
 pub mod readiness;
 pub mod recycling;
 pub mod replica;
 pub mod roster;
+pub mod rotation;
 pub mod slot;
 pub mod sockets;
 mod starting;

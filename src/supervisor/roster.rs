@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::settings::{OnDaemonDeath, Signal, Worker};
+use crate::config::settings::{OnDaemonDeath, Output, Signal, Worker};
 use crate::host::clock::Moment;
 use crate::host::folder::{Folder, Identity};
 use crate::host::process::{self, Process, ProcessId};
@@ -111,9 +111,15 @@ fn parse(text: &[u8], boot: Option<&str>) -> Vec<Entry> {
 /// Tells whether a worker would be started in the same way: FNV-1a over what `starts_differently` compares. Values of variables
 /// are secrets, and only go into the sum.
 pub fn fingerprint(worker: &Worker) -> u64 {
-    let Worker { command, directory, user, group, env, env_files, listen, lock, on_daemon_death, process, .. } = worker;
-    let text =
-        format!("{command:?} {directory:?} {user:?} {group:?} {env:?} {env_files:?} {listen:?} {lock:?} {on_daemon_death:?} {process:?}");
+    let Worker { command, directory, user, group, env, env_files, listen, lock, on_daemon_death, process, output, .. } = worker;
+    let output = match output {
+        // A file may have another size and still be the same.
+        Output::File(file) => format!("{:?}", file.path),
+        other => format!("{other:?}"),
+    };
+    let text = format!(
+        "{command:?} {directory:?} {user:?} {group:?} {env:?} {env_files:?} {listen:?} {lock:?} {on_daemon_death:?} {process:?} {output}"
+    );
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 

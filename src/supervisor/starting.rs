@@ -19,6 +19,7 @@ use crate::journal::Event;
 use crate::sampling::readings::SlotId;
 
 use super::environment;
+use super::output::Given;
 use super::readiness::{self, Check, Tree};
 use super::replica::{Life, Replica};
 use super::roster;
@@ -43,7 +44,10 @@ enum LaunchError {
 
 impl LaunchError {
     fn is_shortage(&self) -> bool {
-        matches!(self, LaunchError::Spawn(error) if error.is_shortage())
+        match self {
+            LaunchError::Spawn(error) => error.is_shortage(),
+            LaunchError::Kit(error) => spawn::is_shortage(error),
+        }
     }
 
     fn shell_code(&self) -> i32 {
@@ -138,14 +142,16 @@ impl Supervisor {
         let slot = SlotId(self.next_slot);
         let Some(replica) = self.replicas.get(place) else { return };
         let worker = replica.worker.clone();
-        match self.launch(&worker, replica, slot) {
+        let output = self.outputs.give(&worker, &self.around.paths, now, events).map_err(LaunchError::Kit);
+        let Some(replica) = self.replicas.get(place) else { return };
+        match output.and_then(|output| self.launch(&worker, replica, slot, output)) {
             Ok(started) => self.note_started(place, slot, started, now, events),
             Err(error) => self.note_not_started(place, &error, now, events),
         }
     }
 
     /// Everything between the settings and a running process.
-    fn launch(&self, worker: &Worker, replica: &Replica, slot: SlotId) -> Result<Started, LaunchError> {
+    fn launch(&self, worker: &Worker, replica: &Replica, slot: SlotId, output: Given) -> Result<Started, LaunchError> {
         let around = &self.around;
         let user = match &worker.user {
             Some(user) => Some(accounts::find(user, worker.group.as_deref()).map_err(LaunchError::Kit)?),
@@ -154,6 +160,7 @@ impl Supervisor {
         let mut variables = read_env_files(worker).map_err(LaunchError::Kit)?;
         variables.extend(worker.env.iter().map(|(name, value)| (name.clone(), value.clone())));
         let mut env = environment::of_worker(&around.env, user.as_ref(), &variables.into_iter().collect());
+        env.extend(output.journal_stream.map(|stream| ("JOURNAL_STREAM".into(), stream.into())));
         let notify = match worker.ready.by {
             ReadyBy::Notify => {
                 let socket = NotifySocket::bind(&format!("plimsoll/{}/{}", around.keeper, slot.0)).map_err(LaunchError::Kit)?;
@@ -190,7 +197,7 @@ impl Supervisor {
             nice: around.nice,
             settings: worker.process.clone(),
             inherit_stdin: around.command.as_ref().is_some_and(|command| command.worker == worker.name),
-            output: None,
+            output: output.descriptor,
             sockets,
             kept: kept.into_iter().collect(),
             on_daemon_death: match worker.on_daemon_death {

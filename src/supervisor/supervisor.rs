@@ -21,6 +21,7 @@ use crate::host::sockets::Watch;
 use crate::journal::Event;
 use crate::sampling::readings::{Readings, SlotId, Target, WorkerReadings};
 
+use super::output::Outputs;
 use super::readiness::Check;
 use super::recycling::{self, Manner, Peer, Pick, Room, Wish};
 use super::replica::{Life, Replaced, Replica};
@@ -66,6 +67,8 @@ pub struct Command {
 #[derive(Debug)]
 pub struct Supervisor {
     pub(super) around: Surroundings,
+    /// Where what they print goes.
+    pub outputs: Outputs,
     /// Copies of one replica stand side by side.
     pub(super) replicas: Vec<Replica>,
     /// Where the copy with a life is in `replicas`. A life that has ended may still stand here.
@@ -109,6 +112,7 @@ impl Supervisor {
     pub fn new(around: Surroundings) -> Supervisor {
         Supervisor {
             around,
+            outputs: Outputs::default(),
             replicas: Vec::new(),
             places: HashMap::new(),
             targets: None,
@@ -148,6 +152,7 @@ impl Supervisor {
     /// whose way of being started has changed are replaced one by one. Everything else goes on untouched.
     pub fn apply(&mut self, workers: &[Arc<Worker>], prepared: Prepared, limit_cores: f64, now: Moment) {
         self.sockets.apply(workers, prepared);
+        self.outputs.apply(workers);
         self.limit_cores = limit_cores;
         // A number that was asked for at run time holds until the settings say another.
         let unchanged = |name: &Arc<str>| {

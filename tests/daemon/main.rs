@@ -24,6 +24,7 @@ mod instants;
 mod machines;
 mod memory;
 mod memory_truth;
+mod output;
 mod reload;
 mod serving;
 mod starved;

@@ -126,6 +126,17 @@ pub fn sentinel_of(daemon: i32) -> Option<Process> {
     children(daemon).into_iter().find(is_sentinel)
 }
 
+/// The helpers that write files below a folder. They carry no mark; the file is among their words.
+pub fn captures_below(folder: &Path) -> Vec<Process> {
+    let is_capture = |process: &Process| {
+        let bytes = fs::read(format!("/proc/{}/cmdline", process.pid)).unwrap_or_default();
+        let words: Vec<&[u8]> = bytes.split(|byte| *byte == 0).collect();
+        let file = words.get(5).map(|file| String::from_utf8_lossy(file).into_owned());
+        words.get(1) == Some(&b"capture".as_slice()) && file.is_some_and(|file| Path::new(&file).starts_with(folder))
+    };
+    processes().into_iter().filter(is_capture).collect()
+}
+
 /// Where each hierarchy is mounted, and what it is called in `/proc/PID/cgroup` (`""` for v2).
 fn hierarchies() -> &'static [(String, PathBuf)] {
     static FOUND: OnceLock<Vec<(String, PathBuf)>> = OnceLock::new();
