@@ -19,6 +19,14 @@ pub struct Waiting {
     request: Request,
 }
 
+impl Waiting {
+    /// Ends the wait with this.
+    pub fn tell(self, answer: Answer) {
+        // Whoever asked may have gone away.
+        let _ = self.request.answer.send(answer);
+    }
+}
+
 /// More are refused.
 const MOST_WAITING: usize = 256;
 

@@ -19,6 +19,8 @@ pub enum Order {
     /// Pass it on to the command of `run -- COMMAND`.
     Forward(Signal),
     Worker(WorkerCommand),
+    /// Become the program we were started from, as it is now.
+    Upgrade,
 }
 
 /// What a signal means.
@@ -39,6 +41,7 @@ pub fn of_command(command: &Command) -> Order {
         Command::Reload => Order::Reload,
         Command::Release => Order::Release,
         Command::Shutdown => Order::Stop("asked over the control socket".to_owned()),
+        Command::Upgrade => Order::Upgrade,
         Command::Worker(command) => Order::Worker(command.clone()),
     }
 }

@@ -7,7 +7,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -572,6 +572,111 @@ fn reap(child: i32) {
     if let Some(child) = Pid::from_raw(child) {
         while matches!(rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()), Err(rustix::io::Errno::INTR)) {}
     }
+}
+
+/// Ourselves, as the kernel knows us.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
+pub const OWN_ARGUMENTS: &str = "/proc/self/cmdline";
+
+/// Becomes another program: same process, same children. Every signal is blocked from here on, until the other program calls
+/// [`unblock_signals`]; of our descriptors it has those of `kept`. Returns only when that did not come about, and then everything is as
+/// it was.
+pub fn replace_self(program: &Path, args: &[OsString], env: &[(OsString, OsString)], kept: &[BorrowedFd<'_>]) -> SpawnError {
+    let prepared = (|| {
+        let path = CString::from_vec_with_nul(terminated(program.as_os_str())?).unwrap_or_default();
+        let arguments = Strings::of(args.iter().map(OsString::as_os_str))?;
+        let pair = |(name, value): &(OsString, OsString)| {
+            let mut entry = name.clone();
+            entry.push("=");
+            entry.push(value);
+            terminated(&entry)
+        };
+        let environment = Strings::new(env.iter().map(pair).collect::<Result<_, _>>()?);
+        let blocked = BlockedSignals::all().map_err(|error| SpawnError::new("could not block signals", error))?;
+        Ok((path, arguments, environment, blocked))
+    })();
+    let (path, arguments, environment, _blocked) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return error,
+    };
+    let mark = |flags| {
+        for fd in kept {
+            // It is open: nothing else can go wrong.
+            let _ = rustix::io::fcntl_setfd(fd, flags);
+        }
+    };
+    mark(rustix::io::FdFlags::empty());
+    // SAFETY: every string ends in NUL and every list in a null pointer, and all live until the call is over.
+    unsafe { libc::execve(path.as_ptr(), arguments.pointers.as_ptr(), environment.pointers.as_ptr()) };
+    let error = io::Error::last_os_error();
+    mark(rustix::io::FdFlags::CLOEXEC);
+    SpawnError { doing: "could not execute", what: Some(program.display().to_string()), error }
+}
+
+/// Signals that came meanwhile are delivered now.
+pub fn unblock_signals() {
+    // SAFETY: a live local.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+    }
+}
+
+/// Runs a program that says by its exit code whether all is well, for at most so long.
+///
+/// # Errors
+/// What it said, or why it could not be run.
+pub fn try_program(
+    program: &Path,
+    args: &[OsString],
+    env: &[(OsString, OsString)],
+    directory: &Path,
+    within: std::time::Duration,
+) -> Result<(), String> {
+    let told = rustix::fs::memfd_create("plimsoll-trial", rustix::fs::MemfdFlags::CLOEXEC).map_err(|error| error.to_string())?;
+    let command: Vec<String> = std::iter::once(program.as_os_str())
+        .chain(args.iter().map(OsString::as_os_str))
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let launch = Launch {
+        command,
+        directory: Some(directory.to_path_buf()),
+        env: env.to_vec(),
+        user: None,
+        groups: Entrances::default(),
+        oom_score_adj: None,
+        descriptors: None,
+        nice: 0,
+        settings: ProcessSettings::default(),
+        inherit_stdin: false,
+        output: Some(told.try_clone().map_err(|error| error.to_string())?),
+        sockets: Vec::new(),
+        kept: Vec::new(),
+        on_daemon_death: Signal(libc::SIGKILL),
+    };
+    let pid = spawn(&launch).map_err(|error| error.to_string())?;
+    let child = Pid::from_raw(pid).ok_or("it has no pid")?;
+    let ended = rustix::process::pidfd_open(child, rustix::process::PidfdFlags::empty()).map_err(|error| error.to_string())?;
+    let mut fds = [rustix::event::PollFd::new(&ended, rustix::event::PollFlags::IN)];
+    let timeout = rustix::event::Timespec { tv_sec: i64::try_from(within.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
+    let in_time = rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0);
+    if !in_time {
+        let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
+    }
+    // Nobody else waits for it: the loop reaps between its turns, and this is one.
+    let status = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).ok().flatten();
+    if !in_time {
+        return Err(format!("it had not ended after {} s", within.as_secs()));
+    }
+    if status.is_some_and(|(_, status)| status.exit_status() == Some(0)) {
+        return Ok(());
+    }
+    let mut text = Vec::new();
+    let mut file = std::fs::File::from(told);
+    let _ =
+        std::io::Seek::rewind(&mut file).and_then(|()| std::io::Read::read_to_end(&mut std::io::Read::take(&mut file, 4096), &mut text));
+    Err(String::from_utf8_lossy(&text).trim().to_owned())
 }
 
 /// Finds the file to execute, with an error that names what was looked for and where.

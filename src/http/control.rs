@@ -23,6 +23,9 @@ pub enum Command {
     /// End in order, as after SIGTERM.
     Shutdown,
     Worker(WorkerCommand),
+    /// Become the program the daemon was started from, as it is now. Never another: whoever may ask over the network may not choose
+    /// what is executed.
+    Upgrade,
 }
 
 /// Something a worker is to do, or one replica of it.

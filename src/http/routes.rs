@@ -56,6 +56,7 @@ pub fn router(shared: Shared) -> Router {
         .route("/admin/config", get(config))
         .route("/admin/config/reload", post(reload))
         .route("/admin/release", post(release))
+        .route("/admin/upgrade", post(upgrade))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .with_state(shared)
@@ -158,6 +159,12 @@ async fn reload(State(shared): State<Shared>) -> Result<Response, Problem> {
 
 async fn release(State(shared): State<Shared>) -> Result<Response, Problem> {
     let message = ask(&shared, Command::Release, Some(shared.patience)).await?;
+    Ok(Json(json!({ "message": message.words() })).into_response())
+}
+
+async fn upgrade(State(shared): State<Shared>) -> Result<Response, Problem> {
+    // The loop tries the program out first, which may take a while.
+    let message = ask(&shared, Command::Upgrade, None).await?;
     Ok(Json(json!({ "message": message.words() })).into_response())
 }
 

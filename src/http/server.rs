@@ -17,6 +17,7 @@
 //! | `GET /admin/config` | guarded | the effective settings without secrets |
 //! | `POST /admin/config/reload` | guarded | applies the file, whole or not at all |
 //! | `POST /admin/release` | guarded | undoes every limit |
+//! | `POST /admin/upgrade` | guarded | the daemon becomes its program as it is now on the disk |
 //!
 //! `access.rs` says who may ask. A `GET` route answers `HEAD` too. Errors are `{error, message}`; only what is not HTTP at all
 //! gets a bare 400 or 431 from the protocol library.

@@ -60,7 +60,7 @@ impl Supervisor {
                 replica.is_copy_of(&leftover.entry.worker, leftover.entry.index) && replica.is_main() && replica.life.is_none()
             };
             let place = self.replicas.iter().position(is_free);
-            match place.filter(|_| choice == Leftovers::Adopt || leftover.is_child) {
+            match place.filter(|_| !leftover.entry.leaving && (choice == Leftovers::Adopt || leftover.is_child)) {
                 Some(place) => self.adopt(place, leftover, now, events),
                 None => self.have_end(leftover, place, now, events),
             }
@@ -166,6 +166,11 @@ impl Supervisor {
 
     /// New groups with all of its tree in them; what it was charged for stays with the old ones.
     fn move_into_group(&mut self, name: &str, entry: &Entry) -> Option<Group> {
+        if !entry.groups.is_empty()
+            && let Some(group) = self.around.groups.reopen(&entry.groups)
+        {
+            return Some(group);
+        }
         let mut group = self.around.groups.create(name).ok().flatten()?;
         let mut moved: Vec<(i32, u64)> = Vec::new();
         for _ in 0..ROUNDS {

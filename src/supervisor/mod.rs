@@ -6,6 +6,7 @@ pub mod asking;
 pub mod capture;
 mod ending;
 pub mod environment;
+pub mod handover;
 pub mod leftovers;
 pub mod output;
 pub mod readiness;

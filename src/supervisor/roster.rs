@@ -29,6 +29,8 @@ pub struct Entry {
     pub process: ProcessId,
     /// It was ready.
     pub ready: bool,
+    /// It was to end, or to take another's place and had not yet.
+    pub leaving: bool,
     pub restarts: u32,
     pub requests: u64,
     /// Of what it was started with: see [`fingerprint`].
@@ -233,6 +235,7 @@ mod tests {
             index: 1,
             process: ProcessId { pid: 20, started: 20, inode: 7 },
             ready: true,
+            leaving: false,
             restarts: 3,
             requests: 9,
             fingerprint: 5,

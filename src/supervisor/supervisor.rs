@@ -94,6 +94,8 @@ pub struct Supervisor {
     pub(super) watch: Option<Watch>,
     /// How many of a worker somebody asked for at run time, instead of the settings.
     pub(super) scales: BTreeMap<Arc<str>, u32>,
+    /// They come from before, with the settings that are about to be applied.
+    pub(super) keeps_scales: bool,
     /// What was settled last: workers and the cores they were counted by.
     pub(super) workers: Vec<Arc<Worker>>,
     pub(super) limit_cores: f64,
@@ -128,6 +130,7 @@ impl Supervisor {
             sockets: Sockets::default(),
             watch: Watch::new().ok(),
             scales: BTreeMap::new(),
+            keeps_scales: false,
             workers: Vec::new(),
             limit_cores: 1.0,
             replaced: BTreeMap::new(),
@@ -159,7 +162,9 @@ impl Supervisor {
             let count = |workers: &[Arc<Worker>]| workers.iter().find(|worker| worker.name == *name).map(|worker| worker.replicas);
             count(&self.workers).is_some_and(|before| count(workers) == Some(before))
         };
-        self.scales.retain(|name, _| unchanged(name));
+        if !std::mem::take(&mut self.keeps_scales) {
+            self.scales.retain(|name, _| unchanged(name));
+        }
         self.workers = workers.to_vec();
         for replica in &mut self.replicas {
             let Some(worker) = workers.iter().find(|worker| worker.name == replica.worker.name) else { continue };
@@ -562,6 +567,10 @@ impl Supervisor {
         Some(taken)
     }
 
+    pub fn around(&self) -> &Surroundings {
+        &self.around
+    }
+
     pub fn groups(&self) -> &Groups {
         &self.around.groups
     }
@@ -741,13 +750,14 @@ fn target(replica: &Replica) -> Option<Target> {
 }
 
 /// A life as it is written down.
-fn entry(replica: &Replica) -> Option<roster::Entry> {
+pub(super) fn entry(replica: &Replica) -> Option<roster::Entry> {
     let life = replica.life.as_ref()?;
     Some(roster::Entry {
         worker: replica.worker.name.to_string(),
         index: replica.index,
         process: life.process.identity(),
         ready: replica.is_ready(),
+        leaving: !(replica.is_main() && replica.is_running()),
         restarts: replica.restarts,
         requests: life.requests,
         fingerprint: life.fingerprint,

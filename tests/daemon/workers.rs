@@ -14,12 +14,12 @@ use crate::outside;
 use crate::stage::{Stage, wait_for};
 
 /// A port that was free a moment ago.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it is bound").port()
 }
 
 /// One request; what was answered, or why there was nothing.
-fn get(port: u16) -> Result<String, String> {
+pub fn get(port: u16) -> Result<String, String> {
     let fault = |what: &str, error: std::io::Error| format!("{what}: {error}");
     let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(|error| fault("connect", error))?;
     stream.set_read_timeout(Some(Duration::from_secs(30))).map_err(|error| fault("timeout", error))?;
@@ -33,14 +33,14 @@ fn get(port: u16) -> Result<String, String> {
 }
 
 /// Clients that ask without a pause until they are stopped.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     asked: Arc<AtomicU32>,
     clients: Vec<std::thread::JoinHandle<Vec<String>>>,
 }
 
 impl Load {
-    fn on(port: u16, clients: usize) -> Load {
+    pub fn on(port: u16, clients: usize) -> Load {
         let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let client = || {
             let (stop, asked) = (stop.clone(), asked.clone());
@@ -60,7 +60,7 @@ impl Load {
     }
 
     /// How many were answered, and what went wrong with the others.
-    fn end(self) -> (u32, Vec<String>) {
+    pub fn end(self) -> (u32, Vec<String>) {
         self.stop.store(true, Ordering::SeqCst);
         let failed = self.clients.into_iter().flat_map(|client| client.join().expect("a client does not panic")).collect();
         (self.asked.load(Ordering::SeqCst), failed)
@@ -78,7 +78,7 @@ fn replicas(stage: &Stage, worker: &str) -> Vec<(u64, String, Option<i64>)> {
 }
 
 /// Waits until there are so many replicas that serve, held back or not, and no other copy.
-fn wait_until_serving(stage: &Stage, worker: &str, count: usize) -> Vec<i64> {
+pub fn wait_until_serving(stage: &Stage, worker: &str, count: usize) -> Vec<i64> {
     let serves = |(_, state, pid): &(u64, String, Option<i64>)| pid.filter(|_| ["ready", "running", "throttled"].contains(&state.as_str()));
     wait_for(&format!("{count} of {worker} serve"), || {
         let all = replicas(stage, worker);
@@ -87,11 +87,11 @@ fn wait_until_serving(stage: &Stage, worker: &str, count: usize) -> Vec<i64> {
     })
 }
 
-fn pids(stage: &Stage, worker: &str) -> Vec<i64> {
+pub fn pids(stage: &Stage, worker: &str) -> Vec<i64> {
     replicas(stage, worker).into_iter().filter_map(|(_, _, pid)| pid).collect()
 }
 
-fn said(output: &std::process::Output) -> String {
+pub fn said(output: &std::process::Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
