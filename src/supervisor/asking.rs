@@ -140,6 +140,7 @@ impl Supervisor {
             let Some(replica) = self.replicas.get_mut(place) else { continue };
             if replica.is_running() {
                 let wish = Wish { cause: "manual", since: now.steady, not_before: Duration::ZERO, keeps_gap: false };
+                replica.failed_replacements = 0;
                 // Whatever it was queued for, it need not wait any longer.
                 replica.wish = Some(Wish { since: replica.wish.map_or(now.steady, |wish| wish.since), ..wish });
             } else {

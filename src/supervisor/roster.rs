@@ -279,7 +279,7 @@ mod tests {
             process(30, 1, 30),  // somebody else
         ];
         let pids = |entry: &Entry, processes: &[Stat]| entry.living(processes).iter().map(|stat| stat.pid).collect::<Vec<_>>();
-        assert_eq!(pids(&entry(), &processes), [20, 22, 24, 21, 25]);
+        assert_eq!(pids(&entry(), &processes), [20, 21, 22, 24, 25]);
         // The worker has ended and a stranger was given its number.
         let stranger = [process(1, 0, 1), Stat { started: 900, ..process(20, 1, 20) }, Stat { started: 901, ..process(31, 1, 20) }];
         assert_eq!(pids(&entry(), &stranger), [0_i32; 0]);
