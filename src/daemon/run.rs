@@ -201,6 +201,7 @@ impl Guardian {
 
     fn start_sentinel(&mut self) {
         self.sentinel = super::sentinel::Sentinel::start(&self.stops, &self.folders, &self.settings.host).ok();
+        self.supervisor.set_sentinel(self.sentinel.as_ref().map(super::sentinel::Sentinel::pid));
     }
 
     /// Takes in what has arrived and performs it. The reason, when it is time to end.

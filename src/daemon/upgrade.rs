@@ -15,7 +15,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::settings::ListenAddress;
 use crate::host::clock::Moment;
-use crate::host::spawn;
+use crate::host::{helper, spawn};
 use crate::http::control::{Answer, Request};
 use crate::http::listen::{self, ListenError};
 use crate::journal::Event;
@@ -81,8 +81,7 @@ pub fn receive(env: &mut Vec<(OsString, OsString)>) -> Received {
     spawn::unblock_signals();
     let number = number.to_str().and_then(|number| number.parse::<RawFd>().ok()).filter(|number| *number > 2);
     let number = number.ok_or("its number is none")?;
-    // SAFETY: whoever set the variable left this descriptor open for us; a number that is none is found out by the read.
-    let mut file = File::from(unsafe { OwnedFd::from_raw_fd(number) });
+    let mut file = File::from(helper::claim(number).ok_or("its number is not of a file that is open")?);
     let mut text = String::new();
     file.read_to_string(&mut text).map_err(|error| error.to_string())?;
     let parcel: Parcel = serde_json::from_str(&text).map_err(|error| error.to_string())?;
@@ -107,9 +106,9 @@ impl Inherited {
     pub fn claim(parcel: Option<&Parcel>) -> Inherited {
         let Some(parcel) = parcel else { return Inherited::default() };
         Inherited {
-            tcp: parcel.tcp.iter().filter_map(|number| claim(*number)).map(TcpListener::from).collect(),
-            control: parcel.control.and_then(claim).map(UnixListener::from),
-            sockets: parcel.sockets.iter().filter_map(|(address, number)| Some((address.clone(), claim(*number)?))).collect(),
+            tcp: parcel.tcp.iter().filter_map(|number| helper::claim(*number)).map(TcpListener::from).collect(),
+            control: parcel.control.and_then(helper::claim).map(UnixListener::from),
+            sockets: parcel.sockets.iter().filter_map(|(address, number)| Some((address.clone(), helper::claim(*number)?))).collect(),
         }
     }
 
@@ -134,20 +133,6 @@ impl Inherited {
         let name = address.to_string();
         let (_, socket) = self.sockets.iter().find(|(known, _)| *known == name)?;
         socket.try_clone().ok()
-    }
-}
-
-/// Takes over one descriptor of a parcel.
-fn claim(number: RawFd) -> Option<OwnedFd> {
-    // SAFETY: the number comes from the parcel, so it was left open for us, and is claimed once; one that is not open is told by
-    // the call below and given back untouched.
-    let fd = unsafe { OwnedFd::from_raw_fd(number) };
-    match rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC) {
-        Ok(()) => Some(fd),
-        Err(_) => {
-            std::mem::forget(fd);
-            None
-        }
     }
 }
 
@@ -199,10 +184,17 @@ impl Guardian {
             let _ = sentinel.dismiss();
         }
         let _ = self.journal.close(HISTORY_GRACE);
+        // From here on signals wait for whoever we are then. Those that came before are sent once more, to wait with them.
+        let blocked = match spawn::BlockedSignals::all() {
+            Ok(blocked) => blocked,
+            Err(error) => return Err((format!("signals cannot be blocked: {error}"), None)),
+        };
+        blocked.send_again(&self.signals.pending());
         let kept: Vec<BorrowedFd<'_>> = self.descriptors().chain([parcel.as_fd()]).collect();
         let variable = (OsString::from(VARIABLE), OsString::from(parcel.as_raw_fd().to_string()));
         let env: Vec<(OsString, OsString)> = self.env.iter().cloned().chain([variable]).collect();
         let error = spawn::replace_self(&program, &args, &env, &kept);
+        drop(blocked);
         // Still the old one: the next ticks open the doors and start a sentinel.
         self.journal.reopen(
             crate::journal::history::History::start(&self.folders.state, Moment::now(), env!("CARGO_PKG_VERSION"), std::process::id()).ok(),

@@ -195,6 +195,10 @@ pub fn wire(
         |address: &ListenAddress| inherited.socket(address).or_else(|| leftovers.iter().find_map(|leftover| leftover.socket(address)));
     let prepared = patiently(|| supervisor.prepare(&settings.workers, &spare))?;
     supervisor.set_roster(Roster::new(own_roster, &paths), rosters);
+    supervisor.set_sentinel(sentinel.as_ref().map(Sentinel::pid));
+    if parcel.is_none() {
+        supervisor.note_strangers();
+    }
 
     let history = match &folders.stateless {
         None => History::start(&folders.state, now, env!("CARGO_PKG_VERSION"), std::process::id()).ok(),

@@ -324,10 +324,10 @@ fn processors(numbers: &[u32]) -> libc::cpu_set_t {
 }
 
 /// While it is there, no signal is delivered to the calling thread, nor to a child that is forked from it.
-struct BlockedSignals(libc::sigset_t);
+pub struct BlockedSignals(libc::sigset_t);
 
 impl BlockedSignals {
-    fn all() -> io::Result<BlockedSignals> {
+    pub fn all() -> io::Result<BlockedSignals> {
         // SAFETY: both sets are live locals, one filled, one written by the call.
         unsafe {
             let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
@@ -336,6 +336,16 @@ impl BlockedSignals {
                 0 => Ok(BlockedSignals(before)),
                 errno => Err(io::Error::from_raw_os_error(errno)),
             }
+        }
+    }
+}
+
+impl BlockedSignals {
+    /// Sends these to ourselves, to be delivered once signals are not blocked any more.
+    pub fn send_again(&self, signals: &[i32]) {
+        for signal in signals.iter().copied() {
+            // SAFETY: takes numbers only.
+            unsafe { libc::kill(libc::getpid(), signal) };
         }
     }
 }
@@ -578,7 +588,7 @@ fn reap(child: i32) {
 pub const OWN_PROGRAM: &str = "/proc/self/exe";
 pub const OWN_ARGUMENTS: &str = "/proc/self/cmdline";
 
-/// Becomes another program: same process, same children. Every signal is blocked from here on, until the other program calls
+/// Becomes another program: same process, same children. Signals are to be blocked, and stay so until the other program calls
 /// [`unblock_signals`]; of our descriptors it has those of `kept`. Returns only when that did not come about, and then everything is as
 /// it was.
 pub fn replace_self(program: &Path, args: &[OsString], env: &[(OsString, OsString)], kept: &[BorrowedFd<'_>]) -> SpawnError {
@@ -592,10 +602,9 @@ pub fn replace_self(program: &Path, args: &[OsString], env: &[(OsString, OsStrin
             terminated(&entry)
         };
         let environment = Strings::new(env.iter().map(pair).collect::<Result<_, _>>()?);
-        let blocked = BlockedSignals::all().map_err(|error| SpawnError::new("could not block signals", error))?;
-        Ok((path, arguments, environment, blocked))
+        Ok((path, arguments, environment))
     })();
-    let (path, arguments, environment, _blocked) = match prepared {
+    let (path, arguments, environment) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => return error,
     };

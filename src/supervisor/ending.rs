@@ -49,6 +49,7 @@ impl Supervisor {
             self.next_look = Some(now.steady + CLEARING_LOOK);
             return;
         }
+        self.claim_orphans(&processes);
         let (keeper, paths) = (self.around.keeper, &self.around.paths);
         let mut replaced = Vec::new();
         for replica in &mut self.replicas {

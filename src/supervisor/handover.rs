@@ -24,6 +24,8 @@ pub struct Handover {
     /// Numbers of replicas that somebody asked for at run time.
     pub scales: BTreeMap<String, u32>,
     pub totals: BTreeMap<String, Totals>,
+    /// Children of the daemon that are nobody's workers.
+    pub bystanders: Vec<(i32, u64)>,
     /// Lives are numbered on from here.
     pub next_slot: u64,
 }
@@ -55,6 +57,7 @@ impl Supervisor {
             down: self.replicas.iter().filter(|replica| replica.is_main()).filter_map(|replica| down(replica, now)).collect(),
             scales: self.scales.iter().map(|(worker, count)| (name(worker), *count)).collect(),
             totals: self.totals.iter().map(|(worker, totals)| (name(worker), totals.clone())).collect(),
+            bystanders: self.bystanders(),
             next_slot: self.next_slot,
         }
     }
@@ -70,6 +73,7 @@ impl Supervisor {
         self.scales = handover.scales.iter().map(|(worker, count)| (worker.as_str().into(), *count)).collect();
         self.totals = handover.totals.iter().map(|(worker, totals)| (worker.as_str().into(), totals.clone())).collect();
         self.keeps_scales = true;
+        self.strangers = handover.bystanders.clone();
     }
 
     /// Those that were down stay down. To be called after [`Supervisor::apply`] and before anybody is started.

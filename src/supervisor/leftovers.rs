@@ -159,6 +159,7 @@ impl Supervisor {
             requests: entry.requests,
             requests_due: worker.recycle.requests.map(|most| ((f64::from(most) * less_jitter).ceil() as u64).max(1)),
             fingerprint: entry.fingerprint,
+            mark: entry.mark,
             reaper: if is_child { None } else { reaper },
             is_child,
         }

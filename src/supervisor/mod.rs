@@ -8,6 +8,7 @@ mod ending;
 pub mod environment;
 pub mod handover;
 pub mod leftovers;
+mod orphans;
 pub mod output;
 pub mod readiness;
 pub mod recycling;

@@ -89,6 +89,8 @@ pub struct Life {
     pub requests_due: Option<u64>,
     /// Of what it was started with: [`super::roster::fingerprint`].
     pub(super) fingerprint: u64,
+    /// What its descendants carry in their environment: [`super::orphans`].
+    pub(super) mark: String,
     /// To whom its orphans are handed: us, unless it is another's child.
     pub(super) reaper: Option<i32>,
     pub(super) is_child: bool,

@@ -42,6 +42,8 @@ pub struct Entry {
     pub members: Vec<(i32, u64)>,
     /// Its groups.
     pub groups: Vec<(PathBuf, Identity)>,
+    /// What its descendants carry in their environment: [`super::orphans`].
+    pub mark: String,
 }
 
 /// The first line of the file.
@@ -244,6 +246,7 @@ mod tests {
             stop_within_ms: 30_000,
             members: vec![(24, 24)],
             groups: vec![("/sys/fs/cgroup/w-web.1-1".into(), (1, 2))],
+            mark: "7-1".into(),
         }
     }
 

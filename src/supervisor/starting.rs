@@ -19,6 +19,7 @@ use crate::journal::Event;
 use crate::sampling::readings::SlotId;
 
 use super::environment;
+use super::orphans;
 use super::output::Given;
 use super::readiness::{self, Check, Tree};
 use super::replica::{Life, Replica};
@@ -160,6 +161,7 @@ impl Supervisor {
         let mut variables = read_env_files(worker).map_err(LaunchError::Kit)?;
         variables.extend(worker.env.iter().map(|(name, value)| (name.clone(), value.clone())));
         let mut env = environment::of_worker(&around.env, user.as_ref(), &variables.into_iter().collect());
+        env.push((orphans::MARK.into(), orphans::mark(around.keeper, slot).into()));
         env.extend(output.journal_stream.map(|stream| ("JOURNAL_STREAM".into(), stream.into())));
         let notify = match worker.ready.by {
             ReadyBy::Notify => {
@@ -262,6 +264,7 @@ impl Supervisor {
             // Whole requests; far below what a float holds exactly.
             requests_due: worker.recycle.requests.map(|most| ((f64::from(most) * less_jitter).ceil() as u64).max(1)),
             fingerprint: roster::fingerprint(&worker),
+            mark: orphans::mark(self.around.keeper, slot),
             reaper: None,
             is_child: true,
         });

@@ -106,6 +106,9 @@ pub struct Supervisor {
     room: Room,
     roster: Option<Roster>,
     old_rosters: Vec<PathBuf>,
+    /// Children of ours from before we began: (pid, start time).
+    pub(super) strangers: Vec<(i32, u64)>,
+    pub(super) sentinel: Option<i32>,
     pub(super) roster_is_stale: bool,
     roster_fails: bool,
 }
@@ -138,6 +141,8 @@ impl Supervisor {
             room: Room::default(),
             roster: None,
             old_rosters: Vec::new(),
+            strangers: Vec::new(),
+            sentinel: None,
             roster_is_stale: false,
             roster_fails: false,
         }
@@ -766,6 +771,7 @@ pub(super) fn entry(replica: &Replica) -> Option<roster::Entry> {
         stop_within_ms: u64::try_from(replica.worker.stop.within.as_millis()).unwrap_or(u64::MAX),
         members: life.known.clone(),
         groups: life.group.as_ref().map(Group::identities).unwrap_or_default(),
+        mark: life.mark.clone(),
     })
 }
 

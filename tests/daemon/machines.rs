@@ -217,7 +217,8 @@ fn own_files(stage: &Stage) -> String {
                 continue;
             }
             // Of the roster the other tests say what is in it.
-            let saved: String = if name.ends_with(".jsonl") && !name.starts_with("workers-") { steady_log(&entry.path()) } else { String::new() };
+            let saved: String =
+                if name.ends_with(".jsonl") && !name.starts_with("workers-") { steady_log(&entry.path()) } else { String::new() };
             lines.push(format!("{folder}/{name}\n{saved}"));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Signal};
 
@@ -15,16 +15,23 @@ fn stage(settings: &str) -> Stage {
     let mut stage = Stage::new(settings);
     let program = stage.path("bin/plimsoll");
     fs::create_dir(program.parent().expect("a folder")).expect("a folder can be made");
-    fs::copy(env!("CARGO_BIN_EXE_plimsoll"), &program).expect("the program can be copied");
+    copy_to(&program);
     stage.program = program;
     stage
+}
+
+/// By another process: whatever this one holds open for writing, a child that is just being started by another test holds as well,
+/// and then it cannot be executed.
+fn copy_to(path: &Path) {
+    let copied = std::process::Command::new("cp").arg(env!("CARGO_BIN_EXE_plimsoll")).arg(path).status();
+    assert!(copied.expect("cp can be started").success());
 }
 
 /// Puts a new file in the place of the program, as a package manager does.
 fn replace(stage: &Stage, by: &str) {
     let beside = stage.path("bin/plimsoll.new");
     if by.is_empty() {
-        fs::copy(env!("CARGO_BIN_EXE_plimsoll"), &beside).expect("the program can be copied");
+        copy_to(&beside);
     } else {
         fs::write(&beside, by).expect("a file can be written");
         fs::set_permissions(&beside, fs::Permissions::from_mode(0o755)).expect("it is ours");
@@ -109,7 +116,7 @@ fn a_program_that_is_none_or_does_not_take_the_settings_is_refused_and_nothing_h
     refused(&stage, "does not take the settings");
     fs::remove_file(&stage.program).expect("it is there");
     refused(&stage, "is not there any more");
-    fs::copy(env!("CARGO_BIN_EXE_plimsoll"), &stage.program).expect("it can be copied");
+    copy_to(&stage.program);
     stage.write("[workers.web]\nnonsense = 1");
     refused(&stage, "nonsense");
     stage.write(&settings);

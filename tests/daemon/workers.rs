@@ -617,3 +617,29 @@ fn workers_that_are_to_end_with_the_daemon_do_so_descendants_included() {
     });
     assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
 }
+
+/// Who leaves session and parent at once is in no tree and, without groups, in nothing: only its environment says whose it is.
+#[test]
+fn a_descendant_nobody_ever_saw_does_not_outlive_its_worker() {
+    let script = "(setsid sh -c 'sleep 98761 & exit 0'); exit 3";
+    let stage =
+        Stage::running(&format!("{}[workers.web]\ncommand = [\"sh\", \"-c\", \"{script}\"]\nrestart = \"never\"", crate::crash::NO_GROUPS));
+    let exited = stage.event("worker_exited", |_| true);
+    assert_eq!(exited["exit_code"], 3, "{exited}");
+    wait_for("nobody is left", || stage.population().is_empty().then_some(()));
+}
+
+#[test]
+fn not_even_one_that_has_cleaned_its_environment_outlives_the_daemon() {
+    let script = "(env -i setsid sh -c 'sleep 98762 & exit 0'); exit 3";
+    let mut stage =
+        Stage::running(&format!("{}[workers.web]\ncommand = [\"sh\", \"-c\", \"{script}\"]\nrestart = \"never\"", crate::crash::NO_GROUPS));
+    let daemon = stage.pid();
+    stage.event("worker_exited", |_| true);
+    let left = || outside::processes().into_iter().find(|process| process.name == "sleep" && process.parent == daemon);
+    let orphan = wait_for("it is our child now", left);
+    assert_eq!(stage.stop(), 0);
+    assert!(outside::process(orphan.pid).is_none_or(|now| now.started != orphan.started), "it lives on");
+    let step = stage.event("shutdown_step", |event| event["step"] == "workers");
+    assert!(step["detail"].as_str().is_some_and(|detail| detail.contains("left of earlier ones")), "{step}");
+}
