@@ -116,7 +116,8 @@ impl Session {
                 self.events(&events::Asked { follow, json: self.common.json(), style: self.stdout_style(), wanted })
             }
             Command::Upgrade => self.upgrade(),
-            Command::Reload => self.ask("/admin/config/reload"),
+            Command::Reload { dry_run: true } => self.ask("/admin/config/reload?dry_run=true"),
+            Command::Reload { dry_run: false } => self.ask("/admin/config/reload"),
             Command::Release => self.release(),
             Command::Health => self.health(),
             Command::Metrics { describe } => self.metrics(describe),

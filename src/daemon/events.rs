@@ -13,6 +13,8 @@ pub enum Order {
     /// A child may have ended.
     Reap,
     Reload,
+    /// Say what a reload would do.
+    PlanReload,
     Release,
     /// End in order; asked a second time: at once.
     Stop(String),
@@ -39,6 +41,7 @@ pub fn of_signal(signal: i32) -> Order {
 pub fn of_command(command: &Command) -> Order {
     match command {
         Command::Reload => Order::Reload,
+        Command::PlanReload => Order::PlanReload,
         Command::Release => Order::Release,
         Command::Shutdown => Order::Stop("asked over the control socket".to_owned()),
         Command::Upgrade => Order::Upgrade,

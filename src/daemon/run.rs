@@ -230,6 +230,7 @@ impl Guardian {
                 Answer::Done(String::new())
             }
             Order::Reload => self.reload(now),
+            Order::PlanReload => self.plan_reload(),
             Order::Release => self.release(now),
             Order::Forward(signal) => {
                 self.supervisor.signal_command(signal);

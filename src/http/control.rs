@@ -18,6 +18,8 @@ pub struct Request {
 pub enum Command {
     /// Read the file again and apply it whole or not at all.
     Reload,
+    /// Say what that would do.
+    PlanReload,
     /// Undo every limit and thaw everything; policy may act again from the next tick on.
     Release,
     /// End in order, as after SIGTERM.

@@ -152,8 +152,16 @@ async fn feed(State(shared): State<Shared>, headers: HeaderMap, asked: Result<Qu
     Ok(([(header::CONTENT_TYPE, "text/event-stream")], Body::new(stream)).into_response())
 }
 
-async fn reload(State(shared): State<Shared>) -> Result<Response, Problem> {
-    let message = ask(&shared, Command::Reload, Some(shared.patience)).await?;
+#[derive(Debug, Deserialize)]
+struct Reload {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+async fn reload(State(shared): State<Shared>, asked: Result<Query<Reload>, QueryRejection>) -> Result<Response, Problem> {
+    let Query(Reload { dry_run }) = asked.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_query", error.body_text()))?;
+    let command = if dry_run { Command::PlanReload } else { Command::Reload };
+    let message = ask(&shared, command, Some(shared.patience)).await?;
     Ok(Json(json!({ "message": message.words() })).into_response())
 }
 

@@ -10,6 +10,7 @@ pub mod handover;
 pub mod leftovers;
 mod orphans;
 pub mod output;
+pub mod plan;
 pub mod readiness;
 pub mod recycling;
 pub mod replica;

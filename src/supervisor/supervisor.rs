@@ -22,6 +22,7 @@ use crate::journal::Event;
 use crate::sampling::readings::{Readings, SlotId, Target, WorkerReadings};
 
 use super::output::Outputs;
+use super::plan::{self, Step};
 use super::readiness::Check;
 use super::recycling::{self, Manner, Peer, Pick, Room, Wish};
 use super::replica::{Life, Replaced, Replica};
@@ -189,6 +190,17 @@ impl Supervisor {
             }
         }
         self.settle_counts(now);
+    }
+
+    /// What [`Supervisor::apply`] would do with these settings.
+    pub fn plan(&self, workers: &[Arc<Worker>]) -> Vec<Step> {
+        let now: Vec<_> = self.workers.iter().map(|worker| (worker.clone(), self.desired(worker))).collect();
+        let desired = |worker: &Arc<Worker>| {
+            let known = self.workers.iter().find(|known| known.name == worker.name && known.replicas == worker.replicas);
+            known.map_or_else(|| worker.replicas.count(self.limit_cores), |known| self.desired(known))
+        };
+        let then: Vec<_> = workers.iter().map(|worker| (worker.clone(), desired(worker))).collect();
+        plan::plan(&now, &then)
     }
 
     /// How many replicas of a worker there are to be.

@@ -482,8 +482,12 @@ fn a_reload_replaces_one_by_one_what_changed_and_nothing_else() {
     let before = wait_until_serving(&stage, "web", 2);
     let load = Load::on(port, 2);
     stage.write(&settings("debug"));
+    let plan = "\n  keep other as it is\n  replace web: 2 replicas, one after the other";
+    let output = stage.ask(&["reload", "--dry-run"]);
+    assert_eq!(said(&output).trim_end(), format!("would apply: workers.web.env{plan}"));
+    assert_eq!(wait_until_serving(&stage, "web", 2), before, "it was not done");
     let output = stage.ask(&["reload"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(said(&output).trim_end(), format!("settings applied, changed: workers.web.env{plan}"));
     wait_for("both were replaced", || (!wait_until_serving(&stage, "web", 2).iter().any(|pid| before.contains(pid))).then_some(()));
     let (asked, failed) = load.end();
     assert!(failed.is_empty(), "{asked} answered, {failed:?}");
