@@ -54,6 +54,7 @@ impl Sleepers {
             pid: child.id().cast_signed(),
             cpu_group: None,
             memory_group: None,
+            merges: false,
         };
         self.0.iter().enumerate().map(target).collect()
     }
@@ -148,6 +149,7 @@ impl Stage {
             threads: Reading::Known(1),
             descriptors: Reading::Known(3),
             processes: Reading::Known(1),
+            merged: Reading::Unsupported,
         };
         readings.workers = (0..workers).map(of).collect();
         Stage { settings, worker, readings, now }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, Resource};
 
 use super::accounts::Account;
-use super::scheduling;
+use super::{ksm, scheduling};
 use crate::config::settings::{IoPriority, ProcessSettings, Rlimit, Signal};
 
 /// The first descriptor a worker finds its sockets at, as `sd_listen_fds(3)` says.
@@ -103,14 +103,13 @@ enum Step {
     Nice,
     Io,
     Affinity,
-    MergePages,
     User,
     Directory,
     Parent,
     Exec,
 }
 
-const STEPS: [&str; 12] = [
+const STEPS: [&str; 11] = [
     "could not begin a session",
     "could not enter its control group",
     "could not arrange its descriptors",
@@ -118,7 +117,6 @@ const STEPS: [&str; 12] = [
     "could not set its nice value",
     "could not set its I/O priority",
     "could not set its affinity",
-    "could not have its pages merged",
     "could not become the user",
     "could not enter the directory",
     "the daemon died meanwhile",
@@ -455,9 +453,9 @@ fn prepare_and_execute(plan: &mut Plan, tell: &mut RawFd) -> Result<std::convert
         // SAFETY: takes a number only.
         unsafe { libc::umask(mask) };
     }
-    // SAFETY: takes numbers only.
-    if plan.merge_pages && unsafe { libc::prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0) } < 0 {
-        return Err((Step::MergePages, last_errno()));
+    if plan.merge_pages {
+        // SAFETY: takes numbers only. Where the kernel cannot, the worker runs without, and the daemon has said so.
+        unsafe { libc::prctl(ksm::PR_SET_MEMORY_MERGE, 1, 0, 0, 0) };
     }
     *tell = arrange_descriptors(plan, *tell).map_err(at(Step::Descriptors))?;
     for (resource, limit) in &plan.limits {
@@ -504,9 +502,6 @@ fn prepare_and_execute(plan: &mut Plan, tell: &mut RawFd) -> Result<std::convert
     }
     Err((Step::Exec, last_errno()))
 }
-
-/// `prctl`: every page of the process that can be is offered to kernel samepage merging (Linux 6.4).
-pub const PR_SET_MEMORY_MERGE: libc::c_int = 67;
 
 /// Signals are handled as for a process that nobody has touched. Exec would reset our handlers, but not what is ignored, as
 /// SIGPIPE is in every Rust program.

@@ -235,6 +235,8 @@ pub struct WorkerReadings {
     pub threads: Reading<u32>,
     pub descriptors: Reading<u32>,
     pub processes: Reading<u32>,
+    /// Bytes it does without because others have the same pages; `Unsupported` unless its pages are merged.
+    pub merged: Reading<u64>,
 }
 
 /// One running life of one replica: a new number each time a process is started, never used again.
@@ -251,4 +253,6 @@ pub struct Target {
     /// The replica's own cgroup folders, if it has any: (cpu accounting, memory).
     pub cpu_group: Option<Arc<Folder>>,
     pub memory_group: Option<Arc<Folder>>,
+    /// Its pages are merged with the same ones of others.
+    pub merges: bool,
 }

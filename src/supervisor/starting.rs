@@ -11,6 +11,7 @@ use crate::config::settings::{Lock, OnDaemonDeath, ReadyBy, Restart, Signal, Wor
 use crate::host::accounts;
 use crate::host::clock::Moment;
 use crate::host::group::{self, Group};
+use crate::host::ksm;
 use crate::host::process::{self, Process};
 use crate::host::sockets::{self, HeldLock, NotifySocket};
 use crate::host::spawn::{self, Launch, SpawnError};
@@ -143,11 +144,26 @@ impl Supervisor {
         let slot = SlotId(self.next_slot);
         let Some(replica) = self.replicas.get(place) else { return };
         let worker = replica.worker.clone();
+        if worker.process.merge_pages {
+            self.tell_if_not_merged(&worker, events);
+        }
         let output = self.outputs.give(&worker, &self.around.paths, now, events).map_err(LaunchError::Kit);
         let Some(replica) = self.replicas.get(place) else { return };
         match output.and_then(|output| self.launch(&worker, replica, slot, output)) {
             Ok(started) => self.note_started(place, slot, started, now, events),
             Err(error) => self.note_not_started(place, &error, now, events),
+        }
+    }
+
+    /// A worker is worth more than the memory it might save: it is started all the same, and it is said once.
+    fn tell_if_not_merged(&mut self, worker: &Worker, events: &mut Vec<Event>) {
+        match ksm::missing(&self.around.paths) {
+            None => drop(self.unmerged.remove(&worker.name)),
+            Some(why) if self.unmerged.insert(worker.name.clone()) => {
+                let detail = format!("pages of worker \"{}\" are not merged: {why}", worker.name);
+                events.push(Event::Degraded { part: "merge_pages", detail });
+            }
+            Some(_) => {}
         }
     }
 

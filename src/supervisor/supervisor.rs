@@ -2,7 +2,7 @@
 //! [`super::slot`] and [`super::recycling`] say. Starting is in `starting.rs`, ending in `ending.rs`, what is asked from outside
 //! in `asking.rs`.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -110,6 +110,8 @@ pub struct Supervisor {
     /// Children of ours from before we began: (pid, start time).
     pub(super) strangers: Vec<(i32, u64)>,
     pub(super) sentinel: Option<i32>,
+    /// Workers of which it was told that their pages are not merged.
+    pub(super) unmerged: BTreeSet<Arc<str>>,
     pub(super) roster_is_stale: bool,
     roster_fails: bool,
 }
@@ -144,6 +146,7 @@ impl Supervisor {
             old_rosters: Vec::new(),
             strangers: Vec::new(),
             sentinel: None,
+            unmerged: BTreeSet::new(),
             roster_is_stale: false,
             roster_fails: false,
         }
@@ -763,6 +766,7 @@ fn target(replica: &Replica) -> Option<Target> {
         pid: life.process.pid(),
         cpu_group: life.group.as_ref().and_then(Group::cpu_accounting).cloned(),
         memory_group: life.group.as_ref().and_then(Group::memory_accounting).cloned(),
+        merges: replica.worker.process.merge_pages,
     })
 }
 

@@ -647,3 +647,47 @@ fn not_even_one_that_has_cleaned_its_environment_outlives_the_daemon() {
     let step = stage.event("shutdown_step", |event| event["step"] == "workers");
     assert!(step["detail"].as_str().is_some_and(|detail| detail.contains("left of earlier ones")), "{step}");
 }
+
+/// Switches the kernel's merging on, and puts everything back.
+struct Merging(Vec<(&'static str, String)>);
+
+impl Merging {
+    fn on() -> Option<Merging> {
+        let mut before = Vec::new();
+        for (file, value) in [("/sys/kernel/mm/ksm/pages_to_scan", "20000"), ("/sys/kernel/mm/ksm/run", "1")] {
+            before.push((file, std::fs::read_to_string(file).ok()?.trim().to_owned()));
+            std::fs::write(file, value).ok()?;
+        }
+        Some(Merging(before))
+    }
+}
+
+impl Drop for Merging {
+    fn drop(&mut self) {
+        for (file, value) in &self.0 {
+            let _ = std::fs::write(file, value);
+        }
+    }
+}
+
+#[test]
+fn pages_that_are_merged_are_counted_and_where_they_cannot_be_it_is_said() {
+    let settings =
+        "[workers.web]\ncommand = {hungry leak=40 cap=40}\nreplicas = 2\nmerge_pages = true\n[workers.other]\ncommand = {hungry}";
+    let stage = Stage::running(settings);
+    if std::fs::read_to_string("/sys/kernel/mm/ksm/run").is_ok_and(|run| run.trim() != "1") {
+        let degraded = stage.event("degraded", |event| event["part"] == "merge_pages");
+        assert!(
+            degraded["detail"].as_str().is_some_and(|detail| detail.contains("echo 1 >") || detail.contains("Linux 6.4")),
+            "{degraded}"
+        );
+    }
+    let Some(_merging) = Merging::on() else {
+        return crate::stage::skip_even_in_ci("kernel samepage merging cannot be switched on here");
+    };
+    let merged = wait_for("what is the same is kept once", || {
+        stage.metric("plimsoll_worker_merged_bytes{worker=\"web\"}").filter(|bytes| *bytes > 60e6)
+    });
+    println!("{:.1} MB of 80 MB are saved", merged / 1e6);
+    assert_eq!(stage.metric("plimsoll_worker_merged_bytes{worker=\"other\"}"), None);
+}
