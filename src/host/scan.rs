@@ -116,6 +116,15 @@ pub fn variable(paths: &Paths, pid: i32, wanted: &str, text: &mut Vec<u8>) -> Op
     String::from_utf8(value.to_vec()).ok()
 }
 
+/// How often the kernel has killed a process for want of memory, anywhere on this machine (Linux 4.13). `None` where it does
+/// not count that.
+pub fn oom_kills(paths: &Paths, text: &mut Vec<u8>) -> Option<u64> {
+    let root = open_root(paths).ok()?;
+    let file = rustix::fs::openat(&root, c"vmstat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    super::kept::read_all(&file, text).ok()?;
+    super::cgroupfs::value_of(text, "oom_kill")
+}
+
 /// How many files process `pid` has open.
 ///
 /// # Errors

@@ -153,6 +153,7 @@ impl Supervisor {
             asked: false,
             kill_wanted: false,
             killed_by_us: false,
+            oom: false,
             overran: false,
             check: None,
             notify: None,

@@ -77,6 +77,8 @@ pub struct Life {
     pub(super) kill_wanted: bool,
     /// We sent the SIGKILL.
     pub(super) killed_by_us: bool,
+    /// The kernel has ended it for want of memory, as far as that can be told without a group of its own.
+    pub(super) oom: bool,
     /// It did not end in the time it was given.
     pub(super) overran: bool,
     /// Until it is ready.

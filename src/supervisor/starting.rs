@@ -273,6 +273,7 @@ impl Supervisor {
             asked: false,
             kill_wanted: false,
             killed_by_us: false,
+            oom: false,
             overran: false,
             check: Some(Check::new(&worker.ready.by, is_shared, notify, now.steady)),
             notify: None,

@@ -14,7 +14,7 @@ use crate::config::settings::{ListenAddress, Signal, Worker};
 use crate::host::Paths;
 use crate::host::clock::Moment;
 use crate::host::group::{Group, Groups, Taken};
-use crate::host::process::{self, Delivery, Exit, Process};
+use crate::host::process::{self, Delivery, Exit, ExitStatus, Process};
 use crate::host::procfs::Stat;
 use crate::host::scan;
 use crate::host::sockets::Watch;
@@ -110,6 +110,8 @@ pub struct Supervisor {
     /// Children of ours from before we began: (pid, start time).
     pub(super) strangers: Vec<(i32, u64)>,
     pub(super) sentinel: Option<i32>,
+    /// As of the last tick.
+    oom_kills: Option<u64>,
     /// Workers of which it was told that their pages are not merged.
     pub(super) unmerged: BTreeSet<Arc<str>>,
     pub(super) roster_is_stale: bool,
@@ -147,6 +149,7 @@ impl Supervisor {
             strangers: Vec::new(),
             sentinel: None,
             unmerged: BTreeSet::new(),
+            oom_kills: None,
             roster_is_stale: false,
             roster_fails: false,
         }
@@ -419,6 +422,13 @@ impl Supervisor {
         let before = replica.standing;
         let Some(life) = replica.life.as_mut() else { return false };
         life.exit = Some((exit, now));
+        // Counted for the whole machine: it was this one if the count has risen since the last tick.
+        let is_killed = exit.status == ExitStatus::Signal(libc::SIGKILL) && !life.killed_by_us;
+        let has_account = life.group.as_ref().is_some_and(|group| group.memory_accounting().is_some());
+        if is_killed && !has_account {
+            let now = scan::oom_kills(&self.around.paths, &mut self.scratch);
+            life.oom = now.zip(self.oom_kills).is_some_and(|(now, before)| now > before);
+        }
         let uptime = now.since(life.started);
         let spread = spread(life.slot.0);
         let backoff = &replica.worker.backoff;
@@ -670,6 +680,10 @@ impl Supervisor {
 
     /// Remembers peaks, for the event that tells of the end. The readings are of [`Supervisor::targets`], in their order.
     pub fn note_readings(&mut self, readings: &Readings) {
+        let has_account = |life: &Life| life.group.as_ref().is_some_and(|group| group.memory_accounting().is_some());
+        if self.replicas.iter().filter_map(|replica| replica.life.as_ref()).any(|life| !has_account(life)) {
+            self.oom_kills = scan::oom_kills(&self.around.paths, &mut self.scratch);
+        }
         let mut lives = self.replicas.iter_mut().filter_map(|replica| replica.life.as_mut());
         for read in &readings.workers {
             let Some(life) = lives.find(|life| life.slot == read.slot) else { return };
