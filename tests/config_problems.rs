@@ -252,7 +252,11 @@ fn each_impossible_setting_is_refused_at_its_place() {
         ("many of one", worker("singleton = true\nreplicas = 2"), "4:12 workers.web.replicas: is more than a singleton can be"),
         ("a word for a limit", worker("rlimits.nofile = \"many\""), "3:18 workers.web.rlimits.nofile: "),
         ("no such limit", worker("rlimits.nofiles = 5"), "3:9 workers.web.rlimits.nofiles: "),
-        ("members, later", worker("members = \"children\""), "3:1 workers.web.members: not available in this version yet"),
+        (
+            "requests of children",
+            worker("members = \"children\"\nrecycle.requests = 5"),
+            "4:20 workers.web.recycle.requests: cannot be told",
+        ),
         ("a number beyond all numbers", worker("weight = 99999999999999999999"), "3:10 workers.web.weight: "),
     ];
     for (name, file, expected) in cases {

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::settings::{Leftovers, LogFormat, LogLevel, OnDaemonDeath, Overlap, Restart, Scope, ThrottleMethod};
+use super::settings::{Leftovers, LogFormat, LogLevel, Members, OnDaemonDeath, Overlap, Restart, Scope, ThrottleMethod};
 use super::units::{
     Account, Address, BytesLine, Cores, CoresLine, Count, CpuLimit, Every, FileMask, IoPriority, ListenAddress, MemoryLimit, Percent,
     ProcessorList, ResourceAmount, RungName, SignalName, Size, Span, Variable, WebAddress,
@@ -241,6 +241,9 @@ pub struct Worker {
     /// Addresses that the daemon binds once and hands to every replica as descriptors from 3 on (`LISTEN_FDS`): a restart
     /// refuses no connection. Unix sockets by path.
     pub listen: Vec<ListenAddress>,
+    /// Who is policed by `limits.memory` and `recycle`: the whole `tree` of a replica, or each of the `children` of a pre-fork
+    /// master (gunicorn, uWSGI, php-fpm) on its own: one that is due gets the stop signal, and the master puts another in its place.
+    pub members: Members,
     /// Workers that are started, and ready, before this one; they are stopped after it.
     pub after: Vec<String>,
     /// When it counts as ready.
@@ -317,6 +320,7 @@ impl Default for Worker {
             env_files: Vec::new(),
             replicas: Count::Number(1),
             listen: Vec::new(),
+            members: Members::Tree,
             after: Vec::new(),
             ready: Ready::default(),
             restart: Restart::Always,

@@ -12,9 +12,9 @@ use super::file::{self, File};
 use super::layers::Sources;
 use super::problems::{Place, Problem};
 use super::settings::{
-    Backoff, CpuPolicy, Daemon, DiskPolicy, EnvFile, Folder, HostPaths, Http, Limits, Line, Lock, Log, MemoryPolicy, Output, OutputFile,
-    Policy, ProcessSettings, Ready, ReadyBy, Recycle, Replicas, Restart, Rlimit, Rule, Rung, Sampling, Secret, Settings, Signal, Stop,
-    Worker,
+    Backoff, CpuPolicy, Daemon, DiskPolicy, EnvFile, Folder, HostPaths, Http, Limits, Line, Lock, Log, MemberRules, Members, MemoryPolicy,
+    Output, OutputFile, Policy, ProcessSettings, Ready, ReadyBy, Recycle, Replicas, Restart, Rlimit, Rule, Rung, Sampling, Secret,
+    Settings, Signal, Stop, Worker,
 };
 use super::tree::{Layer, Origin, Tree, locate};
 use super::units::{
@@ -434,6 +434,10 @@ impl Sense<'_> {
             let message = format!("\"{}\" is longer than within, \"{}\"", worker.backoff.healthy_after, worker.backoff.within);
             self.refuse(&format!("{key}.backoff.healthy_after"), message, "a duration up to backoff.within");
         }
+        if worker.members == Members::Children && worker.recycle.requests.is_some() {
+            let message = "cannot be told of the children of a master".to_owned();
+            self.refuse(&format!("{key}.recycle.requests"), message, "the master's own setting, such as gunicorn's --max-requests");
+        }
         let ready = self.ready(&format!("{key}.ready"), &worker.ready);
         if ready.by == ReadyBy::Done && worker.restart == Restart::Always {
             let message = "is never reached: the worker is started again whenever it ends".to_owned();
@@ -441,52 +445,56 @@ impl Sense<'_> {
         }
         let lock = self.lock(key, name, worker);
         let output = self.output(&format!("{key}.output"), &worker.output);
-        Worker {
-            name: Arc::from(name),
-            command: worker.command.clone(),
-            directory,
-            user: worker.user.as_ref().map(|user| user.0.clone()),
-            group: worker.group.as_ref().map(|group| group.0.clone()),
-            env: worker.env.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect(),
-            env_files: self.env_files(&format!("{key}.env_files"), &worker.env_files),
-            listen: worker.listen.clone(),
-            ready,
-            on_daemon_death: worker.on_daemon_death,
-            lock,
-            process: process_settings(worker),
-            replicas: match worker.replicas {
-                Count::Number(number) => Replicas::Count(number),
-                Count::Cpus { plus } => Replicas::Cpus { plus },
+        by_members(
+            worker.members,
+            Worker {
+                name: Arc::from(name),
+                command: worker.command.clone(),
+                directory,
+                user: worker.user.as_ref().map(|user| user.0.clone()),
+                group: worker.group.as_ref().map(|group| group.0.clone()),
+                env: worker.env.iter().map(|(name, value)| (name.clone(), value.0.clone())).collect(),
+                env_files: self.env_files(&format!("{key}.env_files"), &worker.env_files),
+                listen: worker.listen.clone(),
+                ready,
+                on_daemon_death: worker.on_daemon_death,
+                lock,
+                process: process_settings(worker),
+                replicas: match worker.replicas {
+                    Count::Number(number) => Replicas::Count(number),
+                    Count::Cpus { plus } => Replicas::Cpus { plus },
+                },
+                after: worker.after.iter().map(|name| Arc::from(name.as_str())).collect(),
+                restart: worker.restart,
+                backoff: Backoff {
+                    first: worker.backoff.first.duration(),
+                    longest: worker.backoff.longest.duration(),
+                    give_up: worker.backoff.give_up,
+                    within: worker.backoff.within.duration(),
+                    healthy_after: worker.backoff.healthy_after.duration(),
+                },
+                stop: Stop { signal: Signal(worker.stop.signal.0), within: worker.stop.within.duration() },
+                priority: worker.priority,
+                weight: worker.weight,
+                protected: worker.protected,
+                throttle: worker.throttle,
+                longest_stop: worker.longest_stop.duration(),
+                shed_signal: worker.shed_signal.map(|signal| Signal(signal.0)),
+                output,
+                limits: Limits { memory: worker.limits.memory.map(|size| size.0), cpu: worker.limits.cpu.map(|cores| cores.0) },
+                members: None,
+                recycle: Recycle {
+                    lifetime: worker.recycle.lifetime.map(|span| span.duration()),
+                    memory: worker.recycle.memory.map(|size| size.0),
+                    requests: worker.recycle.requests,
+                    sustain: worker.recycle.sustain.duration(),
+                    leak: worker.recycle.leak,
+                    jitter: worker.recycle.jitter.share(),
+                    gap: worker.recycle.gap.duration(),
+                    overlap: worker.recycle.overlap,
+                },
             },
-            after: worker.after.iter().map(|name| Arc::from(name.as_str())).collect(),
-            restart: worker.restart,
-            backoff: Backoff {
-                first: worker.backoff.first.duration(),
-                longest: worker.backoff.longest.duration(),
-                give_up: worker.backoff.give_up,
-                within: worker.backoff.within.duration(),
-                healthy_after: worker.backoff.healthy_after.duration(),
-            },
-            stop: Stop { signal: Signal(worker.stop.signal.0), within: worker.stop.within.duration() },
-            priority: worker.priority,
-            weight: worker.weight,
-            protected: worker.protected,
-            throttle: worker.throttle,
-            longest_stop: worker.longest_stop.duration(),
-            shed_signal: worker.shed_signal.map(|signal| Signal(signal.0)),
-            output,
-            limits: Limits { memory: worker.limits.memory.map(|size| size.0), cpu: worker.limits.cpu.map(|cores| cores.0) },
-            recycle: Recycle {
-                lifetime: worker.recycle.lifetime.map(|span| span.duration()),
-                memory: worker.recycle.memory.map(|size| size.0),
-                requests: worker.recycle.requests,
-                sustain: worker.recycle.sustain.duration(),
-                leak: worker.recycle.leak,
-                jitter: worker.recycle.jitter.share(),
-                gap: worker.recycle.gap.duration(),
-                overlap: worker.recycle.overlap,
-            },
-        }
+        )
     }
 
     fn ready(&mut self, key: &str, ready: &file::Ready) -> Ready {
@@ -672,6 +680,21 @@ impl Sense<'_> {
                 self.refuse(&format!("workers.{start}.after"), format!("the order is a circle: {shown}"), "an order with a first worker");
             }
         }
+    }
+}
+
+/// What holds for each child says nothing of the whole.
+fn by_members(members: Members, worker: Worker) -> Worker {
+    if members == Members::Tree {
+        return worker;
+    }
+    let Worker { limits, recycle, .. } = worker;
+    let Recycle { lifetime, memory, sustain, leak, jitter, gap, .. } = recycle;
+    Worker {
+        members: Some(MemberRules { limit: limits.memory, memory, sustain, leak, lifetime, jitter, gap }),
+        limits: Limits { memory: None, ..limits },
+        recycle: Recycle { lifetime: None, memory: None, leak: false, requests: None, ..recycle },
+        ..worker
     }
 }
 

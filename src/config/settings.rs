@@ -287,6 +287,34 @@ pub struct Worker {
     pub output: Output,
     pub limits: Limits,
     pub recycle: Recycle,
+    /// `Some`: each child of the process is policed on its own by these, and `limits.memory` and `recycle` say nothing of the whole.
+    pub members: Option<MemberRules>,
+}
+
+/// What holds for each child of a pre-fork master.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MemberRules {
+    /// Bytes: asked to end at 92 % of it, killed at it.
+    pub limit: Option<u64>,
+    /// Bytes: over this for `sustain`, asked to end.
+    pub memory: Option<u64>,
+    pub sustain: Duration,
+    pub leak: bool,
+    pub lifetime: Option<Duration>,
+    /// Drawn once for each child, taken off `lifetime`.
+    pub jitter: f64,
+    /// From when one is replaced to when the next is asked.
+    pub gap: Duration,
+}
+
+/// Who is policed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Members {
+    /// The whole tree of a replica.
+    Tree,
+    /// Each child of the process that was started.
+    Children,
 }
 
 /// Properties of the process itself, set between fork and exec.
@@ -415,6 +443,7 @@ impl Worker {
             output: Output::Inherit,
             limits: Limits::default(),
             recycle: Recycle { jitter: 0.1, gap: Duration::from_secs(5), ..Recycle::default() },
+            members: None,
         }
     }
 }

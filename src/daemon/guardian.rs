@@ -21,7 +21,9 @@ use crate::journal::{Event, Journal};
 use crate::policy::{Engine, Level, Resource, Verdict};
 use crate::response::Planner;
 use crate::response::candidate::Candidate;
+use crate::response::members::Watched;
 use crate::sampling::Readings;
+use crate::sampling::readings::SlotId;
 use crate::sampling::sampler::Sampler;
 use crate::snapshot::{Counters, Environment, Published, Snapshot};
 use crate::supervisor::Supervisor;
@@ -55,6 +57,8 @@ pub struct Guardian {
     pub throttle: Throttle,
     pub brake: Brake,
     pub supervisor: Supervisor,
+    /// What is known of the children of pre-fork masters.
+    pub members: BTreeMap<SlotId, Watched>,
     /// What workers listen on, bound and not yet handed over.
     pub prepared: Prepared,
     /// Who lives on of an earlier daemon, until the workers are begun with.

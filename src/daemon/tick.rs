@@ -61,6 +61,7 @@ impl Guardian {
         self.tell_measured(measured, &mut events);
         self.tell_refusals(&refusals, &mut events);
         self.guard_lines(now, &mut events);
+        self.police_members(now, &mut events);
         self.watch_self(late, now, &mut events);
         self.report(&verdicts, now, &mut events);
         self.tell(&events, now);

@@ -242,6 +242,7 @@ pub fn wire(
         throttle,
         brake,
         supervisor,
+        members: BTreeMap::new(),
         prepared,
         leftovers,
         env,

@@ -206,6 +206,17 @@ events! {
     WARN UpgradeRefused "upgrade_refused" {
         error: String,
     }
+    #[doc = "A child of a pre-fork master was asked to end, or killed; the master puts another in its place."]
+    INFO WorkerMemberReplaced "worker_member_replaced" {
+        worker: String,
+        replica: u32,
+        pid: i32,
+        cause: &'static str,
+        signal: &'static str,
+        outcome: &'static str,
+        memory_bytes: u64,
+        reason: String,
+    }
     #[doc = "A worker of an earlier daemon that lives on is this one's now."]
     INFO WorkerAdopted "worker_adopted" {
         worker: String,
@@ -426,6 +437,9 @@ impl Event {
                 format!("became version {to} (was {from}) within {:.1} ms, with {workers} lives", unguarded_seconds * 1000.0)
             }
             Event::UpgradeRefused { error } => format!("could not become another program: {error}"),
+            Event::WorkerMemberReplaced { worker, replica, pid, cause, signal, outcome, reason, .. } => {
+                format!("{worker}.{replica}: {signal} for its child {pid} ({cause}): {outcome}; {reason}")
+            }
             Event::WorkerAdopted { worker, replica, pid, detail } if detail.is_empty() => {
                 format!("{worker}.{replica} lives on as pid {pid} and is taken over")
             }

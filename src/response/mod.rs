@@ -11,6 +11,7 @@ pub mod flight;
 pub mod hold;
 pub mod ladder;
 pub mod lease;
+pub mod members;
 pub mod planner;
 pub mod refusal;
 pub mod victim;

@@ -10,6 +10,7 @@ mod cpu;
 mod disk;
 mod lag;
 mod limits;
+pub mod members;
 mod memory;
 mod pressure;
 pub mod scope;

@@ -604,8 +604,14 @@ impl Process {
     }
 }
 
+/// Resident memory of whoever has this number, in bytes.
+pub(super) fn resident(paths: &Paths, pid: i32, page: u64) -> Option<u64> {
+    let text = std::fs::read(paths.proc.join(format!("{pid}/statm"))).ok()?;
+    parse::parse_statm(&text).map(|statm| statm.resident.saturating_mul(page))
+}
+
 /// The proportional share of whoever has this number, in bytes; zero where nobody has.
-fn pss(paths: &Paths, pid: i32) -> Result<u64, Errno> {
+pub(super) fn pss(paths: &Paths, pid: i32) -> Result<u64, Errno> {
     let error = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::IO);
     let text = match std::fs::read(paths.proc.join(format!("{pid}/smaps_rollup"))).map_err(error) {
         Err(Errno::NOENT | Errno::SRCH) => return Ok(0),

@@ -93,6 +93,8 @@ pub struct Life {
     pub requests_due: Option<u64>,
     /// Of what it was started with: [`super::roster::fingerprint`].
     pub(super) fingerprint: u64,
+    /// Of the children of a pre-fork master the one that holds most: (pid, start time).
+    pub(super) fattest: Option<(i32, u64)>,
     /// What its descendants carry in their environment: [`super::orphans`].
     pub(super) mark: String,
     /// To whom its orphans are handed: us, unless it is another's child.
@@ -205,6 +207,7 @@ impl Life {
             // Whole requests; far below what a float holds exactly.
             requests_due: recycle.requests.map(|most| ((f64::from(most) * less_jitter).ceil() as u64).max(1)),
             fingerprint: roster::fingerprint(worker),
+            fattest: None,
             mark,
             reaper: None,
             is_child: true,

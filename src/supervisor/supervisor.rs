@@ -469,9 +469,52 @@ impl Supervisor {
         }
     }
 
+    /// Which child of a pre-fork master holds most.
+    pub fn note_fattest(&mut self, slot: SlotId, member: Option<(i32, u64)>) {
+        if let Some(life) = self.life_mut(slot) {
+            life.fattest = member;
+        }
+    }
+
+    /// Sends a signal to one child of the process that was started, to this very one.
+    ///
+    /// # Errors
+    /// When it may not be sent.
+    pub fn signal_member(&self, slot: SlotId, (pid, started): (i32, u64), signal: Signal) -> io::Result<Delivery> {
+        let Some(life) = self.life(slot) else { return Ok(Delivery::Gone) };
+        let stat = match scan::process(&self.around.paths, pid, &mut Vec::new()) {
+            Ok(stat) if stat.started == started && stat.ppid == life.process.pid() => stat,
+            _ => return Ok(Delivery::Gone),
+        };
+        match Process::open_seen(&self.around.paths, &stat)? {
+            Some(process) => process.signal(signal),
+            None => Ok(Delivery::Gone),
+        }
+    }
+
+    /// A replacement that somebody else carries out.
+    pub fn count_recycle(&mut self, worker: &Arc<str>, cause: &str) {
+        self.totals.entry(worker.clone()).or_default().count_recycle(cause);
+    }
+
+    /// Where children are policed one by one, it is the one that holds most who goes, not the master with all of them.
+    fn replace_fattest(&mut self, slot: SlotId, cause: &'static str, signal: Option<Signal>) -> Option<bool> {
+        let replica = self.replica(slot).filter(|replica| replica.worker.members.is_some())?;
+        let member = replica.life.as_ref()?.fattest?;
+        let (worker, signal) = (replica.worker.name.clone(), signal.unwrap_or(replica.worker.stop.signal));
+        let reached = matches!(self.signal_member(slot, member, signal), Ok(Delivery::Delivered));
+        if reached {
+            self.count_recycle(&worker, cause);
+        }
+        Some(reached)
+    }
+
     /// Asks for one life to end gracefully and be followed by another, when its turn comes. `at_once`: it does not wait for
     /// one, and not for its replacement: memory is short. False if it has ended or is ending.
     pub fn recycle(&mut self, slot: SlotId, cause: &'static str, at_once: bool, now: Moment) -> bool {
+        if let Some(reached) = self.replace_fattest(slot, cause, None) {
+            return reached;
+        }
         if at_once {
             return self.replace(slot, cause, now, None);
         }
@@ -486,6 +529,9 @@ impl Supervisor {
 
     /// Ends one life's whole tree at once; it is followed by another.
     pub fn kill(&mut self, slot: SlotId, cause: &'static str, now: Moment) -> bool {
+        if let Some(reached) = self.replace_fattest(slot, cause, Some(Signal(libc::SIGKILL))) {
+            return reached;
+        }
         self.next_look = None;
         self.replace(slot, cause, now, Some(now.steady))
     }

@@ -691,3 +691,75 @@ fn pages_that_are_merged_are_counted_and_where_they_cannot_be_it_is_said() {
     println!("{:.1} MB of 80 MB are saved", merged / 1e6);
     assert_eq!(stage.metric("plimsoll_worker_merged_bytes{worker=\"other\"}"), None);
 }
+
+/// A master like gunicorn's: it keeps two children, one of which leaks.
+const MASTER: &str = r#"
+import os, signal, sys, time
+children = {}
+def child(number):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    held = []
+    while True:
+        # Only the first two to be born leak.
+        if number < 2 and len(held) < 60:
+            held.append(bytearray(b"x" * 2_000_000))
+        time.sleep(0.05)
+def start(number):
+    pid = os.fork()
+    if pid == 0:
+        child(number)
+    children[pid] = number
+def stop(*_):
+    for pid in children:
+        os.kill(pid, signal.SIGTERM)
+    sys.exit(0)
+born = 0
+while len(children) < 2:
+    start(born); born += 1
+signal.signal(signal.SIGTERM, stop)
+while True:
+    pid, _ = os.wait()
+    children.pop(pid, None)
+    start(born); born += 1
+"#;
+
+#[test]
+fn children_of_a_master_are_replaced_one_by_one_and_the_master_lives_on() {
+    let stage = Stage::new(
+        "[sampling]
+        interval = \"500ms\"
+        [workers.web]
+        command = [\"python3\", \"{here}/master.py\"]
+        members = \"children\"
+        recycle = { memory = \"60MB\", sustain = \"1s\", gap = \"1s\" }
+        limits = { memory = \"400MB\" }",
+    );
+    if std::process::Command::new("python3").arg("-c").arg("").status().is_err() {
+        return crate::stage::skip("there is no python3");
+    }
+    std::fs::write(stage.path("master.py"), MASTER).expect("a file");
+    let mut stage = stage;
+    stage.start();
+    let master = stage.worker("web");
+    let replaced =
+        wait_for("both that leak are replaced", || Some(stage.events_named("worker_member_replaced")).filter(|all| all.len() == 2));
+    for event in &replaced {
+        assert_eq!(
+            (&event["cause"], &event["signal"], &event["outcome"]),
+            (&"memory".into(), &"SIGTERM".into(), &"done".into()),
+            "{event}"
+        );
+        assert_ne!(event["pid"].as_i64(), Some(i64::from(master)));
+    }
+    assert_ne!(replaced[0]["pid"], replaced[1]["pid"]);
+    wait_for("two others are in their place", || {
+        let children = outside::children(master);
+        let fresh = children.iter().all(|child| replaced.iter().all(|event| event["pid"].as_i64() != Some(i64::from(child.pid))));
+        (children.len() == 2 && fresh).then_some(())
+    });
+    assert!(stage.events_named("worker_exited").is_empty(), "the master lives on");
+    let counted = || stage.metric("plimsoll_worker_recycles_total{worker=\"web\",cause=\"memory\"}");
+    wait_for("they are counted", || counted().filter(|count| *count == 2.0));
+    assert_eq!(stage.stop(), 0);
+    wait_for("nobody is left", || stage.population().is_empty().then_some(()));
+}
