@@ -25,7 +25,7 @@ use crate::host::freezer::Freezer;
 use crate::host::memory_group::{self, MemoryGroup, Pace, Tried};
 use crate::host::process::{Delivery, Process};
 use crate::host::stops::{StopTable, Ticket};
-use crate::host::{Paths, advice, group, scan};
+use crate::host::{Paths, advice, group, scan, scheduling};
 use crate::policy::Resource;
 use crate::response::action::{Line, Portion};
 use crate::response::candidate::{Grasp, Held, LineKind, ReclaimBy};
@@ -548,7 +548,7 @@ impl Helper {
                 }
             }
         };
-        let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(run);
+        let thread = scheduling::deaf_to_signals(|| std::thread::Builder::new().name(name.to_owned()).stack_size(STACK).spawn(run));
         Helper { jobs: thread.map(|_| jobs).map_err(|error| format!("no thread for {name}: {error}")), answers }
     }
 

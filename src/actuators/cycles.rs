@@ -90,7 +90,8 @@ impl Cycles {
                 }
                 shared.turn();
             };
-            self.thread = Some(std::thread::Builder::new().name("duty".into()).stack_size(256 * 1024).spawn(run)?);
+            let duty = std::thread::Builder::new().name("duty".into()).stack_size(256 * 1024);
+            self.thread = Some(scheduling::deaf_to_signals(|| duty.spawn(run))?);
         }
         let mut cycle = Cycle::new(tree);
         let cpu = cycle.cpu(&self.shared.paths);

@@ -36,6 +36,16 @@ pub fn run_first(layout: &Layout) -> Result<(), String> {
     }
 }
 
+/// Starts threads that no signal is ever delivered to: they are all the main thread's to hear. A signal that another thread takes
+/// while the daemon becomes another program would be lost.
+pub fn deaf_to_signals<T>(spawn: impl FnOnce() -> T) -> T {
+    // A thread inherits what is blocked where it is started. Where that cannot be, it hears them, as it did before.
+    let blocked = super::spawn::BlockedSignals::all();
+    let started = spawn();
+    drop(blocked);
+    started
+}
+
 /// Gives a process that was forked from a thread that runs first back what the flag above does not: its timers' slack, which
 /// is none in real time. Async-signal-safe.
 pub fn ordinary_slack() {

@@ -54,6 +54,7 @@ use super::events::EventSource;
 use super::patient::Patient;
 use super::problem::Problem;
 use super::routes::{self, Shared};
+use crate::host::scheduling;
 use crate::metrics::Scrape;
 use crate::metrics::registry::Clock;
 use crate::snapshot::Published;
@@ -163,12 +164,14 @@ pub fn spawn(parts: &Parts) -> io::Result<Handle> {
     }
     drop(entered);
     let (finished, done) = mpsc::channel();
-    let thread = std::thread::Builder::new().name("http".to_owned()).stack_size(1 << 20).spawn(move || {
+    let answer = move || {
         runtime.block_on(serve(front, tcp, unix));
         drop(runtime);
         // Nobody is listening when the handle was dropped.
         let _ = finished.send(());
-    })?;
+    };
+    let thread = std::thread::Builder::new().name("http".to_owned()).stack_size(1 << 20);
+    let thread = scheduling::deaf_to_signals(|| thread.spawn(answer))?;
     Ok(Handle { end, done, thread })
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
 use crate::host::clock::Moment;
+use crate::host::scheduling;
 
 /// Events and samples waiting to be written.
 const QUEUE: usize = 1024;
@@ -126,11 +127,13 @@ impl History {
         let problem = Arc::new(Mutex::new(None));
         let said = problem.clone();
         let path = folder.join(FILE);
-        let thread = std::thread::Builder::new().name("history".into()).stack_size(512 * 1024).spawn(move || {
+        let write = move || {
             Writer { path, started: now.unix_seconds(), version, pid, open: None, said }.run(&entries);
             // The receiver may have given up waiting.
             let _ = finished.send(());
-        })?;
+        };
+        let thread = std::thread::Builder::new().name("history".into()).stack_size(512 * 1024);
+        let thread = scheduling::deaf_to_signals(|| thread.spawn(write))?;
         Ok(History { queue, problem, done, thread })
     }
 

@@ -18,6 +18,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::{Layer, Registry};
 
 use crate::config::settings::{Log, LogFormat, LogLevel};
+use crate::host::scheduling;
 
 /// Lines waiting to be written.
 const QUEUE: usize = 1024;
@@ -124,7 +125,8 @@ pub fn start(settings: &Log, journal_stream: Option<&str>) -> io::Result<Guard> 
     let subscriber = Registry::default().with(layer.with_filter(filter));
     tracing::subscriber::set_global_default(subscriber).map_err(io::Error::other)?;
     let missed = dropped.clone();
-    std::thread::Builder::new().name("log".into()).stack_size(256 * 1024).spawn(move || write_lines(&lines, &done, &missed))?;
+    let log = std::thread::Builder::new().name("log".into()).stack_size(256 * 1024);
+    scheduling::deaf_to_signals(|| log.spawn(move || write_lines(&lines, &done, &missed)))?;
     Ok(Guard { sender: Some(sender), finished, dropped })
 }
 

@@ -13,6 +13,7 @@ use super::readings::{DiskReadings, DiskSpace, Reading, Source};
 use super::tally::Tally;
 use crate::host::clock::Moment;
 use crate::host::filesystem::{self, Space};
+use crate::host::scheduling;
 
 /// How long the loop waits for an answer that takes a microsecond on a healthy disk.
 const PATIENCE: Duration = Duration::from_millis(2);
@@ -90,7 +91,7 @@ impl Disk {
         let desk = Arc::new(Desk::default());
         let thread = std::thread::Builder::new().name("disk".into()).stack_size(64 * 1024);
         let (asked, served) = (path.clone(), desk.clone());
-        let refused = thread.spawn(move || served.serve(|| ask(&asked))).err();
+        let refused = scheduling::deaf_to_signals(|| thread.spawn(move || served.serve(|| ask(&asked)))).err();
         let refused = refused.map(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN));
         Disk { path, desk, answered: None, refused }
     }

@@ -29,7 +29,7 @@ pub struct Whom {
 pub enum Goal {
     /// It is.
     Reached(String),
-    /// These replicas are ready, with a life later than `past`.
+    /// These replicas are ready, with a life later than `past`, and nothing is left of that.
     Up { whom: Whom, past: Vec<SlotId> },
     /// Nothing of them is left.
     Down { whom: Whom },
@@ -252,7 +252,11 @@ impl Supervisor {
                         _ => return Progress::WaitsFor(waits_for(replica)),
                     }
                 }
-                Progress::Done(format!("{} is ready", shown(whom)))
+                // The old one is asked to end once the new one is ready, and takes its time.
+                match of(&whom.worker, whom.replica).find(|replica| is_old(replica)) {
+                    Some(old) => Progress::WaitsFor(waits_for(old)),
+                    None => Progress::Done(format!("{} is ready", shown(whom))),
+                }
             }
             Goal::Count { worker, count } => {
                 if of(worker, None).any(|replica| replica.is_main() && replica.state() == State::Failed) {

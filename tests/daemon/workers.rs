@@ -243,7 +243,7 @@ fn a_replacement_that_does_not_get_ready_is_ended_and_the_old_one_stays() {
         "[workers.web]
         command = {{hungry serve-fd3 unready-if={{here}}/broken}}
         listen = [\"127.0.0.1:{port}\"]
-        ready = {{ http = \"http://127.0.0.1:{port}/\", within = \"1s\" }}"
+        ready = {{ http = \"http://127.0.0.1:{port}/\", within = \"4s\" }}"
     ));
     let old = get(port).expect("it serves");
     wait_until_serving(&stage, "web", 1);
@@ -253,7 +253,7 @@ fn a_replacement_that_does_not_get_ready_is_ended_and_the_old_one_stays() {
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     assert!(said(&output).contains("came to nothing"), "{}", said(&output));
     let failed = stage.event("worker_recycle_failed", |_| true);
-    assert!(failed["error"].as_str().is_some_and(|error| error.contains("not ready within 1 s")), "{failed}");
+    assert!(failed["error"].as_str().is_some_and(|error| error.contains("not ready within 4 s")), "{failed}");
     wait_for("the replacement is gone", || (pids(&stage, "web").len() == 1).then_some(()));
     let (asked, lost) = load.end();
     assert!(lost.is_empty(), "{asked} answered, {lost:?}");
