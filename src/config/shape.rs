@@ -15,11 +15,10 @@ use super::units::{self, Scalar, Span, Unfit, Unit as _, Variable, nearest};
 type AsksNothing = fn(&Tree) -> bool;
 
 /// Keys of the design that this version does not carry out yet, and the values of theirs that are taken nevertheless.
-const LATER: [(&str, AsksNothing); 4] = [
+const LATER: [(&str, AsksNothing); 3] = [
     ("jobs", is_empty),
     ("gateway", is_empty),
     ("workers.*.members", |value| matches!(value, Tree::Scalar(Scalar::Text(text)) if text == "tree")),
-    ("workers.*.adopt", is_empty),
 ];
 
 fn is_empty(value: &Tree) -> bool {
