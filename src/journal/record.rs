@@ -192,11 +192,17 @@ events! {
         restarts: u32,
         survivors_killed: u32,
     }
-    #[doc = "A worker of an earlier daemon that lives on is this one's now."]
+    #[doc = "A worker of an earlier daemon that lives on, or that somebody else has started, is this one's now."]
     INFO WorkerAdopted "worker_adopted" {
         worker: String,
         replica: u32,
         pid: i32,
+        detail: String,
+    }
+    #[doc = "A worker that somebody else starts is not there; `detail` says by what it is looked for, and why it is not found."]
+    WARN WorkerLost "worker_lost" {
+        worker: String,
+        replica: u32,
         detail: String,
     }
     #[doc = "A worker of an earlier daemon that lives on is ended."]
@@ -413,6 +419,7 @@ impl Event {
             Event::WorkerAdopted { worker, replica, pid, detail } => {
                 format!("{worker}.{replica} lives on as pid {pid} and is taken over; {detail}")
             }
+            Event::WorkerLost { worker, replica, detail } => format!("{worker}.{replica} is not there, and is looked for: {detail}"),
             Event::WorkerLeftBehind { worker, replica, pid, detail } => format!("{worker}.{replica} (pid {pid}) is ended: {detail}"),
             Event::WorkerNotReady { worker, replica, within_seconds, detail, .. } if detail.is_empty() => {
                 format!("{worker}.{replica} was not ready within {within_seconds} s")

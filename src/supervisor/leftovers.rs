@@ -161,6 +161,8 @@ impl Supervisor {
             fingerprint: entry.fingerprint,
             reaper: if is_child { None } else { reaper },
             is_child,
+            adopted: false,
+            foreign_group: None,
         }
     }
 
