@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 
+use crate::config::settings::{Rung, Worker};
 use crate::response::candidate::Candidate;
 use crate::response::words::{bytes, rate};
 
@@ -31,9 +32,24 @@ impl Yield {
     }
 }
 
+/// Why its settings have it spared on this rung; `None`: they do not.
+pub fn spared(worker: &Worker, rung: &Rung) -> Option<&'static str> {
+    match rung {
+        _ if worker.protected => Some("is protected"),
+        Rung::Recycle if !worker.can_be_restarted() => Some("is adopted, and adopt.restart does not say how it is restarted"),
+        Rung::Kill if !worker.may_be_ended() => Some("is adopted, and adopt.may_end does not allow it to be ended"),
+        _ => None,
+    }
+}
+
+/// Neither replaced nor killed.
+pub fn is_spared(worker: &Worker) -> bool {
+    spared(worker, &Rung::Recycle).is_some() && spared(worker, &Rung::Kill).is_some()
+}
+
 /// May be recycled or killed for a resource's sake.
 pub fn is_eligible(candidate: &Candidate) -> bool {
-    candidate.running && !candidate.settings.protected && candidate.busy.is_none()
+    candidate.running && !is_spared(&candidate.settings) && candidate.busy.is_none()
 }
 
 /// The eligible candidates, the one that is to go first in front.
