@@ -55,6 +55,7 @@ impl Sleepers {
             cpu_group: None,
             memory_group: None,
             foreign_group: None,
+            merges: false,
         };
         self.0.iter().enumerate().map(target).collect()
     }
@@ -149,6 +150,7 @@ impl Stage {
             threads: Reading::Known(1),
             descriptors: Reading::Known(3),
             processes: Reading::Known(1),
+            merged: Reading::Unsupported,
         };
         readings.workers = (0..workers).map(of).collect();
         Stage { settings, worker, readings, now }

@@ -282,6 +282,8 @@ pub struct ReplicaState {
     pub next_start_in: Option<f64>,
     /// What it waits for before it is started, or is ready.
     pub waits_for: Option<String>,
+    /// Bytes it does without because others have the same pages; absent unless its pages are merged.
+    pub merged_bytes: Option<u64>,
     /// Requests of its life, as they were reported.
     pub requests: Option<u64>,
     /// It is to take the place of the one before it, and has not yet.

@@ -347,6 +347,7 @@ impl<'a> World<'a> {
                     threads: Reading::Unsupported,
                     descriptors: Reading::Unsupported,
                     processes: Reading::Unsupported,
+                    merged: Reading::Unsupported,
                 })
                 .collect(),
             failures: [0; 4],

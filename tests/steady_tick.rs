@@ -125,7 +125,7 @@ fn guardian(folder: &Path, replicas: u32) -> Guardian {
     let path = write_settings(folder, replicas);
     let sources = Sources { file: Some(path), working_dir: folder.into(), ..Sources::default() };
     let loaded = config::load(&sources).unwrap();
-    wiring::wire(Signals::listen().unwrap(), sources, loaded, std::env::vars_os().collect()).unwrap()
+    wiring::wire(Signals::listen().unwrap(), sources, loaded, std::env::vars_os().collect(), Ok(None)).unwrap()
 }
 
 /// Runs the loop until it has ticked `ticks` times more; yields what each turn with a tick, and each without, allocated.

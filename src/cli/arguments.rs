@@ -135,8 +135,18 @@ pub enum Command {
         #[arg(long = "event", value_name = "NAME", value_parser = PossibleValuesParser::new(Event::NAMES), hide_possible_values = true)]
         names: Vec<String>,
     },
-    /// Has the running daemon apply the settings file, whole or not at all
-    Reload,
+    /// Has the running daemon apply the settings file, whole or not at all, and says what becomes of each worker
+    #[command(after_help = "Only workers that are started in another way than before are replaced, one replica after the other.")]
+    Reload {
+        /// Says what would be done, and does nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Has the running daemon become its program as it is now on the disk: same pid, same workers, same sockets
+    #[command(
+        after_help = "For after an upgrade of the package. The new program is first asked whether it takes the settings; if it does not, or\ncannot be executed, the old one goes on. Workers are not restarted and no connection is lost; nobody is held back meanwhile."
+    )]
+    Upgrade,
     /// Undoes every limit and lets everybody go; works without a daemon too
     Release,
     /// Exits 0 when the daemon answers and meets its deadlines

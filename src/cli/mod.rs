@@ -25,7 +25,7 @@ use clap::{CommandFactory, Parser};
 use crate::actuators::undo;
 use crate::config::{self, Loaded, Sources};
 use crate::daemon::signals::Signals;
-use crate::daemon::{self, folders, sentinel};
+use crate::daemon::{self, folders, sentinel, upgrade};
 use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
@@ -46,6 +46,10 @@ use render::Style;
 pub const FAILED: u8 = 1;
 pub const USAGE: u8 = 2;
 pub const NOT_PERMITTED: u8 = 77;
+
+/// A daemon that has become another answers by then; how often it is asked.
+const UPGRADED_WITHIN: Duration = Duration::from_secs(10);
+const UPGRADED_LOOK: Duration = Duration::from_millis(20);
 
 /// There while systemd is the init of the machine.
 const SYSTEMD: &str = "/run/systemd/system";
@@ -111,7 +115,9 @@ impl Session {
                 let wanted = Wanted { since, names, limit };
                 self.events(&events::Asked { follow, json: self.common.json(), style: self.stdout_style(), wanted })
             }
-            Command::Reload => self.ask("/admin/config/reload"),
+            Command::Upgrade => self.upgrade(),
+            Command::Reload { dry_run: true } => self.ask("/admin/config/reload?dry_run=true"),
+            Command::Reload { dry_run: false } => self.ask("/admin/config/reload"),
             Command::Release => self.release(),
             Command::Health => self.health(),
             Command::Metrics { describe } => self.metrics(describe),
@@ -123,7 +129,7 @@ impl Session {
         }
     }
 
-    fn run(self, command: Vec<String>) -> u8 {
+    fn run(mut self, command: Vec<String>) -> u8 {
         let signals = match Signals::listen() {
             Ok(signals) => signals,
             Err(error) => {
@@ -131,6 +137,8 @@ impl Session {
                 return FAILED;
             }
         };
+        // Now that somebody listens to signals, and before anybody looks at the environment.
+        let parcel = upgrade::receive(&mut self.env);
         let sources = self.sources(command);
         let loaded = match self.load(&sources) {
             Ok(loaded) => loaded,
@@ -139,7 +147,7 @@ impl Session {
         if loaded.settings.workers.is_empty() {
             complain("nothing to supervise: no [workers.NAME] in the settings and no command after --; watching the machine only");
         }
-        match daemon::run(signals, sources, loaded, self.env) {
+        match daemon::run(signals, sources, loaded, self.env, parcel) {
             Ok(code) => code,
             Err(error) => {
                 complain(&error.to_string());
@@ -418,6 +426,36 @@ impl Session {
         self.answer(result)
     }
 
+    /// Has the daemon become its program as it is now, and waits until that guards.
+    fn upgrade(&self) -> u8 {
+        let stats = |client: &Client| client.get_json::<Snapshot>("/admin/resources/stats");
+        let result = self.client().and_then(|client| {
+            let before = stats(&client)?;
+            client.post("/admin/upgrade")?;
+            let begun = Moment::now();
+            loop {
+                // It is the same daemon again, or one that could not and goes on.
+                let now = self.client().and_then(|client| stats(&client));
+                if let Ok(now) = now.as_ref().map(|snapshot| &snapshot.daemon)
+                    && now.started_at != before.daemon.started_at
+                {
+                    let value = serde_json::json!({"from": before.daemon.version, "to": now.version, "pid": now.pid});
+                    let said = format!("now version {} (was {}), pid {}; workers go on", now.version, before.daemon.version, now.pid);
+                    return Ok(if self.common.json() { pretty(&value) } else { said });
+                }
+                if Moment::now().since(begun) > UPGRADED_WITHIN {
+                    return Err(ClientError::Refused {
+                        status: 0,
+                        error: "not_upgraded".to_owned(),
+                        message: format!("the daemon is not a new one after {} s; its log says why", UPGRADED_WITHIN.as_secs()),
+                    });
+                }
+                pause(UPGRADED_LOOK);
+            }
+        });
+        self.answer(result)
+    }
+
     /// Undoes every limit; without a daemon, what a dead one wrote down.
     fn release(&self) -> u8 {
         match self.client() {
@@ -511,6 +549,11 @@ fn print_line(text: &str) -> u8 {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
         Err(_) => FAILED,
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a command that waits for somebody else's deed")]
+fn pause(span: Duration) {
+    std::thread::sleep(span);
 }
 
 /// Prose goes to standard error, one line.

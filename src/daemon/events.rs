@@ -13,12 +13,16 @@ pub enum Order {
     /// A child may have ended.
     Reap,
     Reload,
+    /// Say what a reload would do.
+    PlanReload,
     Release,
     /// End in order; asked a second time: at once.
     Stop(String),
     /// Pass it on to the command of `run -- COMMAND`.
     Forward(Signal),
     Worker(WorkerCommand),
+    /// Become the program we were started from, as it is now.
+    Upgrade,
 }
 
 /// What a signal means.
@@ -37,8 +41,10 @@ pub fn of_signal(signal: i32) -> Order {
 pub fn of_command(command: &Command) -> Order {
     match command {
         Command::Reload => Order::Reload,
+        Command::PlanReload => Order::PlanReload,
         Command::Release => Order::Release,
         Command::Shutdown => Order::Stop("asked over the control socket".to_owned()),
+        Command::Upgrade => Order::Upgrade,
         Command::Worker(command) => Order::Worker(command.clone()),
     }
 }

@@ -1,6 +1,7 @@
 //! Everything the loop owns.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, RwLock};
@@ -38,6 +39,7 @@ use super::rationing::Ration;
 use super::self_watch::SelfWatch;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
+use super::upgrade::Parcel;
 
 /// The daemon, between its start and its end. Fields are grouped by who uses them.
 pub struct Guardian {
@@ -63,7 +65,7 @@ pub struct Guardian {
     pub published: Arc<Published>,
     pub access: Arc<CurrentAccess>,
     pub effective: Arc<RwLock<serde_json::Value>>,
-    /// Listeners that are bound and not yet served: whoever connects waits until there is something to see.
+    /// Listeners that are bound: whoever connects before they are served waits until there is something to see.
     pub doors: Option<Parts>,
     /// That they could not be opened has been told.
     pub doors_jam: bool,
@@ -77,6 +79,11 @@ pub struct Guardian {
     pub tally: Tally,
     pub chronicle: Chronicle,
     pub spare: Spare,
+
+    /// The environment we were started with, for whom we become.
+    pub env: Vec<(OsString, OsString)>,
+    /// What a daemon has handed over that became this one, until the workers are begun with.
+    pub parcel: Option<Parcel>,
 
     // What wakes the loop.
     pub signals: Signals,

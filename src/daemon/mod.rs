@@ -21,6 +21,7 @@ pub mod sentinel;
 pub mod shutdown;
 pub mod signals;
 pub mod tick;
+pub mod upgrade;
 pub mod wiring;
 
 pub use run::run;

@@ -258,6 +258,7 @@ impl Guardian {
         into.descriptors = read.and_then(|read| read.descriptors.known());
         into.processes = read.and_then(|read| read.processes.known());
         into.restarts = replica.restarts;
+        into.merged_bytes = read.and_then(|read| read.merged.known());
         into.requests = replica.life.as_ref().map(|life| life.requests).filter(|requests| *requests > 0);
         write_words(&mut into.waits_for, replica.waits_for.as_deref().or_else(|| replica.missing()));
         into.is_successor = replica.is_successor();

@@ -1,6 +1,6 @@
 //! Applies a changed file whole or not at all.
 
-use crate::config;
+use crate::config::{self, Settings};
 use crate::host::clock::Moment;
 use crate::http::control::Answer;
 use crate::journal::Event;
@@ -11,7 +11,32 @@ use super::wiring::watched_disks;
 /// What a running daemon cannot change: it holds these open.
 const FIXED: [&str; 6] = ["daemon.state_dir", "daemon.runtime_dir", "http.listen", "log", "host", "sampling.scope"];
 
+fn only_after_restart(changed: &[String]) -> String {
+    let fixed: Vec<&str> = changed.iter().map(String::as_str).filter(|key| FIXED.iter().any(|fixed| key.starts_with(fixed))).collect();
+    if fixed.is_empty() { String::new() } else { format!("; only after a restart: {}", fixed.join(", ")) }
+}
+
 impl Guardian {
+    /// What a reload would do, said and not done.
+    pub fn plan_reload(&self) -> Answer {
+        match config::reload(&self.sources, &self.settings) {
+            Err(problems) => Answer::Refused(problems.render(false)),
+            Ok(loaded) => {
+                let changed = self.settings.diff(&loaded.settings);
+                let said = match changed.len() {
+                    0 => "nothing has changed".to_owned(),
+                    _ => format!("would apply: {}{}", changed.join(", "), only_after_restart(&changed)),
+                };
+                Answer::Done(said + &self.plan_of(&loaded.settings))
+            }
+        }
+    }
+
+    /// What becomes of each worker, a line for each.
+    fn plan_of(&self, settings: &Settings) -> String {
+        self.supervisor.plan(&settings.workers).iter().map(|step| format!("\n  {step}")).collect()
+    }
+
     /// Reads the settings again. A bad file leaves the old ones running, and says so in the log, the metrics and the answer.
     pub fn reload(&mut self, now: Moment) -> Answer {
         let file = self.settings.file.as_ref().map(|file| file.display().to_string());
@@ -23,15 +48,13 @@ impl Guardian {
             }
             Ok(loaded) => {
                 let changed = self.settings.diff(&loaded.settings);
-                let fixed: Vec<&String> = changed.iter().filter(|key| FIXED.iter().any(|fixed| key.starts_with(fixed))).collect();
-                let mut said = match changed.len() {
+                let said = match changed.len() {
                     0 => "settings read again, nothing changed".to_owned(),
-                    _ => format!("settings applied, changed: {}", changed.join(", ")),
+                    _ => {
+                        let plan = self.plan_of(&loaded.settings);
+                        format!("settings applied, changed: {}{}{plan}", changed.join(", "), only_after_restart(&changed))
+                    }
                 };
-                if !fixed.is_empty() {
-                    let keys: Vec<&str> = fixed.iter().map(|key| key.as_str()).collect();
-                    said.push_str(&format!("; only after a restart: {}", keys.join(", ")));
-                }
                 // Whole or not at all: nothing was changed so far.
                 let prepared = match self.supervisor.prepare(&loaded.settings.workers, &|_| None) {
                     Ok(prepared) => prepared,

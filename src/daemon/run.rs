@@ -19,6 +19,7 @@ use super::bell::Ring;
 use super::events::{self, Order};
 use super::guardian::Guardian;
 use super::signals::Signals;
+use super::upgrade::Received;
 use super::wiring::{self, StartError};
 
 /// After something has happened to a worker, the next tick is at most this far away, so that what is published follows.
@@ -31,8 +32,8 @@ const SENTINEL_LIVES: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When it could not be started; nothing is left behind then.
-pub fn run(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) -> Result<u8, StartError> {
-    let mut guardian = wiring::wire(signals, sources, loaded, env)?;
+pub fn run(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>, parcel: Received) -> Result<u8, StartError> {
+    let mut guardian = wiring::wire(signals, sources, loaded, env, parcel)?;
     let code = guardian.run();
     Ok(code)
 }
@@ -116,19 +117,28 @@ impl Guardian {
         };
         self.tell(&[started], now);
         let prepared = std::mem::take(&mut self.prepared);
+        if let Some(parcel) = &self.parcel {
+            self.supervisor.inherit_from(&parcel.workers);
+        }
         self.supervisor.apply(&workers, prepared, cores, now);
         let (leftovers, mut events) = (std::mem::take(&mut self.leftovers), Vec::new());
+        let count = u32::try_from(leftovers.len()).unwrap_or(u32::MAX);
         self.supervisor.take_over(leftovers, self.settings.daemon.leftovers, now, &mut events);
+        if let Some(parcel) = self.parcel.take() {
+            self.supervisor.keep_down(&parcel.workers.down, now);
+            let unguarded_seconds = Moment::now().steady.saturating_sub(parcel.began()).as_secs_f64();
+            events.push(Event::Upgraded { from: parcel.version, to: env!("CARGO_PKG_VERSION"), unguarded_seconds, workers: count });
+        }
         self.tell(&events, now);
     }
 
     /// Serves what is asked, from the first full tick on. A machine that has no thread left to give is asked again each tick.
     fn open_doors(&mut self, now: Moment) {
-        let Some(doors) = &self.doors else { return };
+        let Some(doors) = self.doors.as_ref().filter(|_| self.http.is_none()) else { return };
         match server::spawn(doors) {
             Ok(handle) => {
                 self.http = Some(handle);
-                self.doors = None;
+                self.doors_jam = false;
             }
             Err(error) => {
                 if !std::mem::replace(&mut self.doors_jam, true) {
@@ -191,6 +201,7 @@ impl Guardian {
 
     fn start_sentinel(&mut self) {
         self.sentinel = super::sentinel::Sentinel::start(&self.stops, &self.folders, &self.settings.host).ok();
+        self.supervisor.set_sentinel(self.sentinel.as_ref().map(super::sentinel::Sentinel::pid));
     }
 
     /// Takes in what has arrived and performs it. The reason, when it is time to end.
@@ -219,6 +230,7 @@ impl Guardian {
                 Answer::Done(String::new())
             }
             Order::Reload => self.reload(now),
+            Order::PlanReload => self.plan_reload(),
             Order::Release => self.release(now),
             Order::Forward(signal) => {
                 self.supervisor.signal_command(signal);
@@ -228,6 +240,10 @@ impl Guardian {
                 if let Some(request) = request {
                     self.begin_worker_command(&command, request, now);
                 }
+                return None;
+            }
+            Order::Upgrade => {
+                self.upgrade(request, now);
                 return None;
             }
             Order::Stop(reason) => {

@@ -110,6 +110,7 @@ impl Guardian {
         let mut deadline = deadline;
         let running = self.supervisor.replicas().iter().filter(|replica| replica.life.is_some() && !replica.is_adopted()).count();
         let running = u32::try_from(running).unwrap_or(u32::MAX);
+        let mut had_orphans = false;
         self.supervisor.close(Moment::now(), deadline);
         loop {
             let now = Moment::now();
@@ -126,9 +127,16 @@ impl Guardian {
             self.supervisor.advance(now, &mut events);
             self.tell(&events, now);
             if self.supervisor.is_empty() {
+                let rest = self.supervisor.kill_the_rest();
+                if rest > 0 && now.steady <= deadline + Duration::from_secs(5) {
+                    had_orphans = true;
+                    self.wait_for(Duration::from_millis(1));
+                    continue;
+                }
                 self.supervisor.remove_roster();
                 self.supervisor.close_sockets();
-                return Ok(format!("ended: {}", counted(running)));
+                let others = if had_orphans { ", and whoever was left of earlier ones" } else { "" };
+                return Ok(format!("ended: {}{others}", counted(running)));
             }
             // Killed processes end when the kernel lets them; one in uninterruptible sleep must not hold us for ever.
             if now.steady > deadline + Duration::from_secs(5) {

@@ -48,6 +48,7 @@ use super::pacing::Pace;
 use super::self_watch::SelfWatch;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
+use super::upgrade::{Inherited, Received};
 
 /// Requests that may wait for the loop at once.
 const COMMANDS: usize = 64;
@@ -84,23 +85,43 @@ impl StartError {
 
 /// Builds the daemon; its workers wait to be started by the loop. `signals` have been listened to since before the settings
 /// were read: one that arrives while we start is neither lost nor kills us half way.
-pub fn wire(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>) -> Result<Guardian, StartError> {
+pub fn wire(
+    signals: Signals,
+    sources: Sources,
+    loaded: Loaded,
+    env: Vec<(OsString, OsString)>,
+    parcel: Received,
+) -> Result<Guardian, StartError> {
     let settings = loaded.settings.clone();
     let paths = Paths::from(&settings.host);
     pages::keep_few();
     let folders = Folders::take(&settings.daemon, &sources)?;
-    let tcp = listen::bind_tcp(&settings.http.listen)?;
+    let (parcel, mut early) = match parcel {
+        Ok(parcel) => (parcel, Vec::new()),
+        Err(why) => {
+            let detail = format!("what the program before this one handed over cannot be used: {why}; workers are known by the roster");
+            (None, vec![Event::Degraded { part: "upgrade", detail }])
+        }
+    };
+    let mut inherited = Inherited::claim(parcel.as_ref());
+    let tcp = inherited.tcp(&settings.http.listen)?;
     let listening: Vec<String> = tcp.iter().filter_map(|listener| Some(listener.local_addr().ok()?.to_string())).collect();
-    let socket = listen::bind_socket(&folders.runtime.join(SOCKET))?;
+    let socket = match inherited.control.take() {
+        Some(socket) => socket,
+        None => listen::bind_socket(&folders.runtime.join(SOCKET))?,
+    };
     let log = log::start(&settings.log, sources.variable("JOURNAL_STREAM"))?;
 
     let now = Moment::now();
     let pid = rustix::process::getpid().as_raw_nonzero().get();
-    let mut early = sweep(&folders, &paths);
+    early.extend(sweep(&folders, &paths));
     // Before the sentinel is started: on v2 we can only leave our group to our workers while nobody else is in it.
     let layout = Layout::discover(&paths);
     let mut log_of_changes = UndoLog::new(folders.undo_log(), &paths);
-    let groups = Groups::probe_noting(&layout, pid, &pid.to_string(), &mut |path| log_of_changes.save(Saved::folder_to_be(path)));
+    let mut groups = Groups::probe_noting(&layout, pid, &pid.to_string(), &mut |path| log_of_changes.save(Saved::folder_to_be(path)));
+    if let Some(parcel) = &parcel {
+        groups.inherit(parcel.left.clone(), parcel.made.clone());
+    }
     let stops = Arc::new(stop_table(&folders, &mut early)?);
     // Before the sentinel is started, which is to be as unlikely a victim as we are.
     let inherited_score = process::own_oom_score_adj(&paths).unwrap_or(0);
@@ -149,23 +170,35 @@ pub fn wire(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsStri
     let mut supervisor = Supervisor::new(Surroundings {
         paths: paths.clone(),
         groups,
-        env,
+        env: env.clone(),
         keeper: pid,
-        oom_score_adj: Some((ours + ABOVE_OURS).max(inherited_score).clamp(-1000, 1000)),
-        descriptors: reserve.found,
-        nice,
+        oom_score_adj: match &parcel {
+            Some(parcel) => parcel.oom_score_adj,
+            None => Some((ours + ABOVE_OURS).max(inherited_score).clamp(-1000, 1000)),
+        },
+        descriptors: parcel.as_ref().map_or(reserve.found, |parcel| parcel.descriptors),
+        nice: parcel.as_ref().map_or(nice, |parcel| parcel.nice),
         command,
         locks: folders.state.clone(),
     });
     let own_roster = roster::path_in(&folders.runtime, pid);
-    let mut leftovers = Vec::new();
+    let mut leftovers = parcel.as_ref().map(|parcel| parcel.workers.leftovers(&paths)).unwrap_or_default();
     let rosters = roster::left_in(&folders.runtime, &own_roster);
+    if parcel.is_none() {
+        // Of the same pid: we have replaced ourselves, and what was handed over is lost.
+        leftovers.extend(Leftover::find(roster::read(&own_roster, &paths), true, &paths));
+    }
     for path in &rosters {
         leftovers.extend(Leftover::find(roster::read(path, &paths), false, &paths));
     }
-    let spare = |address: &ListenAddress| leftovers.iter().find_map(|leftover| leftover.socket(address));
+    let spare =
+        |address: &ListenAddress| inherited.socket(address).or_else(|| leftovers.iter().find_map(|leftover| leftover.socket(address)));
     let prepared = patiently(|| supervisor.prepare(&settings.workers, &spare))?;
     supervisor.set_roster(Roster::new(own_roster, &paths), rosters);
+    supervisor.set_sentinel(sentinel.as_ref().map(Sentinel::pid));
+    if parcel.is_none() {
+        supervisor.note_strangers();
+    }
 
     let history = match &folders.stateless {
         None => History::start(&folders.state, now, env!("CARGO_PKG_VERSION"), std::process::id()).ok(),
@@ -211,6 +244,8 @@ pub fn wire(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsStri
         supervisor,
         prepared,
         leftovers,
+        env,
+        parcel,
         journal,
         published,
         access,

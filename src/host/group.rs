@@ -265,6 +265,39 @@ impl Groups {
         Ok(base)
     }
 
+    /// What a daemon that replaces itself tells: its group before it moved to a leaf, and the folders it made.
+    pub fn hand_over(&self) -> (Option<PathBuf>, Vec<PathBuf>) {
+        (self.left.clone(), self.made.clone())
+    }
+
+    /// Takes over what [`Groups::hand_over`] told, to be removed at the end.
+    pub fn inherit(&mut self, left: Option<PathBuf>, made: Vec<PathBuf>) {
+        self.left = left;
+        self.made = made.into_iter().filter(|folder| !self.made.contains(folder)).chain(self.made.iter().cloned()).collect();
+    }
+
+    /// The groups of a replica that an earlier daemon made, where they are below the ones groups are made in now.
+    pub fn reopen(&self, identities: &[(PathBuf, Identity)]) -> Option<Group> {
+        let mut folders: Vec<Arc<Folder>> = Vec::new();
+        for (path, identity) in identities {
+            folders.push(Arc::new(Folder::open(path).ok().filter(|folder| folder.identity() == *identity)?));
+        }
+        let below = |base: &Folder| folders.iter().find(|folder| folder.path().parent() == Some(base.path())).cloned();
+        let place = |base: &Option<(Version, Arc<Folder>)>| match base {
+            // One that is wanted now and was not made then: it is to be made anew.
+            Some((version, base)) => below(base).map(|folder| Some((*version, folder))),
+            None => Some(None),
+        };
+        let unified = match &self.unified {
+            Some(base) => Some(below(base)?),
+            None => None,
+        };
+        let (cpu, cpuacct, memory) = (place(&self.cpu)?, place(&self.cpuacct)?, place(&self.memory)?);
+        let mut group = Group { cpu, cpuacct, memory, unified, folders, ..Group::default() };
+        group.oom_kills_before = group.oom_kills().unwrap_or(0);
+        Some(group)
+    }
+
     /// True when a CPU quota can be set on groups made here.
     pub fn has_quota(&self) -> bool {
         self.cpu.is_some()

@@ -81,6 +81,21 @@ pub fn ignore(signals: &[i32]) {
     }
 }
 
+/// Takes over a descriptor that whoever was this process before left open for us. `None` when the number is not of one. Each
+/// number is claimed once.
+pub fn claim(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: the number was left to us, so nobody else here uses it; one that is not open is told by the call below, and given back
+    // untouched.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    match rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC) {
+        Ok(()) => Some(fd),
+        Err(_) => {
+            std::mem::forget(fd);
+            None
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -16,6 +16,7 @@ pub mod helper;
 pub mod inventory;
 pub mod journald;
 pub mod kept;
+pub mod ksm;
 pub mod memory_group;
 pub mod mounts;
 pub mod pages;

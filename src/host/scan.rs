@@ -105,6 +105,26 @@ pub fn cgroup(paths: &Paths, pid: i32, text: &mut Vec<u8>) -> Result<(), Errno> 
     super::kept::read_all(&file, text)
 }
 
+/// One variable of the environment a process was started with. `None` when it has none of that name, or may not be looked at.
+pub fn variable(paths: &Paths, pid: i32, wanted: &str, text: &mut Vec<u8>) -> Option<String> {
+    let root = open_root(paths).ok()?;
+    let mut name = [0u8; NAME];
+    let path = below(pid, "environ", &mut name).ok()?;
+    let file = rustix::fs::openat(&root, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    super::kept::read_all(&file, text).ok()?;
+    let value = text.split(|byte| *byte == 0).find_map(|entry| entry.strip_prefix(wanted.as_bytes())?.strip_prefix(b"="))?;
+    String::from_utf8(value.to_vec()).ok()
+}
+
+/// How often the kernel has killed a process for want of memory, anywhere on this machine (Linux 4.13). `None` where it does
+/// not count that.
+pub fn oom_kills(paths: &Paths, text: &mut Vec<u8>) -> Option<u64> {
+    let root = open_root(paths).ok()?;
+    let file = rustix::fs::openat(&root, c"vmstat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    super::kept::read_all(&file, text).ok()?;
+    super::cgroupfs::value_of(text, "oom_kill")
+}
+
 /// How many files process `pid` has open.
 ///
 /// # Errors

@@ -7,14 +7,14 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, Resource};
 
 use super::accounts::Account;
-use super::scheduling;
+use super::{ksm, scheduling};
 use crate::config::settings::{IoPriority, ProcessSettings, Rlimit, Signal};
 
 /// The first descriptor a worker finds its sockets at, as `sd_listen_fds(3)` says.
@@ -103,14 +103,13 @@ enum Step {
     Nice,
     Io,
     Affinity,
-    MergePages,
     User,
     Directory,
     Parent,
     Exec,
 }
 
-const STEPS: [&str; 12] = [
+const STEPS: [&str; 11] = [
     "could not begin a session",
     "could not enter its control group",
     "could not arrange its descriptors",
@@ -118,7 +117,6 @@ const STEPS: [&str; 12] = [
     "could not set its nice value",
     "could not set its I/O priority",
     "could not set its affinity",
-    "could not have its pages merged",
     "could not become the user",
     "could not enter the directory",
     "the daemon died meanwhile",
@@ -324,10 +322,10 @@ fn processors(numbers: &[u32]) -> libc::cpu_set_t {
 }
 
 /// While it is there, no signal is delivered to the calling thread, nor to a child that is forked from it.
-struct BlockedSignals(libc::sigset_t);
+pub struct BlockedSignals(libc::sigset_t);
 
 impl BlockedSignals {
-    fn all() -> io::Result<BlockedSignals> {
+    pub fn all() -> io::Result<BlockedSignals> {
         // SAFETY: both sets are live locals, one filled, one written by the call.
         unsafe {
             let (mut all, mut before): (libc::sigset_t, libc::sigset_t) = (std::mem::zeroed(), std::mem::zeroed());
@@ -336,6 +334,16 @@ impl BlockedSignals {
                 0 => Ok(BlockedSignals(before)),
                 errno => Err(io::Error::from_raw_os_error(errno)),
             }
+        }
+    }
+}
+
+impl BlockedSignals {
+    /// Sends these to ourselves, to be delivered once signals are not blocked any more.
+    pub fn send_again(&self, signals: &[i32]) {
+        for signal in signals.iter().copied() {
+            // SAFETY: takes numbers only.
+            unsafe { libc::kill(libc::getpid(), signal) };
         }
     }
 }
@@ -445,9 +453,9 @@ fn prepare_and_execute(plan: &mut Plan, tell: &mut RawFd) -> Result<std::convert
         // SAFETY: takes a number only.
         unsafe { libc::umask(mask) };
     }
-    // SAFETY: takes numbers only.
-    if plan.merge_pages && unsafe { libc::prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0) } < 0 {
-        return Err((Step::MergePages, last_errno()));
+    if plan.merge_pages {
+        // SAFETY: takes numbers only. Where the kernel cannot, the worker runs without, and the daemon has said so.
+        unsafe { libc::prctl(ksm::PR_SET_MEMORY_MERGE, 1, 0, 0, 0) };
     }
     *tell = arrange_descriptors(plan, *tell).map_err(at(Step::Descriptors))?;
     for (resource, limit) in &plan.limits {
@@ -494,9 +502,6 @@ fn prepare_and_execute(plan: &mut Plan, tell: &mut RawFd) -> Result<std::convert
     }
     Err((Step::Exec, last_errno()))
 }
-
-/// `prctl`: every page of the process that can be is offered to kernel samepage merging (Linux 6.4).
-pub const PR_SET_MEMORY_MERGE: libc::c_int = 67;
 
 /// Signals are handled as for a process that nobody has touched. Exec would reset our handlers, but not what is ignored, as
 /// SIGPIPE is in every Rust program.
@@ -572,6 +577,110 @@ fn reap(child: i32) {
     if let Some(child) = Pid::from_raw(child) {
         while matches!(rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()), Err(rustix::io::Errno::INTR)) {}
     }
+}
+
+/// Ourselves, as the kernel knows us.
+pub const OWN_PROGRAM: &str = "/proc/self/exe";
+pub const OWN_ARGUMENTS: &str = "/proc/self/cmdline";
+
+/// Becomes another program: same process, same children. Signals are to be blocked, and stay so until the other program calls
+/// [`unblock_signals`]; of our descriptors it has those of `kept`. Returns only when that did not come about, and then everything is as
+/// it was.
+pub fn replace_self(program: &Path, args: &[OsString], env: &[(OsString, OsString)], kept: &[BorrowedFd<'_>]) -> SpawnError {
+    let prepared = (|| {
+        let path = CString::from_vec_with_nul(terminated(program.as_os_str())?).unwrap_or_default();
+        let arguments = Strings::of(args.iter().map(OsString::as_os_str))?;
+        let pair = |(name, value): &(OsString, OsString)| {
+            let mut entry = name.clone();
+            entry.push("=");
+            entry.push(value);
+            terminated(&entry)
+        };
+        let environment = Strings::new(env.iter().map(pair).collect::<Result<_, _>>()?);
+        Ok((path, arguments, environment))
+    })();
+    let (path, arguments, environment) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return error,
+    };
+    let mark = |flags| {
+        for fd in kept {
+            // It is open: nothing else can go wrong.
+            let _ = rustix::io::fcntl_setfd(fd, flags);
+        }
+    };
+    mark(rustix::io::FdFlags::empty());
+    // SAFETY: every string ends in NUL and every list in a null pointer, and all live until the call is over.
+    unsafe { libc::execve(path.as_ptr(), arguments.pointers.as_ptr(), environment.pointers.as_ptr()) };
+    let error = io::Error::last_os_error();
+    mark(rustix::io::FdFlags::CLOEXEC);
+    SpawnError { doing: "could not execute", what: Some(program.display().to_string()), error }
+}
+
+/// Signals that came meanwhile are delivered now.
+pub fn unblock_signals() {
+    // SAFETY: a live local.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+    }
+}
+
+/// Runs a program that says by its exit code whether all is well, for at most so long.
+///
+/// # Errors
+/// What it said, or why it could not be run.
+pub fn try_program(
+    program: &Path,
+    args: &[OsString],
+    env: &[(OsString, OsString)],
+    directory: &Path,
+    within: std::time::Duration,
+) -> Result<(), String> {
+    let told = rustix::fs::memfd_create("plimsoll-trial", rustix::fs::MemfdFlags::CLOEXEC).map_err(|error| error.to_string())?;
+    let command: Vec<String> = std::iter::once(program.as_os_str())
+        .chain(args.iter().map(OsString::as_os_str))
+        .map(|word| word.to_string_lossy().into_owned())
+        .collect();
+    let launch = Launch {
+        command,
+        directory: Some(directory.to_path_buf()),
+        env: env.to_vec(),
+        user: None,
+        groups: Entrances::default(),
+        oom_score_adj: None,
+        descriptors: None,
+        nice: 0,
+        settings: ProcessSettings::default(),
+        inherit_stdin: false,
+        output: Some(told.try_clone().map_err(|error| error.to_string())?),
+        sockets: Vec::new(),
+        kept: Vec::new(),
+        on_daemon_death: Signal(libc::SIGKILL),
+    };
+    let pid = spawn(&launch).map_err(|error| error.to_string())?;
+    let child = Pid::from_raw(pid).ok_or("it has no pid")?;
+    let ended = rustix::process::pidfd_open(child, rustix::process::PidfdFlags::empty()).map_err(|error| error.to_string())?;
+    let mut fds = [rustix::event::PollFd::new(&ended, rustix::event::PollFlags::IN)];
+    let timeout = rustix::event::Timespec { tv_sec: i64::try_from(within.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
+    let in_time = rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0);
+    if !in_time {
+        let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
+    }
+    // Nobody else waits for it: the loop reaps between its turns, and this is one.
+    let status = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).ok().flatten();
+    if !in_time {
+        return Err(format!("it had not ended after {} s", within.as_secs()));
+    }
+    if status.is_some_and(|(_, status)| status.exit_status() == Some(0)) {
+        return Ok(());
+    }
+    let mut text = Vec::new();
+    let mut file = std::fs::File::from(told);
+    let _ =
+        std::io::Seek::rewind(&mut file).and_then(|()| std::io::Read::read_to_end(&mut std::io::Read::take(&mut file, 4096), &mut text));
+    Err(String::from_utf8_lossy(&text).trim().to_owned())
 }
 
 /// Finds the file to execute, with an error that names what was looked for and where.

@@ -18,11 +18,16 @@ pub struct Request {
 pub enum Command {
     /// Read the file again and apply it whole or not at all.
     Reload,
+    /// Say what that would do.
+    PlanReload,
     /// Undo every limit and thaw everything; policy may act again from the next tick on.
     Release,
     /// End in order, as after SIGTERM.
     Shutdown,
     Worker(WorkerCommand),
+    /// Become the program the daemon was started from, as it is now. Never another: whoever may ask over the network may not choose
+    /// what is executed.
+    Upgrade,
 }
 
 /// Something a worker is to do, or one replica of it.

@@ -56,6 +56,7 @@ pub fn router(shared: Shared) -> Router {
         .route("/admin/config", get(config))
         .route("/admin/config/reload", post(reload))
         .route("/admin/release", post(release))
+        .route("/admin/upgrade", post(upgrade))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .with_state(shared)
@@ -151,13 +152,27 @@ async fn feed(State(shared): State<Shared>, headers: HeaderMap, asked: Result<Qu
     Ok(([(header::CONTENT_TYPE, "text/event-stream")], Body::new(stream)).into_response())
 }
 
-async fn reload(State(shared): State<Shared>) -> Result<Response, Problem> {
-    let message = ask(&shared, Command::Reload, Some(shared.patience)).await?;
+#[derive(Debug, Deserialize)]
+struct Reload {
+    #[serde(default)]
+    dry_run: bool,
+}
+
+async fn reload(State(shared): State<Shared>, asked: Result<Query<Reload>, QueryRejection>) -> Result<Response, Problem> {
+    let Query(Reload { dry_run }) = asked.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_query", error.body_text()))?;
+    let command = if dry_run { Command::PlanReload } else { Command::Reload };
+    let message = ask(&shared, command, Some(shared.patience)).await?;
     Ok(Json(json!({ "message": message.words() })).into_response())
 }
 
 async fn release(State(shared): State<Shared>) -> Result<Response, Problem> {
     let message = ask(&shared, Command::Release, Some(shared.patience)).await?;
+    Ok(Json(json!({ "message": message.words() })).into_response())
+}
+
+async fn upgrade(State(shared): State<Shared>) -> Result<Response, Problem> {
+    // The loop tries the program out first, which may take a while.
+    let message = ask(&shared, Command::Upgrade, None).await?;
     Ok(Json(json!({ "message": message.words() })).into_response())
 }
 

@@ -15,8 +15,9 @@
 //! | `GET /admin/explain?of=NAME` | guarded | how one thing, or everything, is and why |
 //! | `GET /admin/events?follow=true&after=N` | guarded | events after number N, or a stream of them |
 //! | `GET /admin/config` | guarded | the effective settings without secrets |
-//! | `POST /admin/config/reload` | guarded | applies the file, whole or not at all |
+//! | `POST /admin/config/reload?dry_run=true` | guarded | applies the file, whole or not at all; with `dry_run` says what that would do |
 //! | `POST /admin/release` | guarded | undoes every limit |
+//! | `POST /admin/upgrade` | guarded | the daemon becomes its program as it is now on the disk |
 //!
 //! `access.rs` says who may ask. A `GET` route answers `HEAD` too. Errors are `{error, message}`; only what is not HTTP at all
 //! gets a bare 400 or 431 from the protocol library.

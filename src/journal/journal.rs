@@ -76,6 +76,11 @@ impl Journal {
         self.history.as_ref()
     }
 
+    /// Goes on with another database thread.
+    pub fn reopen(&mut self, history: Option<History>) {
+        self.history = history;
+    }
+
     /// Writes out what is still queued for the database, within the given time.
     pub fn close(&mut self, within: std::time::Duration) -> Result<(), String> {
         self.history.take().map_or(Ok(()), |history| history.close(within))

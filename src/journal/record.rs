@@ -192,6 +192,20 @@ events! {
         restarts: u32,
         survivors_killed: u32,
     }
+    #[doc = "It becomes this program, with the same pid and the same workers."]
+    INFO Upgrading "upgrading" {
+        program: String,
+    }
+    #[doc = "It has become this version; nobody was guarded for so long."]
+    INFO Upgraded "upgraded" {
+        from: String,
+        to: &'static str,
+        unguarded_seconds: f64,
+        workers: u32,
+    }
+    WARN UpgradeRefused "upgrade_refused" {
+        error: String,
+    }
     #[doc = "A worker of an earlier daemon that lives on, or that somebody else has started, is this one's now."]
     INFO WorkerAdopted "worker_adopted" {
         worker: String,
@@ -413,6 +427,11 @@ impl Event {
                 let peak = peak_memory_bytes.map_or("unknown".to_owned(), mib);
                 format!("{worker}.{replica} ended {how} after {lifetime_seconds:.1} s: peak memory {peak}, {cpu_seconds:.2} s of CPU")
             }
+            Event::Upgrading { program } => format!("becoming {program}"),
+            Event::Upgraded { from, to, unguarded_seconds, workers } => {
+                format!("became version {to} (was {from}) within {:.1} ms, with {workers} lives", unguarded_seconds * 1000.0)
+            }
+            Event::UpgradeRefused { error } => format!("could not become another program: {error}"),
             Event::WorkerAdopted { worker, replica, pid, detail } if detail.is_empty() => {
                 format!("{worker}.{replica} lives on as pid {pid} and is taken over")
             }

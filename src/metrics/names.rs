@@ -418,6 +418,18 @@ pub static TABLE: &[Metric] = &[
         "memory.current, /proc/PID/statm",
         |worker| worker.memory_bytes.map(|bytes| bytes as f64)
     ),
+    per_worker!(
+        "plimsoll_worker_merged_bytes",
+        GAUGE,
+        "Memory its replicas do without because others have the same pages; absent unless merge_pages is on.",
+        "/proc/PID/ksm_stat",
+        |worker| worker
+            .replicas
+            .iter()
+            .filter_map(|replica| replica.merged_bytes)
+            .reduce(|sum, bytes| sum + bytes)
+            .map(|bytes| bytes as f64)
+    ),
     per_worker!("plimsoll_worker_peak_memory_bytes", GAUGE, "The most memory any one replica has had.", "the same, over time", |worker| {
         worker.peak_memory_bytes.map(|bytes| bytes as f64)
     }),

@@ -114,6 +114,7 @@ pub(crate) fn replica(slot: u64, worker: &str, cores: f64, memory: u64) -> Worke
         threads: Reading::Unsupported,
         descriptors: Reading::Unsupported,
         processes: Reading::Unsupported,
+        merged: Reading::Unsupported,
     }
 }
 

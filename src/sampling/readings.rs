@@ -236,6 +236,8 @@ pub struct WorkerReadings {
     pub threads: Reading<u32>,
     pub descriptors: Reading<u32>,
     pub processes: Reading<u32>,
+    /// Bytes it does without because others have the same pages; `Unsupported` unless its pages are merged.
+    pub merged: Reading<u64>,
 }
 
 /// One running life of one replica: a new number each time a process is started, never used again.
@@ -254,4 +256,6 @@ pub struct Target {
     pub memory_group: Option<Arc<Folder>>,
     /// A group of somebody else's whose members belong to it too.
     pub foreign_group: Option<Arc<ForeignGroup>>,
+    /// Its pages are merged with the same ones of others.
+    pub merges: bool,
 }

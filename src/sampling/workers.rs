@@ -16,7 +16,7 @@ use super::trees::{Member, Trees};
 use crate::host::cgroupfs::{self, Version};
 use crate::host::clock::Moment;
 use crate::host::kept::Kept;
-use crate::host::{Paths, cputime, procfs as parse, scan};
+use crate::host::{Paths, cputime, ksm, procfs as parse, scan};
 
 /// Threads and descriptors are looked at this often at most …
 const DETAILS_EVERY: Duration = Duration::from_secs(1);
@@ -68,6 +68,8 @@ struct Worker {
     memory_group: Option<memory::Group>,
     threads: Reading<u32>,
     descriptors: Reading<u32>,
+    merges: bool,
+    merged: Reading<u64>,
     /// What the tree had used when threads and descriptors were last looked at.
     detailed: Option<Duration>,
     pss: Pss,
@@ -227,7 +229,7 @@ impl Workers {
         {
             self.cursor += 1;
             if worker.has_run_since_details() {
-                worker.look_at_details(&self.paths, scratch, tally);
+                worker.look_at_details(&self.paths, self.page, scratch, tally);
                 left -= 1;
             }
         }
@@ -238,7 +240,7 @@ impl Workers {
     fn look_at_new(&mut self, scratch: &mut Vec<u8>, tally: &mut Tally) {
         let new = self.workers.iter_mut().filter(|worker| worker.threads == Reading::Unsupported && !worker.processes.is_empty());
         for worker in new.take(DETAILS_AT_ONCE) {
-            worker.look_at_details(&self.paths, scratch, tally);
+            worker.look_at_details(&self.paths, self.page, scratch, tally);
         }
     }
 }
@@ -267,6 +269,8 @@ impl Worker {
             memory_group,
             threads: Reading::Unsupported,
             descriptors: Reading::Unsupported,
+            merges: target.merges,
+            merged: Reading::Unsupported,
             detailed: None,
             pss: Pss::default(),
             last: None,
@@ -365,7 +369,7 @@ impl Worker {
             return None;
         }
         let used_cores = rate(&mut self.before, now, total);
-        Some(WorkerReadings { used_cores, threads: self.threads, descriptors: self.descriptors, ..self.last.clone()? })
+        Some(WorkerReadings { used_cores, threads: self.threads, descriptors: self.descriptors, merged: self.merged, ..self.last.clone()? })
     }
 
     fn read_in_full(&mut self, paths: &Paths, page: u64, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> WorkerReadings {
@@ -412,6 +416,7 @@ impl Worker {
             memory,
             threads: self.threads,
             descriptors: self.descriptors,
+            merged: self.merged,
             processes: failure.map_or(Reading::Known(processes), |errno| tally.failed(Source::Procfs, Some(errno))),
         }
     }
@@ -443,6 +448,7 @@ impl Worker {
             memory: Reading::Gone,
             threads: Reading::Gone,
             descriptors: Reading::Gone,
+            merged: Reading::Gone,
             processes: Reading::Gone,
         }
     }
@@ -495,12 +501,12 @@ impl Worker {
         }
     }
 
-    /// Who has not run has made no thread and opened no file.
+    /// Who has not run has made no thread and opened no file; pages are merged by somebody else.
     fn has_run_since_details(&self) -> bool {
-        self.detailed != Some(self.highest) || self.threads.known().is_none() || self.descriptors.known().is_none()
+        self.merges || self.detailed != Some(self.highest) || self.threads.known().is_none() || self.descriptors.known().is_none()
     }
 
-    fn look_at_details(&mut self, paths: &Paths, scratch: &mut Vec<u8>, tally: &mut Tally) {
+    fn look_at_details(&mut self, paths: &Paths, page: u64, scratch: &mut Vec<u8>, tally: &mut Tally) {
         self.detailed = Some(self.highest);
         let mut threads = Ok(0u32);
         let mut descriptors = Ok(0u64);
@@ -519,6 +525,10 @@ impl Worker {
                 (sum, Err(Errno::NOENT | Errno::SRCH)) => sum,
                 (Err(errno), _) | (_, Err(errno)) => Err(errno),
             };
+        }
+        if self.merges {
+            let saved = self.processes.iter().filter_map(|process| ksm::saved(paths, process.member.pid, page));
+            self.merged = saved.reduce(u64::saturating_add).map_or(Reading::Unsupported, Reading::Known);
         }
         self.threads = threads.map_or_else(|errno| tally.failed(Source::Procfs, Some(errno)), Reading::Known);
         self.descriptors = match descriptors {
@@ -639,6 +649,7 @@ mod tests {
                 cpu_group: None,
                 memory_group: None,
                 foreign_group: None,
+                merges: false,
             }
         }
 

@@ -19,6 +19,7 @@ use crate::journal::Event;
 use crate::sampling::readings::SlotId;
 
 use super::adoption::{self, MOST_FOUND, Scene};
+use super::orphans;
 use super::replica::{Life, Replica};
 use super::roster;
 use super::state::State;
@@ -287,6 +288,9 @@ impl Supervisor {
             requests: 0,
             requests_due: worker.recycle.requests.map(|most| ((f64::from(most) * less_jitter).ceil() as u64).max(1)),
             fingerprint: roster::fingerprint(&worker),
+            oom: false,
+            // Nobody carries it.
+            mark: orphans::mark(keeper, slot),
             reaper: (!is_child).then_some(find.stat.ppid),
             is_child,
             adopted: true,
@@ -311,23 +315,45 @@ impl Supervisor {
         }
     }
 
-    /// Lets adopted processes go on without us: nothing is sent to them. What they were held by has been taken off, or is by the
-    /// throttle's next step. How many.
+    /// Lets adopted processes go on without us: nothing is sent to them, now or when we end. What they were held by has been taken
+    /// off, or is by the throttle's next step. How many.
     pub(super) fn let_adopted_go(&mut self, which: impl Fn(&Replica) -> bool) -> u32 {
+        let is_about = |replica: &Replica| replica.is_adopted() && which(replica);
+        if !self.replicas.iter().any(is_about) {
+            return 0;
+        }
+        // Those that a restart command of ours has started are our children, and so are their orphans.
+        let spared = self.adopted_members();
+        self.strangers.extend(spared);
         let mut count = 0;
-        for replica in self.replicas.iter_mut().filter(|replica| replica.is_adopted() && which(replica)) {
+        for replica in self.replicas.iter_mut().filter(|replica| is_about(replica)) {
             let Some(life) = replica.life.take() else { continue };
+            // Its CPU time is the whole process's, and is read again if it is found again.
             let total = self.totals.entry(replica.worker.name.clone()).or_default();
-            total.cpu += life.cpu;
             total.peak_memory = total.peak_memory.max(life.peak_memory);
             replica.standing.state = State::Waiting;
             (replica.wish, replica.cause, replica.waits_for, replica.restarting) = (None, None, None, false);
             count += 1;
         }
-        if count > 0 {
-            self.renumber();
-        }
+        self.renumber();
         count
+    }
+
+    /// Everybody in the trees of adopted workers, and the commands that restart them.
+    pub(super) fn adopted_members(&self) -> Vec<(i32, u64)> {
+        let mut processes = Vec::new();
+        // Whoever was seen before is known all the same.
+        let _ = scan::processes(&self.around.paths, &mut processes, &mut Vec::new());
+        let lives = self.replicas.iter().filter(|replica| replica.is_adopted()).filter_map(|replica| replica.life.as_ref());
+        let mut members: Vec<(i32, u64)> = lives
+            .flat_map(|life| {
+                let living = life.living(self.around.keeper, &processes);
+                let root = (life.process.pid(), life.process.started());
+                living.iter().map(|stat| (stat.pid, stat.started)).chain([root]).chain(life.known.iter().copied()).collect::<Vec<_>>()
+            })
+            .collect();
+        members.extend(self.restarts_running(&processes).flat_map(|(_, tree)| tree).map(|stat| (stat.pid, stat.started)));
+        members
     }
 }
 

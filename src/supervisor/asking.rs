@@ -146,6 +146,7 @@ impl Supervisor {
             let Some(replica) = self.replicas.get_mut(place) else { continue };
             if replica.is_running() {
                 let wish = Wish { cause: "manual", since: now.steady, not_before: Duration::ZERO, keeps_gap: false };
+                replica.failed_replacements = 0;
                 // Whatever it was queued for, it need not wait any longer.
                 replica.wish = Some(Wish { since: replica.wish.map_or(now.steady, |wish| wish.since), ..wish });
             } else {
@@ -174,13 +175,14 @@ impl Supervisor {
         Ok(Goal::Count { worker: worker.clone(), count })
     }
 
-    fn is_adopted(&self, whom: &Whom) -> bool {
+    /// Somebody else starts it.
+    pub fn is_adopted(&self, whom: &Whom) -> bool {
         self.workers.iter().any(|worker| worker.name == whom.worker && worker.adopt.is_some())
     }
 
     /// # Errors
     /// `Refused` for an adopted worker of which nothing says that it may be ended.
-    fn may_be_ended(&self, whom: &Whom) -> Result<(), Objection> {
+    pub fn may_be_ended(&self, whom: &Whom) -> Result<(), Objection> {
         match self.workers.iter().find(|worker| worker.name == whom.worker).filter(|worker| !worker.may_be_ended()) {
             Some(_) => Err(Objection::Refused(format!(
                 "{} is adopted: somebody else starts it, and it is not ended unless adopt.may_end is true",

@@ -49,6 +49,7 @@ impl Supervisor {
             self.next_look = Some(now.steady + CLEARING_LOOK);
             return;
         }
+        self.claim_orphans(&processes);
         let (keeper, paths) = (self.around.keeper, &self.around.paths);
         let mut replaced = Vec::new();
         for replica in &mut self.replicas {
@@ -184,7 +185,7 @@ fn finish(
 fn reason_of(life: &Life, cause: Option<&'static str>, status: ExitStatus) -> &'static str {
     let by_kernel = matches!(status, ExitStatus::Signal(libc::SIGKILL)) && !life.killed_by_us;
     match (cause, status) {
-        _ if by_kernel && life.group.as_ref().is_some_and(|group| group.was_oom_killed()) => "oom",
+        _ if by_kernel && (life.oom || life.group.as_ref().is_some_and(|group| group.was_oom_killed())) => "oom",
         (Some("deadline"), _) => "deadline",
         // One that ended in the same moment as asked did so by itself.
         (_, ExitStatus::Signal(libc::SIGKILL)) if life.overran => "deadline",

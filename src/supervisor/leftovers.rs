@@ -60,7 +60,7 @@ impl Supervisor {
                 replica.is_copy_of(&leftover.entry.worker, leftover.entry.index) && replica.is_main() && replica.life.is_none()
             };
             let place = self.replicas.iter().position(is_free);
-            match place.filter(|_| choice == Leftovers::Adopt || leftover.is_child) {
+            match place.filter(|_| !leftover.entry.leaving && (choice == Leftovers::Adopt || leftover.is_child)) {
                 Some(place) => self.adopt(place, leftover, now, events),
                 None => self.have_end(leftover, place, now, events),
             }
@@ -153,12 +153,14 @@ impl Supervisor {
             asked: false,
             kill_wanted: false,
             killed_by_us: false,
+            oom: false,
             overran: false,
             check: None,
             notify: None,
             requests: entry.requests,
             requests_due: worker.recycle.requests.map(|most| ((f64::from(most) * less_jitter).ceil() as u64).max(1)),
             fingerprint: entry.fingerprint,
+            mark: entry.mark,
             reaper: if is_child { None } else { reaper },
             is_child,
             adopted: false,
@@ -168,6 +170,11 @@ impl Supervisor {
 
     /// New groups with all of its tree in them; what it was charged for stays with the old ones.
     fn move_into_group(&mut self, name: &str, entry: &Entry) -> Option<Group> {
+        if !entry.groups.is_empty()
+            && let Some(group) = self.around.groups.reopen(&entry.groups)
+        {
+            return Some(group);
+        }
         let mut group = self.around.groups.create(name).ok().flatten()?;
         let mut moved: Vec<(i32, u64)> = Vec::new();
         for _ in 0..ROUNDS {

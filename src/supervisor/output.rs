@@ -178,6 +178,11 @@ impl Outputs {
         }
     }
 
+    /// The processes that write them.
+    pub fn helpers(&self) -> impl Iterator<Item = i32> {
+        self.files.iter().filter_map(|captured| captured.helper.as_ref()).map(|helper| helper.pid)
+    }
+
     /// How many files are still being written.
     pub fn count(&self) -> usize {
         self.files.len()

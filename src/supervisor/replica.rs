@@ -82,6 +82,8 @@ pub struct Life {
     pub(super) kill_wanted: bool,
     /// We sent the SIGKILL.
     pub(super) killed_by_us: bool,
+    /// The kernel has ended it for want of memory, as far as that can be told without a group of its own.
+    pub(super) oom: bool,
     /// It did not end in the time it was given.
     pub(super) overran: bool,
     /// Until it is ready.
@@ -94,6 +96,8 @@ pub struct Life {
     pub requests_due: Option<u64>,
     /// Of what it was started with: [`super::roster::fingerprint`].
     pub(super) fingerprint: u64,
+    /// What its descendants carry in their environment: [`super::orphans`].
+    pub(super) mark: String,
     /// To whom its orphans are handed: us, unless it is another's child.
     pub(super) reaper: Option<i32>,
     pub(super) is_child: bool,

@@ -14,6 +14,7 @@ use crate::journal::Event;
 use crate::sampling::readings::SlotId;
 
 use super::environment;
+use super::orphans;
 use super::recycling::Wish;
 use super::supervisor::Supervisor;
 
@@ -71,10 +72,12 @@ impl Supervisor {
     fn spawn_restart(&self, worker: &Worker, command: &[String], pid: i32) -> io::Result<Process> {
         let around = &self.around;
         let variables = [("PLIMSOLL_WORKER".to_owned(), worker.name.to_string()), ("PLIMSOLL_PID".to_owned(), pid.to_string())];
+        let mut env = environment::of_worker(&around.env, None, &variables.into_iter().collect());
+        env.push((orphans::MARK.into(), orphans::RESTARTED.into()));
         let launch = Launch {
             command: command.to_vec(),
             directory: None,
-            env: environment::of_worker(&around.env, None, &variables.into_iter().collect()),
+            env,
             user: None,
             groups: Entrances::default(),
             // What it starts is not to be spared by the kernel for our sake.

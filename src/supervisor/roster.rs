@@ -29,6 +29,8 @@ pub struct Entry {
     pub process: ProcessId,
     /// It was ready.
     pub ready: bool,
+    /// It was to end, or to take another's place and had not yet.
+    pub leaving: bool,
     pub restarts: u32,
     pub requests: u64,
     /// Of what it was started with: see [`fingerprint`].
@@ -40,6 +42,8 @@ pub struct Entry {
     pub members: Vec<(i32, u64)>,
     /// Its groups.
     pub groups: Vec<(PathBuf, Identity)>,
+    /// What its descendants carry in their environment: [`super::orphans`].
+    pub mark: String,
 }
 
 /// The first line of the file.
@@ -234,6 +238,7 @@ mod tests {
             index: 1,
             process: ProcessId { pid: 20, started: 20, inode: 7 },
             ready: true,
+            leaving: false,
             restarts: 3,
             requests: 9,
             fingerprint: 5,
@@ -242,6 +247,7 @@ mod tests {
             stop_within_ms: 30_000,
             members: vec![(24, 24)],
             groups: vec![("/sys/fs/cgroup/w-web.1-1".into(), (1, 2))],
+            mark: "7-1".into(),
         }
     }
 
@@ -277,7 +283,7 @@ mod tests {
             process(30, 1, 30),  // somebody else
         ];
         let pids = |entry: &Entry, processes: &[Stat]| entry.living(processes).iter().map(|stat| stat.pid).collect::<Vec<_>>();
-        assert_eq!(pids(&entry(), &processes), [20, 22, 24, 21, 25]);
+        assert_eq!(pids(&entry(), &processes), [20, 21, 22, 24, 25]);
         // The worker has ended and a stranger was given its number.
         let stranger = [process(1, 0, 1), Stat { started: 900, ..process(20, 1, 20) }, Stat { started: 901, ..process(31, 1, 20) }];
         assert_eq!(pids(&entry(), &stranger), [0_i32; 0]);

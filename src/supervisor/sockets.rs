@@ -80,6 +80,11 @@ impl Sockets {
         worker.listen.iter().map(copy).collect()
     }
 
+    /// All of them, by address.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &OwnedFd)> {
+        self.bound.iter().map(|(address, bound)| (address.as_str(), &bound.socket))
+    }
+
     /// Nobody listens any more.
     pub fn close_all(&mut self) {
         self.close(|_| true);

@@ -11,6 +11,7 @@ use crate::config::settings::{Lock, OnDaemonDeath, ReadyBy, Restart, Signal, Wor
 use crate::host::accounts;
 use crate::host::clock::Moment;
 use crate::host::group::{self, Group};
+use crate::host::ksm;
 use crate::host::process::{self, Process};
 use crate::host::sockets::{self, HeldLock, NotifySocket};
 use crate::host::spawn::{self, Launch, SpawnError};
@@ -19,6 +20,7 @@ use crate::journal::Event;
 use crate::sampling::readings::SlotId;
 
 use super::environment;
+use super::orphans;
 use super::output::Given;
 use super::readiness::{self, Check, Tree};
 use super::replica::{Life, Replica};
@@ -147,11 +149,26 @@ impl Supervisor {
         let slot = SlotId(self.next_slot);
         let Some(replica) = self.replicas.get(place) else { return };
         let worker = replica.worker.clone();
+        if worker.process.merge_pages {
+            self.tell_if_not_merged(&worker, events);
+        }
         let output = self.outputs.give(&worker, &self.around.paths, now, events).map_err(LaunchError::Kit);
         let Some(replica) = self.replicas.get(place) else { return };
         match output.and_then(|output| self.launch(&worker, replica, slot, output)) {
             Ok(started) => self.note_started(place, slot, started, now, events),
             Err(error) => self.note_not_started(place, &error, now, events),
+        }
+    }
+
+    /// A worker is worth more than the memory it might save: it is started all the same, and it is said once.
+    fn tell_if_not_merged(&mut self, worker: &Worker, events: &mut Vec<Event>) {
+        match ksm::missing(&self.around.paths) {
+            None => drop(self.unmerged.remove(&worker.name)),
+            Some(why) if self.unmerged.insert(worker.name.clone()) => {
+                let detail = format!("pages of worker \"{}\" are not merged: {why}", worker.name);
+                events.push(Event::Degraded { part: "merge_pages", detail });
+            }
+            Some(_) => {}
         }
     }
 
@@ -165,6 +182,7 @@ impl Supervisor {
         let mut variables = read_env_files(worker).map_err(LaunchError::Kit)?;
         variables.extend(worker.env.iter().map(|(name, value)| (name.clone(), value.clone())));
         let mut env = environment::of_worker(&around.env, user.as_ref(), &variables.into_iter().collect());
+        env.push((orphans::MARK.into(), orphans::mark(around.keeper, slot).into()));
         env.extend(output.journal_stream.map(|stream| ("JOURNAL_STREAM".into(), stream.into())));
         let notify = match worker.ready.by {
             ReadyBy::Notify => {
@@ -260,6 +278,7 @@ impl Supervisor {
             asked: false,
             kill_wanted: false,
             killed_by_us: false,
+            oom: false,
             overran: false,
             check: Some(Check::new(&worker.ready.by, is_shared, notify, now.steady)),
             notify: None,
@@ -267,6 +286,7 @@ impl Supervisor {
             // Whole requests; far below what a float holds exactly.
             requests_due: worker.recycle.requests.map(|most| ((f64::from(most) * less_jitter).ceil() as u64).max(1)),
             fingerprint: roster::fingerprint(&worker),
+            mark: orphans::mark(self.around.keeper, slot),
             reaper: None,
             is_child: true,
             adopted: false,

@@ -2,7 +2,7 @@
 //! [`super::slot`] and [`super::recycling`] say. Starting is in `starting.rs`, ending in `ending.rs`, what is asked from outside
 //! in `asking.rs`.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -14,7 +14,7 @@ use crate::config::settings::{ListenAddress, Signal, Worker};
 use crate::host::Paths;
 use crate::host::clock::Moment;
 use crate::host::group::{Group, Groups, Taken};
-use crate::host::process::{self, Delivery, Exit, Process};
+use crate::host::process::{self, Delivery, Exit, ExitStatus, Process};
 use crate::host::procfs::Stat;
 use crate::host::scan;
 use crate::host::sockets::Watch;
@@ -23,6 +23,7 @@ use crate::sampling::readings::{Readings, SlotId, Target, WorkerReadings};
 
 use super::adopting::Search;
 use super::output::Outputs;
+use super::plan::{self, Step};
 use super::readiness::Check;
 use super::recycling::{self, Manner, Peer, Pick, Room, Wish};
 use super::replica::{Life, Replaced, Replica};
@@ -96,6 +97,8 @@ pub struct Supervisor {
     pub(super) watch: Option<Watch>,
     /// How many of a worker somebody asked for at run time, instead of the settings.
     pub(super) scales: BTreeMap<Arc<str>, u32>,
+    /// They come from before, with the settings that are about to be applied.
+    pub(super) keeps_scales: bool,
     /// What was settled last: workers and the cores they were counted by.
     pub(super) workers: Vec<Arc<Worker>>,
     pub(super) limit_cores: f64,
@@ -106,6 +109,13 @@ pub struct Supervisor {
     room: Room,
     roster: Option<Roster>,
     old_rosters: Vec<PathBuf>,
+    /// Children of ours from before we began: (pid, start time).
+    pub(super) strangers: Vec<(i32, u64)>,
+    pub(super) sentinel: Option<i32>,
+    /// As of the last tick.
+    oom_kills: Option<u64>,
+    /// Workers of which it was told that their pages are not merged.
+    pub(super) unmerged: BTreeSet<Arc<str>>,
     pub(super) roster_is_stale: bool,
     roster_fails: bool,
     /// How far those are looked for that somebody else starts.
@@ -134,6 +144,7 @@ impl Supervisor {
             sockets: Sockets::default(),
             watch: Watch::new().ok(),
             scales: BTreeMap::new(),
+            keeps_scales: false,
             workers: Vec::new(),
             limit_cores: 1.0,
             replaced: BTreeMap::new(),
@@ -141,6 +152,10 @@ impl Supervisor {
             room: Room::default(),
             roster: None,
             old_rosters: Vec::new(),
+            strangers: Vec::new(),
+            sentinel: None,
+            unmerged: BTreeSet::new(),
+            oom_kills: None,
             roster_is_stale: false,
             roster_fails: false,
             searches: BTreeMap::new(),
@@ -167,7 +182,9 @@ impl Supervisor {
             let count = |workers: &[Arc<Worker>]| workers.iter().find(|worker| worker.name == *name).map(|worker| worker.replicas);
             count(&self.workers).is_some_and(|before| count(workers) == Some(before))
         };
-        self.scales.retain(|name, _| unchanged(name));
+        if !std::mem::take(&mut self.keeps_scales) {
+            self.scales.retain(|name, _| unchanged(name));
+        }
         self.workers = workers.to_vec();
         // Looked for in another way, started by us from now on, or not wanted any more: never ended.
         let way = |worker: &Worker| worker.adopt.as_ref().map(|adopt| adopt.by.clone());
@@ -192,6 +209,17 @@ impl Supervisor {
             }
         }
         self.settle_counts(now);
+    }
+
+    /// What [`Supervisor::apply`] would do with these settings.
+    pub fn plan(&self, workers: &[Arc<Worker>]) -> Vec<Step> {
+        let now: Vec<_> = self.workers.iter().map(|worker| (worker.clone(), self.desired(worker))).collect();
+        let desired = |worker: &Arc<Worker>| {
+            let known = self.workers.iter().find(|known| known.name == worker.name && known.replicas == worker.replicas);
+            known.map_or_else(|| worker.replicas.count(self.limit_cores), |known| self.desired(known))
+        };
+        let then: Vec<_> = workers.iter().map(|worker| (worker.clone(), desired(worker))).collect();
+        plan::plan(&now, &then)
     }
 
     /// How many replicas of a worker there are to be.
@@ -416,6 +444,13 @@ impl Supervisor {
         let before = replica.standing;
         let Some(life) = replica.life.as_mut() else { return false };
         life.exit = Some((exit, now));
+        // Counted for the whole machine: it was this one if the count has risen since the last tick.
+        let is_killed = exit.status == ExitStatus::Signal(libc::SIGKILL) && !life.killed_by_us;
+        let has_account = life.group.as_ref().is_some_and(|group| group.memory_accounting().is_some());
+        if is_killed && !has_account {
+            let now = scan::oom_kills(&self.around.paths, &mut self.scratch);
+            life.oom = now.zip(self.oom_kills).is_some_and(|(now, before)| now > before);
+        }
         let uptime = now.since(life.started);
         let spread = spread(life.slot.0);
         let backoff = &replica.worker.backoff;
@@ -598,6 +633,10 @@ impl Supervisor {
         Some(taken)
     }
 
+    pub fn around(&self) -> &Surroundings {
+        &self.around
+    }
+
     pub fn groups(&self) -> &Groups {
         &self.around.groups
     }
@@ -677,6 +716,10 @@ impl Supervisor {
 
     /// Remembers peaks, for the event that tells of the end. The readings are of [`Supervisor::targets`], in their order.
     pub fn note_readings(&mut self, readings: &Readings) {
+        let has_account = |life: &Life| life.group.as_ref().is_some_and(|group| group.memory_accounting().is_some());
+        if self.replicas.iter().filter_map(|replica| replica.life.as_ref()).any(|life| !has_account(life)) {
+            self.oom_kills = scan::oom_kills(&self.around.paths, &mut self.scratch);
+        }
         let mut lives = self.replicas.iter_mut().filter_map(|replica| replica.life.as_mut());
         for read in &readings.workers {
             let Some(life) = lives.find(|life| life.slot == read.slot) else { return };
@@ -774,11 +817,12 @@ fn target(replica: &Replica) -> Option<Target> {
         cpu_group: life.group.as_ref().and_then(Group::cpu_accounting).cloned(),
         memory_group: life.group.as_ref().and_then(Group::memory_accounting).cloned(),
         foreign_group: life.foreign_group.clone(),
+        merges: replica.worker.process.merge_pages,
     })
 }
 
 /// A life as it is written down.
-fn entry(replica: &Replica) -> Option<roster::Entry> {
+pub(super) fn entry(replica: &Replica) -> Option<roster::Entry> {
     // Whoever comes after us finds an adopted one as we did; nobody ends it.
     let life = replica.life.as_ref().filter(|life| !life.adopted)?;
     Some(roster::Entry {
@@ -786,6 +830,7 @@ fn entry(replica: &Replica) -> Option<roster::Entry> {
         index: replica.index,
         process: life.process.identity(),
         ready: replica.is_ready(),
+        leaving: !(replica.is_main() && replica.is_running()),
         restarts: replica.restarts,
         requests: life.requests,
         fingerprint: life.fingerprint,
@@ -794,6 +839,7 @@ fn entry(replica: &Replica) -> Option<roster::Entry> {
         stop_within_ms: u64::try_from(replica.worker.stop.within.as_millis()).unwrap_or(u64::MAX),
         members: life.known.clone(),
         groups: life.group.as_ref().map(Group::identities).unwrap_or_default(),
+        mark: life.mark.clone(),
     })
 }
 

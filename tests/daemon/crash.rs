@@ -123,15 +123,13 @@ fn a_killed_daemon_leaves_no_quota_and_the_next_start_sweeps_its_groups() {
     wait_within(AFTERMATH, "the quota is put back", || outside::is_free(&quota).then_some(()));
     assert!(!stage.groups_left().is_empty(), "the orphan still runs in its group");
 
-    // The orphan is nobody's worker any more: the next daemon leaves it alone.
+    // The orphan is in no settings any more: the next daemon ends it.
     fs::write(stage.path("plimsoll.toml"), "").expect("it can be written");
     stage.start();
-    assert_eq!(stage.population().iter().filter(|process| process.pid == hog).count(), 1);
+    let left = stage.event("worker_left_behind", |_| true);
+    assert_eq!(left["pid"].as_i64(), Some(i64::from(hog)), "{left}");
+    wait_for("the orphan has ended", || (!stage.population().iter().any(|process| process.pid == hog)).then_some(()));
     assert_eq!(stage.stop(), 0);
-    for orphan in stage.population() {
-        orphan.kill();
-    }
-    wait_for("the orphan has ended", || stage.population().is_empty().then_some(()));
     stage.start();
     assert_eq!(stage.groups_left().iter().filter(|folder| !folder.ends_with(format!("plimsoll-{}", stage.pid()))).count(), 0);
     assert_eq!(stage.stop(), 0);

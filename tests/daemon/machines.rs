@@ -216,7 +216,9 @@ fn own_files(stage: &Stage) -> String {
             if name.ends_with("-wal") || name.ends_with("-shm") {
                 continue;
             }
-            let saved: String = if name.ends_with(".jsonl") { steady_log(&entry.path()) } else { String::new() };
+            // Of the roster the other tests say what is in it.
+            let saved: String =
+                if name.ends_with(".jsonl") && !name.starts_with("workers-") { steady_log(&entry.path()) } else { String::new() };
             lines.push(format!("{folder}/{name}\n{saved}"));
         }
     }

@@ -30,4 +30,5 @@ mod reload;
 mod serving;
 mod starved;
 mod supervision;
+mod upgrade;
 mod workers;

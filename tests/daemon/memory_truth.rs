@@ -175,3 +175,22 @@ fn alarmed(stage: &Stage, line: f64) {
     assert_eq!(changed["measure"], "unreclaimable", "{changed}");
     assert!(changed["utilization"].as_f64().is_some_and(|share| share >= line), "{changed}");
 }
+
+/// The kernel's OOM killer is told from any other SIGKILL, with a group of the worker's own and without.
+#[test]
+fn a_kill_for_want_of_memory_is_recognised_as_one() {
+    for (name, groups) in [("oom-grouped", ""), ("oom-bare", crate::crash::NO_GROUPS)] {
+        let group = match MemoryGroup::make(name) {
+            Ok(group) => group,
+            Err(reason) => return skip(&reason),
+        };
+        // Faster than anybody could act.
+        let mut stage = Stage::new(&format!("{groups}{}\nrestart = \"never\"", settings("{hungry leak=2000 cap=400}")));
+        group.start(&mut stage);
+        let exited = stage.event("worker_exited", |_| true);
+        assert_eq!((&exited["signal"], &exited["reason"]), (&Value::from("SIGKILL"), &Value::from("oom")), "{name}: {exited}");
+        let counted = || stage.metric("plimsoll_worker_exits_total{worker=\"web\",reason=\"oom\"}");
+        wait_for("it is counted", || counted().filter(|count| *count == 1.0));
+        assert_eq!(stage.stop(), 0);
+    }
+}

@@ -84,6 +84,8 @@ pub struct Stage {
     pub daemon: Option<Child>,
     /// Every daemon so far, to find the groups it made.
     pids: Vec<u32>,
+    /// What is under test.
+    pub program: PathBuf,
     /// Set for every daemon and client.
     pub set: Vec<String>,
     pub env: Vec<(String, String)>,
@@ -102,6 +104,7 @@ impl Stage {
             folder,
             daemon: None,
             pids: Vec::new(),
+            program: PathBuf::from(env!("CARGO_BIN_EXE_plimsoll")),
             set: vec!["http.listen=[]".to_owned()],
             env: Vec::new(),
             runs: 0,
@@ -140,7 +143,7 @@ impl Stage {
 
     /// `plimsoll` with the folders of this stage.
     pub fn plimsoll(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        let mut command = Command::new(&self.program);
         command.args(args).arg("-c").arg(self.path("plimsoll.toml"));
         self.surround(&mut command);
         command
@@ -148,7 +151,7 @@ impl Stage {
 
     /// `plimsoll run -- COMMAND` without a file.
     pub fn plimsoll_run(&self, command_words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        let mut command = Command::new(&self.program);
         command.arg("run");
         self.surround(&mut command);
         command.arg("--").args(command_words);
@@ -318,6 +321,14 @@ impl Stage {
         let code = self.end();
         let at_birth = code == 128 + 15 && self.log().is_empty();
         assert!(code == 0 || code == 128 + 9 || at_birth, "it ended with {code}");
+    }
+
+    /// The same by another program than the one under test.
+    pub fn ask_with(&self, program: &Path, args: &[&str]) -> Output {
+        let mut command = Command::new(program);
+        command.args(args).arg("-c").arg(self.path("plimsoll.toml"));
+        self.surround(&mut command);
+        command.output().expect("plimsoll can be started")
     }
 
     /// Runs another plimsoll command to its end.

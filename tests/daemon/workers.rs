@@ -14,12 +14,12 @@ use crate::outside;
 use crate::stage::{Stage, wait_for};
 
 /// A port that was free a moment ago.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it is bound").port()
 }
 
 /// One request; what was answered, or why there was nothing.
-fn get(port: u16) -> Result<String, String> {
+pub fn get(port: u16) -> Result<String, String> {
     let fault = |what: &str, error: std::io::Error| format!("{what}: {error}");
     let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(|error| fault("connect", error))?;
     stream.set_read_timeout(Some(Duration::from_secs(30))).map_err(|error| fault("timeout", error))?;
@@ -33,14 +33,14 @@ fn get(port: u16) -> Result<String, String> {
 }
 
 /// Clients that ask without a pause until they are stopped.
-struct Load {
+pub struct Load {
     stop: Arc<AtomicBool>,
     asked: Arc<AtomicU32>,
     clients: Vec<std::thread::JoinHandle<Vec<String>>>,
 }
 
 impl Load {
-    fn on(port: u16, clients: usize) -> Load {
+    pub fn on(port: u16, clients: usize) -> Load {
         let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU32::new(0)));
         let client = || {
             let (stop, asked) = (stop.clone(), asked.clone());
@@ -60,7 +60,7 @@ impl Load {
     }
 
     /// How many were answered, and what went wrong with the others.
-    fn end(self) -> (u32, Vec<String>) {
+    pub fn end(self) -> (u32, Vec<String>) {
         self.stop.store(true, Ordering::SeqCst);
         let failed = self.clients.into_iter().flat_map(|client| client.join().expect("a client does not panic")).collect();
         (self.asked.load(Ordering::SeqCst), failed)
@@ -78,7 +78,7 @@ fn replicas(stage: &Stage, worker: &str) -> Vec<(u64, String, Option<i64>)> {
 }
 
 /// Waits until there are so many replicas that serve, held back or not, and no other copy.
-fn wait_until_serving(stage: &Stage, worker: &str, count: usize) -> Vec<i64> {
+pub fn wait_until_serving(stage: &Stage, worker: &str, count: usize) -> Vec<i64> {
     let serves = |(_, state, pid): &(u64, String, Option<i64>)| pid.filter(|_| ["ready", "running", "throttled"].contains(&state.as_str()));
     wait_for(&format!("{count} of {worker} serve"), || {
         let all = replicas(stage, worker);
@@ -87,11 +87,11 @@ fn wait_until_serving(stage: &Stage, worker: &str, count: usize) -> Vec<i64> {
     })
 }
 
-fn pids(stage: &Stage, worker: &str) -> Vec<i64> {
+pub fn pids(stage: &Stage, worker: &str) -> Vec<i64> {
     replicas(stage, worker).into_iter().filter_map(|(_, _, pid)| pid).collect()
 }
 
-fn said(output: &std::process::Output) -> String {
+pub fn said(output: &std::process::Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
@@ -482,8 +482,12 @@ fn a_reload_replaces_one_by_one_what_changed_and_nothing_else() {
     let before = wait_until_serving(&stage, "web", 2);
     let load = Load::on(port, 2);
     stage.write(&settings("debug"));
+    let plan = "\n  keep other as it is\n  replace web: 2 replicas, one after the other";
+    let output = stage.ask(&["reload", "--dry-run"]);
+    assert_eq!(said(&output).trim_end(), format!("would apply: workers.web.env{plan}"));
+    assert_eq!(wait_until_serving(&stage, "web", 2), before, "it was not done");
     let output = stage.ask(&["reload"]);
-    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(said(&output).trim_end(), format!("settings applied, changed: workers.web.env{plan}"));
     wait_for("both were replaced", || (!wait_until_serving(&stage, "web", 2).iter().any(|pid| before.contains(pid))).then_some(()));
     let (asked, failed) = load.end();
     assert!(failed.is_empty(), "{asked} answered, {failed:?}");
@@ -616,4 +620,74 @@ fn workers_that_are_to_end_with_the_daemon_do_so_descendants_included() {
         (left == [stays]).then_some(())
     });
     assert!(killed.elapsed() < Duration::from_secs(10), "{:?}", killed.elapsed());
+}
+
+/// Who leaves session and parent at once is in no tree and, without groups, in nothing: only its environment says whose it is.
+#[test]
+fn a_descendant_nobody_ever_saw_does_not_outlive_its_worker() {
+    let script = "(setsid sh -c 'sleep 98761 & exit 0'); exit 3";
+    let stage =
+        Stage::running(&format!("{}[workers.web]\ncommand = [\"sh\", \"-c\", \"{script}\"]\nrestart = \"never\"", crate::crash::NO_GROUPS));
+    let exited = stage.event("worker_exited", |_| true);
+    assert_eq!(exited["exit_code"], 3, "{exited}");
+    wait_for("nobody is left", || stage.population().is_empty().then_some(()));
+}
+
+#[test]
+fn not_even_one_that_has_cleaned_its_environment_outlives_the_daemon() {
+    let script = "(env -i setsid sh -c 'sleep 98762 & exit 0'); exit 3";
+    let mut stage =
+        Stage::running(&format!("{}[workers.web]\ncommand = [\"sh\", \"-c\", \"{script}\"]\nrestart = \"never\"", crate::crash::NO_GROUPS));
+    let daemon = stage.pid();
+    stage.event("worker_exited", |_| true);
+    let left = || outside::processes().into_iter().find(|process| process.name == "sleep" && process.parent == daemon);
+    let orphan = wait_for("it is our child now", left);
+    assert_eq!(stage.stop(), 0);
+    assert!(outside::process(orphan.pid).is_none_or(|now| now.started != orphan.started), "it lives on");
+    let step = stage.event("shutdown_step", |event| event["step"] == "workers");
+    assert!(step["detail"].as_str().is_some_and(|detail| detail.contains("left of earlier ones")), "{step}");
+}
+
+/// Switches the kernel's merging on, and puts everything back.
+struct Merging(Vec<(&'static str, String)>);
+
+impl Merging {
+    fn on() -> Option<Merging> {
+        let mut before = Vec::new();
+        for (file, value) in [("/sys/kernel/mm/ksm/pages_to_scan", "20000"), ("/sys/kernel/mm/ksm/run", "1")] {
+            before.push((file, std::fs::read_to_string(file).ok()?.trim().to_owned()));
+            std::fs::write(file, value).ok()?;
+        }
+        Some(Merging(before))
+    }
+}
+
+impl Drop for Merging {
+    fn drop(&mut self) {
+        for (file, value) in &self.0 {
+            let _ = std::fs::write(file, value);
+        }
+    }
+}
+
+#[test]
+fn pages_that_are_merged_are_counted_and_where_they_cannot_be_it_is_said() {
+    let settings =
+        "[workers.web]\ncommand = {hungry leak=40 cap=40}\nreplicas = 2\nmerge_pages = true\n[workers.other]\ncommand = {hungry}";
+    let stage = Stage::running(settings);
+    if std::fs::read_to_string("/sys/kernel/mm/ksm/run").is_ok_and(|run| run.trim() != "1") {
+        let degraded = stage.event("degraded", |event| event["part"] == "merge_pages");
+        assert!(
+            degraded["detail"].as_str().is_some_and(|detail| detail.contains("echo 1 >") || detail.contains("Linux 6.4")),
+            "{degraded}"
+        );
+    }
+    let Some(_merging) = Merging::on() else {
+        return crate::stage::skip_even_in_ci("kernel samepage merging cannot be switched on here");
+    };
+    let merged = wait_for("what is the same is kept once", || {
+        stage.metric("plimsoll_worker_merged_bytes{worker=\"web\"}").filter(|bytes| *bytes > 60e6)
+    });
+    println!("{:.1} MB of 80 MB are saved", merged / 1e6);
+    assert_eq!(stage.metric("plimsoll_worker_merged_bytes{worker=\"other\"}"), None);
 }

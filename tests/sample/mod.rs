@@ -155,6 +155,7 @@ pub fn snapshot() -> Snapshot {
                         processes: Some(2),
                         restarts: 0,
                         next_start_in: None,
+                        merged_bytes: Some(4_000_000),
                         ..ReplicaState::default()
                     },
                     ReplicaState {

@@ -1,0 +1,113 @@
+//! Processes that were handed to us and that neither session nor group nor parent ties to a worker any more: each life carries a
+//! mark in its environment, and what inherits it is known by it.
+//!
+//! Where there are groups nobody is looked for here. Without them somebody who leaves session and parent between two looks would
+//! outlive his worker otherwise. Who has cleaned its environment is known by nothing; it is ended with the daemon, if it is our child
+//! and was not when we began.
+
+use std::collections::HashSet;
+
+use crate::config::settings::Signal;
+use crate::host::process::Process;
+use crate::host::procfs::Stat;
+use crate::host::scan;
+use crate::sampling::readings::SlotId;
+
+use super::supervisor::Supervisor;
+
+/// The variable that says whose descendant a process is.
+pub const MARK: &str = "PLIMSOLL_LIFE";
+
+/// Its value for whatever the command that restarts an adopted worker has started: a stranger, though it may be our child.
+pub const RESTARTED: &str = "restarted";
+
+/// Unique while the machine runs, for all practical purposes: a pid and a number that this daemon gives once.
+pub fn mark(keeper: i32, slot: SlotId) -> String {
+    format!("{keeper}-{}", slot.0)
+}
+
+impl Supervisor {
+    /// Whoever is our child now was somebody else's business before: never a worker's descendant.
+    pub fn note_strangers(&mut self) {
+        self.strangers = self.children_but(|_| false);
+    }
+
+    /// Children of ours by pid and start time, without some.
+    pub(super) fn children_but(&self, without: impl Fn(i32) -> bool) -> Vec<(i32, u64)> {
+        let mut processes = Vec::new();
+        // If /proc cannot be read, nobody is spared or taken for it later: both need the same look.
+        let _ = scan::processes(&self.around.paths, &mut processes, &mut Vec::new());
+        let keeper = self.around.keeper;
+        let children = processes.iter().filter(|stat| stat.ppid == keeper && !without(stat.pid));
+        children.map(|stat| (stat.pid, stat.started)).collect()
+    }
+
+    /// Those of our children that are nobody's workers, for a daemon that this one becomes.
+    pub(super) fn bystanders(&self) -> Vec<(i32, u64)> {
+        let helpers: Vec<i32> = self.outputs.helpers().chain(self.sentinel).collect();
+        let adopted = self.adopted_members();
+        let is_bystander = |child: &(i32, u64)| helpers.contains(&child.0) || self.strangers.contains(child) || adopted.contains(child);
+        self.children_but(|_| false).into_iter().filter(is_bystander).collect()
+    }
+
+    /// Children of ours that no life knows of, and no helper is.
+    fn unknown_children<'a>(&self, processes: &'a [Stat]) -> Vec<&'a Stat> {
+        let keeper = self.around.keeper;
+        let mut children = processes.iter().filter(|stat| stat.ppid == keeper && !stat.has_ended()).peekable();
+        if children.peek().is_none() {
+            return Vec::new();
+        }
+        let lives = self.replicas.iter().filter_map(|replica| replica.life.as_ref());
+        let known: HashSet<(i32, u64)> = lives
+            .flat_map(|life| life.known.iter().copied().chain([(life.process.pid(), life.process.started())]))
+            .chain(self.strangers.iter().copied())
+            .collect();
+        let is_helper = |pid: i32| self.sentinel == Some(pid) || self.outputs.helpers().any(|helper| helper == pid);
+        children.filter(|stat| !known.contains(&(stat.pid, stat.started)) && !is_helper(stat.pid)).collect()
+    }
+
+    /// Gives unknown children to the lives whose marks they carry. One whose life is over is killed: nothing survives its worker.
+    pub(super) fn claim_orphans(&mut self, processes: &[Stat]) {
+        let unknown: Vec<Stat> = self.unknown_children(processes).into_iter().copied().collect();
+        for orphan in unknown {
+            let Some(mark) = scan::variable(&self.around.paths, orphan.pid, MARK, &mut self.scratch) else { continue };
+            let life = self.replicas.iter_mut().filter_map(|replica| replica.life.as_mut()).find(|life| life.mark == mark);
+            match life {
+                Some(life) => life.known.push((orphan.pid, orphan.started)),
+                None if mark.starts_with(&format!("{}-", self.around.keeper)) => {
+                    if let Ok(Some(process)) = Process::open_seen(&self.around.paths, &orphan) {
+                        // One that has gone in the meantime is what is wanted.
+                        let _ = process.signal(Signal(libc::SIGKILL));
+                    }
+                }
+                // Another daemon's, or somebody's idea of a mark.
+                None => {}
+            }
+        }
+    }
+
+    /// Kills whoever is our child still, has not been from the beginning, and is no helper, with all descendants; for the end, when all
+    /// workers are gone. How many there were.
+    pub fn kill_the_rest(&mut self) -> u32 {
+        let mut processes = Vec::new();
+        if scan::processes(&self.around.paths, &mut processes, &mut self.scratch).is_err() {
+            return 0;
+        }
+        let mut rest: Vec<Stat> = self.unknown_children(&processes).into_iter().copied().collect();
+        let paths = &self.around.paths;
+        rest.retain(|stat| scan::variable(paths, stat.pid, MARK, &mut self.scratch).as_deref() != Some(RESTARTED));
+        let mut next = 0;
+        while let Some(parent) = rest.get(next).copied() {
+            let is_child = |stat: &&Stat| stat.ppid == parent.pid && stat.started >= parent.started && !stat.has_ended();
+            rest.extend(processes.iter().filter(is_child));
+            next += 1;
+        }
+        let killed = rest.iter().filter_map(|stat| Process::open_seen(&self.around.paths, stat).ok().flatten());
+        u32::try_from(killed.filter(|process| process.signal(Signal(libc::SIGKILL)).is_ok()).count()).unwrap_or(u32::MAX)
+    }
+
+    /// The sentinel: a child of ours that is nobody's worker.
+    pub fn set_sentinel(&mut self, pid: Option<i32>) {
+        self.sentinel = pid;
+    }
+}
