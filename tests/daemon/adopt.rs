@@ -226,7 +226,8 @@ fn adopt_by_match_takes_all_that_match_and_never_our_own_workers() {
     let pids = |stage: &Stage| -> Vec<i64> { replicas(stage, "legacy").iter().filter_map(|replica| replica["pid"].as_i64()).collect() };
     let mut expected = vec![i64::from(one.pid()), i64::from(two.pid())];
     let mut found = pids(&stage);
-    (expected.sort_unstable(), found.sort_unstable());
+    expected.sort_unstable();
+    found.sort_unstable();
     assert_eq!(found, expected, "neither the child of one of them nor a worker of ours");
     assert_eq!(stage.metric("plimsoll_worker_replicas_desired{worker=\"legacy\"}"), Some(2.0));
     // Its children are counted with it.
