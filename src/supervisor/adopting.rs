@@ -23,7 +23,7 @@ use super::orphans;
 use super::replica::{Life, Replica};
 use super::roster;
 use super::state::State;
-use super::supervisor::{Supervisor, spread};
+use super::supervisor::Supervisor;
 
 /// Where all that match are there, others may come: they are looked for this often.
 const NEWCOMERS_GAP: Duration = Duration::from_secs(10);
@@ -134,6 +134,10 @@ impl Supervisor {
     /// Why nobody is found, for people; empty where there is simply nobody.
     fn find(&mut self, by: &AdoptBy, name: &Arc<str>, look: &mut Look, now: Moment) -> Result<Vec<Find>, String> {
         let paths = self.around.paths.clone();
+        if !paths.is_live() {
+            // Its numbers belong to others on the machine we run on.
+            return Err("the processes of a machine that is a folder cannot be held".to_owned());
+        }
         let trace = trace(&paths, by)?;
         if look.processes.is_empty() {
             scan::processes(&paths, &mut look.processes, &mut self.scratch)
@@ -265,36 +269,16 @@ impl Supervisor {
             let _ = watch.add(process.pidfd(), slot.0);
         }
         let started = now.before(roster::age(process.identity(), now.steady));
-        let less_jitter = 1.0 - worker.recycle.jitter.clamp(0.0, 1.0) * spread(slot.0);
+        // Nobody carries it.
+        let mark = orphans::mark(keeper, slot);
         let life = Life {
-            slot,
-            process,
-            group: None,
             started,
-            // Counted from when it was found: it is not to be restarted the moment it is.
-            lifetime_due: worker.recycle.lifetime.map(|lifetime| now.steady + lifetime.mul_f64(less_jitter)),
-            known: Vec::new(),
-            peak_memory: 0,
-            cpu: Duration::ZERO,
-            memory: None,
-            exit: None,
-            survivors_killed: 0,
-            asked: false,
-            kill_wanted: false,
-            killed_by_us: false,
-            overran: false,
-            check: None,
-            notify: None,
-            requests: 0,
-            requests_due: worker.recycle.requests.map(|most| ((f64::from(most) * less_jitter).ceil() as u64).max(1)),
-            fingerprint: roster::fingerprint(&worker),
-            oom: false,
-            // Nobody carries it.
-            mark: orphans::mark(keeper, slot),
             reaper: (!is_child).then_some(find.stat.ppid),
             is_child,
             adopted: true,
             foreign_group: find.group,
+            // What it is to be replaced for counts from when it was found: it is not to be restarted the moment it is.
+            ..Life::begin(slot, process, None, now, &worker, mark)
         };
         let living = life.living(keeper, &look.processes);
         look.taken.extend(living.iter().map(|stat| ((stat.pid, stat.started), worker.name.to_string())));

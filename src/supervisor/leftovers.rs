@@ -17,7 +17,7 @@ use super::replica::{Life, Replica};
 use super::roster::{self, Entry};
 use super::slot::{Role, Standing};
 use super::state::{Purpose, State};
-use super::supervisor::{Supervisor, file_name, spread};
+use super::supervisor::{Supervisor, file_name};
 
 /// A tree is moved into its new groups until nobody new is found, at most so often: whoever forks faster is left where it is.
 const ROUNDS: u32 = 16;
@@ -137,34 +137,13 @@ impl Supervisor {
         }
         let age = roster::age(process.identity(), now.steady);
         let started = now.before(age);
-        let less_jitter = 1.0 - worker.recycle.jitter.clamp(0.0, 1.0) * spread(slot.0);
         Life {
-            slot,
-            process,
-            group,
-            started,
-            lifetime_due: worker.recycle.lifetime.map(|lifetime| started.steady + lifetime.mul_f64(less_jitter)),
             known: living.iter().map(|stat| (stat.pid, stat.started)).collect(),
-            peak_memory: 0,
-            cpu: Duration::ZERO,
-            memory: None,
-            exit: None,
-            survivors_killed: 0,
-            asked: false,
-            kill_wanted: false,
-            killed_by_us: false,
-            oom: false,
-            overran: false,
-            check: None,
-            notify: None,
             requests: entry.requests,
-            requests_due: worker.recycle.requests.map(|most| ((f64::from(most) * less_jitter).ceil() as u64).max(1)),
             fingerprint: entry.fingerprint,
-            mark: entry.mark,
             reaper: if is_child { None } else { reaper },
             is_child,
-            adopted: false,
-            foreign_group: None,
+            ..Life::begin(slot, process, group, started, worker, entry.mark)
         }
     }
 

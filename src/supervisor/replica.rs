@@ -18,8 +18,10 @@ use crate::sampling::readings::SlotId;
 use super::adoption::Scene;
 use super::readiness::Check;
 use super::recycling::Wish;
+use super::roster;
 use super::slot::{Role, Standing};
 use super::state::{History, Next, Purpose, State};
+use super::supervisor::spread;
 
 #[derive(Debug)]
 pub struct Replica {
@@ -192,6 +194,41 @@ impl Replica {
 }
 
 impl Life {
+    /// A life that began at `started`. What is drawn once for each life is drawn here.
+    pub(super) fn begin(slot: SlotId, process: Process, group: Option<Group>, started: Moment, worker: &Worker, mark: String) -> Life {
+        let recycle = &worker.recycle;
+        let less_jitter = 1.0 - recycle.jitter.clamp(0.0, 1.0) * spread(slot.0);
+        Life {
+            slot,
+            process,
+            group,
+            started,
+            lifetime_due: recycle.lifetime.map(|lifetime| started.steady + lifetime.mul_f64(less_jitter)),
+            known: Vec::new(),
+            peak_memory: 0,
+            cpu: Duration::ZERO,
+            memory: None,
+            exit: None,
+            survivors_killed: 0,
+            asked: false,
+            kill_wanted: false,
+            killed_by_us: false,
+            oom: false,
+            overran: false,
+            check: None,
+            notify: None,
+            requests: 0,
+            // Whole requests; far below what a float holds exactly.
+            requests_due: recycle.requests.map(|most| ((f64::from(most) * less_jitter).ceil() as u64).max(1)),
+            fingerprint: roster::fingerprint(worker),
+            mark,
+            reaper: None,
+            is_child: true,
+            adopted: false,
+            foreign_group: None,
+        }
+    }
+
     fn root(&self) -> Root {
         let ended = self.exit.map(|(_, at)| at.steady.as_secs().saturating_add(1).saturating_mul(process::ticks_per_second()));
         Root { pid: self.process.pid(), started: self.process.started(), ended }

@@ -24,7 +24,6 @@ use super::orphans;
 use super::output::Given;
 use super::readiness::{self, Check, Tree};
 use super::replica::{Life, Replica};
-use super::roster;
 use super::slot::{self, Role};
 use super::state::{self, Next, Purpose, State};
 use super::supervisor::{Supervisor, Surroundings, file_name, spread};
@@ -259,39 +258,11 @@ impl Supervisor {
         replica.restarts += u32::from(again && replica.is_main());
         replica.standing.state = State::Starting { since: now.steady, ready_by: now.steady + worker.ready.within };
         let pid = process.pid();
-        let spread = spread(slot.0);
-        let less_jitter = 1.0 - worker.recycle.jitter.clamp(0.0, 1.0) * spread;
         let is_shared = !worker.listen.is_empty() || replica.standing.role == Role::Successor || self.desired(&worker) > 1;
         let Some(replica) = self.replicas.get_mut(place) else { return };
-        replica.life = Some(Life {
-            slot,
-            process,
-            group,
-            started: now,
-            lifetime_due: worker.recycle.lifetime.map(|lifetime| now.steady + lifetime.mul_f64(less_jitter)),
-            known: Vec::new(),
-            peak_memory: 0,
-            cpu: Duration::ZERO,
-            memory: None,
-            exit: None,
-            survivors_killed: 0,
-            asked: false,
-            kill_wanted: false,
-            killed_by_us: false,
-            oom: false,
-            overran: false,
-            check: Some(Check::new(&worker.ready.by, is_shared, notify, now.steady)),
-            notify: None,
-            requests: 0,
-            // Whole requests; far below what a float holds exactly.
-            requests_due: worker.recycle.requests.map(|most| ((f64::from(most) * less_jitter).ceil() as u64).max(1)),
-            fingerprint: roster::fingerprint(&worker),
-            mark: orphans::mark(self.around.keeper, slot),
-            reaper: None,
-            is_child: true,
-            adopted: false,
-            foreign_group: None,
-        });
+        let mark = orphans::mark(self.around.keeper, slot);
+        let check = Check::new(&worker.ready.by, is_shared, notify, now.steady);
+        replica.life = Some(Life { check: Some(check), ..Life::begin(slot, process, group, now, &worker, mark) });
         self.totals.entry(worker.name.clone()).or_default().starts += 1;
         let command = worker.command.join(" ");
         events.push(Event::WorkerStarted { worker: worker.name.to_string(), replica: replica.index, pid, command });
