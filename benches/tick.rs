@@ -54,6 +54,7 @@ impl Sleepers {
             pid: child.id().cast_signed(),
             cpu_group: None,
             memory_group: None,
+            foreign_group: None,
             merges: false,
         };
         self.0.iter().enumerate().map(target).collect()

@@ -74,6 +74,8 @@ const WORKER: &str = "[workers.web]\ncommand = [\"sh\"]\n";
 #[test]
 fn each_impossible_setting_is_refused_at_its_place() {
     let worker = |rest: &str| format!("{WORKER}{rest}");
+    let legacy = |rest: &str| format!("[workers.legacy]\n{rest}");
+    let adopted = |rest: &str| format!("[workers.legacy]\nadopt = {{ pidfile = \"/run/app.pid\" }}\n{rest}");
     let cases: Vec<(&str, String, &str)> = vec![
         ("unknown section", "[gatway]".into(), "1:2 gatway: unknown section"),
         ("unknown key", "[daemon]\nstate_dri = \"/x\"".into(), "2:1 daemon.state_dri: unknown key"),
@@ -256,6 +258,46 @@ fn each_impossible_setting_is_refused_at_its_place() {
             "requests of children",
             worker("members = \"children\"\nrecycle.requests = 5"),
             "4:20 workers.web.recycle.requests: cannot be told",
+        ),
+        (
+            "two ways to adopt",
+            legacy("adopt = { pidfile = \"/run/a.pid\", unit = \"a.service\" }"),
+            "2:42 workers.legacy.adopt.unit: stands beside pidfile",
+        ),
+        ("no way to adopt", legacy("adopt = { may_end = true }"), "2:1 workers.legacy.adopt: says no way to find it"),
+        ("started and adopted", worker("adopt = { unit = \"a.service\" }"), "2:11 workers.web.command: stands beside adopt"),
+        ("a variable for whom nobody starts", adopted("env = { SECRET_WORD = \"x\" }"), "3:7 workers.legacy.env: stands beside adopt"),
+        ("how many is not ours to say", adopted("replicas = 3"), "3:12 workers.legacy.replicas: stands beside adopt"),
+        (
+            "a place to replace it without a way",
+            adopted("recycle.memory = \"1GB\""),
+            "3:18 workers.legacy.recycle.memory: would replace it",
+        ),
+        ("a quota on another's group", adopted("throttle = \"cgroup\""), "3:12 workers.legacy.throttle: \"cgroup\" cannot hold it"),
+        (
+            "a pidfile somewhere",
+            legacy("adopt = { pidfile = \"a.pid\" }"),
+            "2:21 workers.legacy.adopt.pidfile: \"a.pid\" is a relative path",
+        ),
+        ("no unit", legacy("adopt = { unit = \"app\" }"), "2:18 workers.legacy.adopt.unit: \"app\" is no unit with processes"),
+        ("all groups", legacy("adopt = { cgroup = \"/\" }"), "2:20 workers.legacy.adopt.cgroup: \"/\" is no group of its own"),
+        ("out of the tree", legacy("adopt = { cgroup = \"/a/../..\" }"), "2:20 workers.legacy.adopt.cgroup: "),
+        ("no expression", legacy("adopt = { match = \"(\" }"), "2:19 workers.legacy.adopt.match: \"(\" cannot be used"),
+        ("everybody", legacy("adopt = { match = \".*\" }"), "2:19 workers.legacy.adopt.match: \".*\" matches every command line"),
+        (
+            "no such owner",
+            legacy("adopt = { match = \"a\", owner = \"nobody-here\" }"),
+            "2:32 workers.legacy.adopt.owner: there is no user",
+        ),
+        (
+            "an owner for a file",
+            legacy("adopt = { pidfile = \"/a\", owner = \"0\" }"),
+            "2:35 workers.legacy.adopt.owner: is of no use for pidfile",
+        ),
+        (
+            "no such way to restart",
+            legacy("adopt = { pidfile = \"/a\", restart = [\"/none/restart\"] }"),
+            "2:38 workers.legacy.adopt.restart[0]: \"/none/restart\" is not there",
         ),
         ("a number beyond all numbers", worker("weight = 99999999999999999999"), "3:10 workers.web.weight: "),
     ];

@@ -218,7 +218,8 @@ fn a_worker_that_cannot_be_looked_at_is_neither_small_nor_gone() {
     let worker = Sleeper::start();
     let pid = worker.0.id().cast_signed();
     let report = Kernel::around(move |kernel| {
-        let target = Target { slot: SlotId(1), worker: "web".into(), pid, cpu_group: None, memory_group: None, merges: false };
+        let target =
+            Target { slot: SlotId(1), worker: "web".into(), pid, cpu_group: None, memory_group: None, foreign_group: None, merges: false };
         let mut wrong = Vec::new();
         for (file, truncated, expected) in ROWS {
             let mut found = [String::new(), String::new(), String::new()];

@@ -55,7 +55,8 @@ pub struct Means {
 impl Means {
     /// The method for a worker, or why there is none.
     pub fn method(self, worker: &Worker) -> Result<Method, &'static str> {
-        let all = [(self.quota, Method::Cgroup), (self.duty, Method::Duty), (self.nice, Method::Nice)];
+        // An adopted one stays in its own group, which is not ours to limit.
+        let all = [(self.quota && worker.adopt.is_none(), Method::Cgroup), (self.duty, Method::Duty), (self.nice, Method::Nice)];
         let only = |works: bool, method: Method, why: &'static str| if works { Ok(method) } else { Err(why) };
         match worker.throttle {
             ThrottleMethod::Never => Err("the settings say throttle = \"never\""),

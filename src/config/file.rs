@@ -272,6 +272,9 @@ pub struct Worker {
     pub shed_signal: Option<SignalName>,
     /// What becomes of it when the daemon is killed: `resume` goes on without it, `stop` is ended.
     pub on_daemon_death: OnDaemonDeath,
+    /// A program that somebody else starts: looked for, held to its limits and counted like any worker, but neither started
+    /// nor ended, and let go when the daemon ends. Nothing that says how a worker is started may stand beside it.
+    pub adopt: Adopt,
     /// Runs once among all daemons that share its `lock`.
     pub singleton: bool,
     /// The file a singleton is locked by; an absolute path, on a volume that all share. `NAME.lock` in `daemon.state_dir` unless set.
@@ -333,6 +336,7 @@ impl Default for Worker {
             longest_stop: Span::from_millis(250),
             shed_signal: None,
             on_daemon_death: OnDaemonDeath::Resume,
+            adopt: Adopt::default(),
             singleton: false,
             lock: None,
             umask: None,
@@ -345,6 +349,58 @@ impl Default for Worker {
             output: Output::default(),
             limits: Limits::default(),
             recycle: Recycle::default(),
+        }
+    }
+}
+
+/// How a program that somebody else starts is found: by one of `pidfile`, `unit`, `cgroup` and `match`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Adopt {
+    /// The file it writes its pid to; an absolute path. It counts only for a process that was started before it was written, and
+    /// belongs to root, to the daemon's user or to the user of the process.
+    #[schemars(length(min = 1))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pidfile: Option<String>,
+    /// Its systemd unit, such as `app.service`: everybody in the unit's control group.
+    #[schemars(length(min = 1))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// Its control group, as `/proc/PID/cgroup` names it: everybody in it and below.
+    #[schemars(length(min = 1))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// A regular expression on the command line, its words joined by blanks. Each process found is a replica, 64 at most; of a
+    /// parent and its child the parent alone.
+    #[schemars(length(min = 1))]
+    #[serde(rename = "match", skip_serializing_if = "Option::is_none")]
+    pub pattern: Option<String>,
+    /// Whose processes `match` looks among, by name or number; the daemon's own user's unless set, root's too. A command line is
+    /// whatever a process says of itself, so there is no way to say anybody's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Account>,
+    /// A command that restarts it, such as `["systemctl", "restart", "app"]`: run when it is to be replaced, as the daemon's user,
+    /// with `PLIMSOLL_WORKER` and `PLIMSOLL_PID`. Without it nothing replaces it.
+    #[schemars(extend("default" = null))]
+    pub restart: Vec<String>,
+    /// The command is ended after this long, and by then the old process must have ended.
+    #[schemars(extend("x-range" = ["100ms", "1h"]))]
+    pub restart_within: Span,
+    /// Whether it may be ended: killed when memory is out, and stopped by `plimsoll workers stop NAME`. Nothing else ever ends it.
+    pub may_end: bool,
+}
+
+impl Default for Adopt {
+    fn default() -> Self {
+        Adopt {
+            pidfile: None,
+            unit: None,
+            cgroup: None,
+            pattern: None,
+            owner: None,
+            restart: Vec::new(),
+            restart_within: Span::from_secs(60),
+            may_end: false,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! `layers` gathers what was said (built-in file, file, environment, `--set`), `shape` checks each layer key by key against the schema
 //! of `file`, figment merges them, and `sense` turns the whole into `settings`. `problems` collects everything that is wrong.
 
+pub mod adopt;
 mod diff;
 pub mod env_file;
 mod file;

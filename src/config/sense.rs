@@ -21,6 +21,8 @@ use super::units::{
     BytesLine, Cores, CoresLine, Count, CpuLimit, Every, MemoryLimit, Percent, RUNGS, ResourceAmount, RungName, Size, nearest,
 };
 
+mod adopt;
+
 /// Works on the merged file; remembers what it finds.
 pub struct Sense<'a> {
     pub sources: &'a Sources,
@@ -395,7 +397,10 @@ impl Sense<'_> {
                 Err(error) => self.refuse(&place, format!("{given:?} {}", not_there(&error)), "a folder that is there"),
             }
         }
-        self.program(key, worker, directory.as_deref());
+        let adopt = self.adopt(key, worker);
+        if adopt.is_none() {
+            self.program(key, worker, directory.as_deref());
+        }
         self.account(&format!("{key}.user"), worker.user.as_ref().map(|user| user.0.as_str()), "/etc/passwd", "user");
         if worker.group.is_some() && worker.user.is_none() {
             self.refuse(&format!("{key}.group"), "has no user beside it".to_owned(), "a group for the user that is named in user");
@@ -450,6 +455,7 @@ impl Sense<'_> {
             Worker {
                 name: Arc::from(name),
                 command: worker.command.clone(),
+                adopt,
                 directory,
                 user: worker.user.as_ref().map(|user| user.0.clone()),
                 group: worker.group.as_ref().map(|group| group.0.clone()),

@@ -9,6 +9,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::adopt::{Adopt, AdoptBy};
 pub use super::units::{IoPriority, ListenAddress, WebAddress};
 
 /// Everything that can be set, checked and with its defaults filled in.
@@ -253,8 +254,10 @@ impl Rung {
 #[derive(Clone, PartialEq)]
 pub struct Worker {
     pub name: Arc<str>,
-    /// The program and its arguments; never empty.
+    /// The program and its arguments; never empty, unless it is adopted.
     pub command: Vec<String>,
+    /// Somebody else starts it.
+    pub adopt: Option<Adopt>,
     pub directory: Option<PathBuf>,
     pub user: Option<String>,
     pub group: Option<String>,
@@ -408,11 +411,22 @@ pub enum Overlap {
 }
 
 impl Worker {
+    /// It is started by us, or somebody has said how it is restarted.
+    pub fn can_be_restarted(&self) -> bool {
+        self.adopt.as_ref().is_none_or(|adopt| adopt.restart.is_some())
+    }
+
+    /// It is started by us, or somebody has said that it may be ended.
+    pub fn may_be_ended(&self) -> bool {
+        self.adopt.as_ref().is_none_or(|adopt| adopt.may_end)
+    }
+
     /// What `[workers.NAME]` means with nothing in it but the command.
     pub fn new(name: &str, command: Vec<String>) -> Worker {
         Worker {
             name: Arc::from(name),
             command,
+            adopt: None,
             directory: None,
             user: None,
             group: None,

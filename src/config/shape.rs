@@ -15,7 +15,7 @@ use super::units::{self, Scalar, Span, Unfit, Unit as _, Variable, nearest};
 type AsksNothing = fn(&Tree) -> bool;
 
 /// Keys of the design that this version does not carry out yet, and the values of theirs that are taken nevertheless.
-const LATER: [(&str, AsksNothing); 3] = [("jobs", is_empty), ("gateway", is_empty), ("workers.*.adopt", is_empty)];
+const LATER: [(&str, AsksNothing); 2] = [("jobs", is_empty), ("gateway", is_empty)];
 
 fn is_empty(value: &Tree) -> bool {
     match value {

@@ -57,11 +57,15 @@ impl Guardian {
         match command.verb {
             Verb::Start => self.supervisor.start_worker(&whom, now),
             Verb::Stop => {
+                // Whoever is not ended stays held as well.
+                self.supervisor.may_be_ended(&whom)?;
                 self.free(&whom, now).map_err(Objection::Refused)?;
                 self.supervisor.stop_worker(&whom, now)
             }
             Verb::Restart => {
-                self.free(&whom, now).map_err(Objection::Refused)?;
+                if !self.supervisor.is_adopted(&whom) {
+                    self.free(&whom, now).map_err(Objection::Refused)?;
+                }
                 self.supervisor.restart_worker(&whom, now)
             }
             Verb::Recycle => self.supervisor.recycle_worker(&whom, now),

@@ -108,7 +108,7 @@ impl Guardian {
 
     fn stop_workers(&mut self, deadline: Duration) -> Result<String, String> {
         let mut deadline = deadline;
-        let running = self.supervisor.replicas().iter().filter(|replica| replica.life.is_some()).count();
+        let running = self.supervisor.replicas().iter().filter(|replica| replica.life.is_some() && !replica.is_adopted()).count();
         let running = u32::try_from(running).unwrap_or(u32::MAX);
         let mut had_orphans = false;
         self.supervisor.close(Moment::now(), deadline);

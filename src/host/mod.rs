@@ -9,6 +9,7 @@ pub mod clock;
 pub mod cputime;
 pub mod filesystem;
 pub mod folder;
+pub mod foreign;
 pub mod freezer;
 pub mod group;
 pub mod helper;

@@ -217,11 +217,17 @@ events! {
         memory_bytes: u64,
         reason: String,
     }
-    #[doc = "A worker of an earlier daemon that lives on is this one's now."]
+    #[doc = "A worker of an earlier daemon that lives on, or that somebody else has started, is this one's now."]
     INFO WorkerAdopted "worker_adopted" {
         worker: String,
         replica: u32,
         pid: i32,
+        detail: String,
+    }
+    #[doc = "A worker that somebody else starts is not there; `detail` says by what it is looked for, and why it is not found."]
+    WARN WorkerLost "worker_lost" {
+        worker: String,
+        replica: u32,
         detail: String,
     }
     #[doc = "A worker of an earlier daemon that lives on is ended."]
@@ -446,6 +452,7 @@ impl Event {
             Event::WorkerAdopted { worker, replica, pid, detail } => {
                 format!("{worker}.{replica} lives on as pid {pid} and is taken over; {detail}")
             }
+            Event::WorkerLost { worker, replica, detail } => format!("{worker}.{replica} is not there, and is looked for: {detail}"),
             Event::WorkerLeftBehind { worker, replica, pid, detail } => format!("{worker}.{replica} (pid {pid}) is ended: {detail}"),
             Event::WorkerNotReady { worker, replica, within_seconds, detail, .. } if detail.is_empty() => {
                 format!("{worker}.{replica} was not ready within {within_seconds} s")

@@ -22,6 +22,7 @@ use crate::response::hold::{self, Hold};
 use crate::response::ladder::{self, Progress, Round, THROTTLE_SETTLING, TOLERANCE, Tier, Trial};
 use crate::response::lease::{self, Lease, Term};
 use crate::response::refusal::{Reason, Refusal};
+use crate::response::victim;
 use crate::response::words;
 use crate::sampling::readings::{Readings, SlotId};
 
@@ -907,7 +908,9 @@ impl Planner {
     /// another replica of the worker was ended: there is time for it.
     fn leaking<'a>(&self, scene: &Scene<'a>) -> Option<(&'a Candidate, Cause, String)> {
         let may_go = |candidate: &&Candidate| {
-            self.may_retire(candidate) && !candidate.settings.protected && self.cooldowns.worker(&candidate.worker, scene.now).is_zero()
+            self.may_retire(candidate)
+                && victim::spared(&candidate.settings, &Rung::Recycle).is_none()
+                && self.cooldowns.worker(&candidate.worker, scene.now).is_zero()
         };
         let leaks = scene.candidates.iter().filter_map(|candidate| Some((candidate, candidate.leak?)));
         let soonest = leaks.filter(|(candidate, _)| may_go(candidate)).min_by_key(|(candidate, leak)| (leak.left, candidate.slot));

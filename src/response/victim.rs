@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 
+use crate::config::settings::{Rung, Worker};
 use crate::response::candidate::Candidate;
 use crate::response::words::{bytes, rate};
 
@@ -31,9 +32,24 @@ impl Yield {
     }
 }
 
+/// Why its settings have it spared on this rung; `None`: they do not.
+pub fn spared(worker: &Worker, rung: &Rung) -> Option<&'static str> {
+    match rung {
+        _ if worker.protected => Some("is protected"),
+        Rung::Recycle if !worker.can_be_restarted() => Some("is adopted, and adopt.restart does not say how it is restarted"),
+        Rung::Kill if !worker.may_be_ended() => Some("is adopted, and adopt.may_end does not allow it to be ended"),
+        _ => None,
+    }
+}
+
+/// Neither replaced nor killed.
+pub fn is_spared(worker: &Worker) -> bool {
+    spared(worker, &Rung::Recycle).is_some() && spared(worker, &Rung::Kill).is_some()
+}
+
 /// May be recycled or killed for a resource's sake.
 pub fn is_eligible(candidate: &Candidate) -> bool {
-    candidate.running && !candidate.settings.protected && candidate.busy.is_none()
+    candidate.running && !is_spared(&candidate.settings) && candidate.busy.is_none()
 }
 
 /// The eligible candidates, the one that is to go first in front.
@@ -73,6 +89,7 @@ pub fn why(candidate: &Candidate) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::settings::{Adopt, AdoptBy};
     use crate::response::tests::candidate;
     use proptest::prelude::*;
     use std::sync::Arc;
@@ -94,7 +111,20 @@ mod tests {
             Arc::make_mut(&mut one.settings).protected = true;
             one
         };
+        let adopted = |slot, restart: bool, may_end: bool| {
+            let mut one = base(slot);
+            let restart = restart.then(|| vec!["restart".to_owned()]);
+            let by = AdoptBy::Unit("app.service".to_owned());
+            let adopt = Adopt { by, restart, restart_within: std::time::Duration::from_secs(1), may_end };
+            Arc::make_mut(&mut one.settings).adopt = Some(adopt);
+            one
+        };
         let cases: Vec<(&str, Vec<Candidate>, Vec<u64>)> = vec![
+            (
+                "adopted only where something is said of its end",
+                vec![adopted(1, false, false), adopted(2, true, false), adopted(3, false, true)],
+                vec![2, 3],
+            ),
             ("larger first", vec![candidate(1, "a", 0.0, 10), candidate(2, "b", 0.0, 20)], vec![2, 1]),
             ("lower priority before larger", vec![spared(1, 5), Candidate { memory: Some(1), ..spared(2, 0) }], vec![2, 1]),
             (
@@ -114,6 +144,21 @@ mod tests {
         for (name, candidates, expected) in cases {
             assert_eq!(order(&candidates), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn what_may_be_done_to_an_adopted_worker_is_what_its_settings_say() {
+        let worker = |restart: Option<Vec<String>>, may_end| {
+            let adopt = Adopt { by: AdoptBy::Unit("app.service".into()), restart, restart_within: Default::default(), may_end };
+            Worker { adopt: Some(adopt), ..Worker::new("legacy", Vec::new()) }
+        };
+        let spared_on = |worker: &Worker| [Rung::Recycle, Rung::Kill].map(|rung| spared(worker, &rung).is_some());
+        assert_eq!(spared_on(&worker(None, false)), [true, true]);
+        assert_eq!(spared_on(&worker(Some(vec!["x".into()]), false)), [false, true]);
+        assert_eq!(spared_on(&worker(None, true)), [true, false]);
+        assert_eq!(spared_on(&Worker { protected: true, ..worker(Some(vec!["x".into()]), true) }), [true, true]);
+        assert_eq!(spared_on(&Worker::new("web", vec!["sh".into()])), [false, false]);
+        assert_eq!(spared(&worker(None, false), &Rung::Throttle), None);
     }
 
     #[test]

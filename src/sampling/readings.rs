@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::host::cgroupfs::Refaults;
 use crate::host::clock::Moment;
 use crate::host::folder::Folder;
+use crate::host::foreign::ForeignGroup;
 
 /// A number, or the reason why there is none. Never a zero that means "could not read".
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -253,6 +254,8 @@ pub struct Target {
     /// The replica's own cgroup folders, if it has any: (cpu accounting, memory).
     pub cpu_group: Option<Arc<Folder>>,
     pub memory_group: Option<Arc<Folder>>,
+    /// A group of somebody else's whose members belong to it too.
+    pub foreign_group: Option<Arc<ForeignGroup>>,
     /// Its pages are merged with the same ones of others.
     pub merges: bool,
 }

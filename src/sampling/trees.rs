@@ -4,12 +4,14 @@
 //! belong before: one that cut itself loose from its parent (a daemon) stays ours.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::readings::{SlotId, Target};
 use crate::host::clock::Moment;
+use crate::host::foreign::ForeignGroup;
 use crate::host::kept::Kept;
 use crate::host::procfs::Stat;
 use crate::host::{Paths, procfs, scan};
@@ -72,11 +74,20 @@ struct Tree {
     /// Why it could not be looked at. Tried again each tick.
     unseen: Option<Errno>,
     members: Vec<Member>,
+    /// Everybody in it is a member.
+    group: Option<Arc<ForeignGroup>>,
 }
 
 impl Tree {
     fn new(target: &Target) -> Tree {
-        Tree { slot: target.slot, pid: target.pid, root: None, unseen: Some(Errno::INPROGRESS), members: Vec::new() }
+        Tree {
+            slot: target.slot,
+            pid: target.pid,
+            root: None,
+            unseen: Some(Errno::INPROGRESS),
+            members: Vec::new(),
+            group: target.foreign_group.clone(),
+        }
     }
 
     /// Learns the identity of the process that was started.
@@ -238,6 +249,12 @@ impl Trees {
             let started = tree.root.map(|root| root.started);
             if find(&self.all, tree.pid).is_none_or(|leader| Some(self.all[leader].started) == started) {
                 sessions.insert(tree.pid, at);
+            }
+        }
+        for (at, tree) in self.trees.iter().enumerate() {
+            // Listed after all processes were looked through: a number given away since belongs to one that is not there yet.
+            for found in tree.group.iter().flat_map(|group| group.pids()).filter_map(|pid| find(&self.all, pid)) {
+                self.owners[found].get_or_insert(at);
             }
         }
         for (owner, stat) in self.owners.iter_mut().zip(&self.all) {

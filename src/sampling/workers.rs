@@ -648,7 +648,15 @@ mod tests {
         }
 
         fn target(&self) -> Target {
-            Target { slot: SlotId(7), worker: "web".into(), pid: self.0.id() as i32, cpu_group: None, memory_group: None, merges: false }
+            Target {
+                slot: SlotId(7),
+                worker: "web".into(),
+                pid: self.0.id() as i32,
+                cpu_group: None,
+                memory_group: None,
+                foreign_group: None,
+                merges: false,
+            }
         }
 
         fn kill(&mut self) {

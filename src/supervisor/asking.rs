@@ -95,6 +95,7 @@ impl Supervisor {
     /// Ends every copy, to stay down until somebody asks for another.
     pub fn stop_worker(&mut self, whom: &Whom, now: Moment) -> Result<Goal, Objection> {
         let places = self.places_of(whom)?;
+        self.may_be_ended(whom)?;
         self.meet_all(|replica| replica.worker.name == whom.worker && whom.replica.is_none_or(|index| replica.index == index));
         for place in places {
             let Some(replica) = self.replicas.get_mut(place) else { continue };
@@ -117,6 +118,10 @@ impl Supervisor {
 
     /// Ends the present life and begins another, all at once, however it stands.
     pub fn restart_worker(&mut self, whom: &Whom, now: Moment) -> Result<Goal, Objection> {
+        if self.is_adopted(whom) {
+            // By its command, and by nothing else.
+            return self.recycle_worker(whom, now);
+        }
         let places = self.places_of(whom)?;
         let past = self.lives_at(&places);
         self.meet_all(|replica| replica.worker.name == whom.worker && whom.replica.is_none_or(|index| replica.index == index));
@@ -135,6 +140,7 @@ impl Supervisor {
     /// Replaces one replica after the other, with overlap where there is room.
     pub fn recycle_worker(&mut self, whom: &Whom, now: Moment) -> Result<Goal, Objection> {
         let places = self.places_of(whom)?;
+        self.can_be_restarted(whom, &places)?;
         let past = self.lives_at(&places);
         for place in places {
             let Some(replica) = self.replicas.get_mut(place) else { continue };
@@ -157,6 +163,9 @@ impl Supervisor {
         if count > MOST_REPLICAS {
             return refused(format!("{count} replicas are more than the {MOST_REPLICAS} there may be"));
         }
+        if self.workers.iter().any(|known| known.name == *worker && known.adopt.is_some()) {
+            return refused(format!("{worker} is adopted: somebody else says how many there are"));
+        }
         let is_singleton = self.workers.iter().any(|known| known.name == *worker && known.lock.is_some());
         if is_singleton && count > 1 {
             return refused(format!("{worker} is a singleton"));
@@ -164,6 +173,39 @@ impl Supervisor {
         self.scales.insert(worker.clone(), count);
         self.settle_counts(now);
         Ok(Goal::Count { worker: worker.clone(), count })
+    }
+
+    /// Somebody else starts it.
+    pub fn is_adopted(&self, whom: &Whom) -> bool {
+        self.workers.iter().any(|worker| worker.name == whom.worker && worker.adopt.is_some())
+    }
+
+    /// # Errors
+    /// `Refused` for an adopted worker of which nothing says that it may be ended.
+    pub fn may_be_ended(&self, whom: &Whom) -> Result<(), Objection> {
+        match self.workers.iter().find(|worker| worker.name == whom.worker).filter(|worker| !worker.may_be_ended()) {
+            Some(_) => Err(Objection::Refused(format!(
+                "{} is adopted: somebody else starts it, and it is not ended unless adopt.may_end is true",
+                whom.worker
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// # Errors
+    /// `Refused` for an adopted worker of which nothing says how it is restarted, or that is not there.
+    fn can_be_restarted(&self, whom: &Whom, places: &[usize]) -> Result<(), Objection> {
+        let Some(worker) = self.workers.iter().find(|worker| worker.name == whom.worker && worker.adopt.is_some()) else { return Ok(()) };
+        if !worker.can_be_restarted() {
+            let why = format!("{} is adopted: somebody else starts it, and adopt.restart does not say how it is restarted", whom.worker);
+            return Err(Objection::Refused(why));
+        }
+        let replicas = || places.iter().filter_map(|place| self.replicas.get(*place));
+        if replicas().any(Replica::is_running) {
+            return Ok(());
+        }
+        let waits = replicas().find_map(|replica| replica.waits_for.as_deref()).unwrap_or("a start");
+        Err(Objection::Refused(format!("{} is not there to be restarted; it waits for {waits}", whom.worker)))
     }
 
     /// Sends a signal to the process that was started, of each replica.

@@ -67,6 +67,8 @@ impl Supervisor {
                     kill_all(life, &members);
                 }
                 State::Clearing { next, kill_at, killed } => {
+                    // Whom somebody else has started, and nobody has asked to end, may leave behind whom it likes.
+                    let members = if life.adopted && !life.asked { Vec::new() } else { members };
                     let fresh = life.exit.is_some_and(|(_, at)| at == now);
                     if members.is_empty() {
                         let next = *next;
@@ -190,6 +192,7 @@ fn reason_of(life: &Life, cause: Option<&'static str>, status: ExitStatus) -> &'
         (Some("stopped"), _) => "stopped",
         (Some(_), _) => "recycled",
         (None, ExitStatus::Code(0)) => "clean",
+        (None, ExitStatus::Unknown) if life.adopted => "unknown",
         (None, ExitStatus::Code(_) | ExitStatus::Unknown) => "error",
         (None, ExitStatus::Signal(_)) => "signal",
     }

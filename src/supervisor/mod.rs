@@ -2,6 +2,8 @@
 //! May touch the processes of `host`, and the files of output.
 //! Must not decide by resource use: it is told.
 
+pub mod adopting;
+pub mod adoption;
 pub mod asking;
 pub mod capture;
 mod ending;
@@ -14,6 +16,7 @@ pub mod plan;
 pub mod readiness;
 pub mod recycling;
 pub mod replica;
+mod restarting;
 pub mod roster;
 pub mod rotation;
 pub mod slot;

@@ -18,6 +18,9 @@ use super::supervisor::Supervisor;
 /// The variable that says whose descendant a process is.
 pub const MARK: &str = "PLIMSOLL_LIFE";
 
+/// Its value for whatever the command that restarts an adopted worker has started: a stranger, though it may be our child.
+pub const RESTARTED: &str = "restarted";
+
 /// Unique while the machine runs, for all practical purposes: a pid and a number that this daemon gives once.
 pub fn mark(keeper: i32, slot: SlotId) -> String {
     format!("{keeper}-{}", slot.0)
@@ -42,7 +45,8 @@ impl Supervisor {
     /// Those of our children that are nobody's workers, for a daemon that this one becomes.
     pub(super) fn bystanders(&self) -> Vec<(i32, u64)> {
         let helpers: Vec<i32> = self.outputs.helpers().chain(self.sentinel).collect();
-        let is_bystander = |child: &(i32, u64)| helpers.contains(&child.0) || self.strangers.contains(child);
+        let adopted = self.adopted_members();
+        let is_bystander = |child: &(i32, u64)| helpers.contains(&child.0) || self.strangers.contains(child) || adopted.contains(child);
         self.children_but(|_| false).into_iter().filter(is_bystander).collect()
     }
 
@@ -90,6 +94,8 @@ impl Supervisor {
             return 0;
         }
         let mut rest: Vec<Stat> = self.unknown_children(&processes).into_iter().copied().collect();
+        let paths = &self.around.paths;
+        rest.retain(|stat| scan::variable(paths, stat.pid, MARK, &mut self.scratch).as_deref() != Some(RESTARTED));
         let mut next = 0;
         while let Some(parent) = rest.get(next).copied() {
             let is_child = |stat: &&Stat| stat.ppid == parent.pid && stat.started >= parent.started && !stat.has_ended();

@@ -77,6 +77,7 @@ pub enum Manner {
 pub fn manner(worker: &Worker, peak: u64, room: Room) -> Manner {
     let stop_first = |why: &str| Manner::StopFirst(why.to_owned());
     match worker.recycle.overlap {
+        _ if worker.adopt.is_some() => return stop_first("somebody else starts it from now on"),
         _ if worker.lock.is_some() => return stop_first("a singleton never runs twice"),
         Overlap::Never => return stop_first("recycle.overlap is never"),
         Overlap::Auto if worker.listen.is_empty() => return stop_first("it has no `listen`, so a second copy might not get its port"),

@@ -1,18 +1,21 @@
 //! One copy of a replica of a worker: its place, and its present life if it has one. Most replicas have one copy; one that is being
 //! replaced with overlap has two ([`super::slot`]).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::settings::Worker;
 use crate::host::Paths;
 use crate::host::clock::Moment;
+use crate::host::foreign::ForeignGroup;
 use crate::host::group::Group;
 use crate::host::process::{self, Delivery, Exit, Process, Root};
 use crate::host::procfs::Stat;
 use crate::host::sockets::{HeldLock, NotifySocket};
 use crate::sampling::readings::SlotId;
 
+use super::adoption::Scene;
 use super::readiness::Check;
 use super::recycling::Wish;
 use super::roster;
@@ -44,6 +47,8 @@ pub struct Replica {
     pub(super) look_again: Option<Duration>,
     /// Held from before the start to the end of the last descendant.
     pub(super) lock: Option<HeldLock>,
+    /// Its restart command runs, or has not shown what it has done.
+    pub(super) restarting: bool,
 }
 
 /// Whom a successor is to replace.
@@ -100,6 +105,10 @@ pub struct Life {
     /// To whom its orphans are handed: us, unless it is another's child.
     pub(super) reaper: Option<i32>,
     pub(super) is_child: bool,
+    /// Somebody else has started it: it is only ever ended where its worker says so.
+    pub adopted: bool,
+    /// Everybody in this group belongs to it too.
+    pub(super) foreign_group: Option<Arc<ForeignGroup>>,
 }
 
 impl Replica {
@@ -119,6 +128,7 @@ impl Replica {
             waits_for: None,
             look_again: None,
             lock: None,
+            restarting: false,
         }
     }
 
@@ -167,9 +177,15 @@ impl Replica {
         matches!(self.standing.state, State::Running { .. })
     }
 
+    /// Its process was started by somebody else.
+    pub fn is_adopted(&self) -> bool {
+        self.life.as_ref().is_some_and(|life| life.adopted)
+    }
+
     /// Why it cannot take an action now; `None` while it simply runs. `response` knows these words.
     pub fn busy(&self) -> Option<&'static str> {
         match self.standing.state {
+            State::Running { .. } if self.restarting => Some("recycling"),
             State::Starting { .. } | State::Running { .. } => None,
             State::Stopping { purpose: Purpose::Replace | Purpose::GiveWay | Purpose::Retry, .. }
             | State::Clearing { next: Next::StartAt(_), .. } => Some("recycling"),
@@ -211,6 +227,8 @@ impl Life {
             mark,
             reaper: None,
             is_child: true,
+            adopted: false,
+            foreign_group: None,
         }
     }
 
@@ -232,7 +250,8 @@ impl Life {
         self.living(keeper, processes).iter().map(|stat| stat.pid).collect()
     }
 
-    fn living(&self, keeper: i32, processes: &[Stat]) -> Vec<Stat> {
+    pub(super) fn living(&self, keeper: i32, processes: &[Stat]) -> Vec<Stat> {
+        let daemon = keeper;
         let keeper = self.reaper.unwrap_or(keeper);
         let mut found = process::tree_of(self.root(), keeper, &self.known, processes);
         // The group knows those who left the session before they were ever seen.
@@ -241,6 +260,17 @@ impl Life {
             let missing: Vec<_> =
                 missing.filter(|stat| stat.pid != keeper && !found.iter().any(|member| member.pid == stat.pid)).copied().collect();
             found.extend(missing);
+        }
+        if let Some(group) = &self.foreign_group {
+            let scene = Scene { processes, keeper: daemon, taken: &HashMap::new() };
+            let along =
+                group.pids().into_iter().filter_map(|pid| scene.process(pid)).filter(|stat| !stat.has_ended() && !scene.is_ours(stat));
+            let missing: Vec<Stat> = along.filter(|stat| !found.iter().any(|member| member.pid == stat.pid)).copied().collect();
+            found.extend(missing);
+        }
+        if self.adopted {
+            // Nobody was taken with us in its tree; we never act on ourselves whatever has become of it since.
+            found.retain(|stat| stat.pid != daemon);
         }
         found
     }

@@ -115,14 +115,15 @@ fn parse(text: &[u8], boot: Option<&str>) -> Vec<Entry> {
 /// Tells whether a worker would be started in the same way: FNV-1a over what `starts_differently` compares. Values of variables
 /// are secrets, and only go into the sum.
 pub fn fingerprint(worker: &Worker) -> u64 {
-    let Worker { command, directory, user, group, env, env_files, listen, lock, on_daemon_death, process, output, .. } = worker;
+    let Worker { command, adopt, directory, user, group, env, env_files, listen, lock, on_daemon_death, process, output, .. } = worker;
     let output = match output {
         // A file may have another size and still be the same.
         Output::File(file) => format!("{:?}", file.path),
         other => format!("{other:?}"),
     };
+    let adopt = adopt.as_ref().map(|adopt| &adopt.by);
     let text = format!(
-        "{command:?} {directory:?} {user:?} {group:?} {env:?} {env_files:?} {listen:?} {lock:?} {on_daemon_death:?} {process:?} {output}"
+        "{command:?} {adopt:?} {directory:?} {user:?} {group:?} {env:?} {env_files:?} {listen:?} {lock:?} {on_daemon_death:?} {process:?} {output}"
     );
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

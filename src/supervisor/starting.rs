@@ -84,7 +84,12 @@ impl Supervisor {
             State::Backoff { until } => until <= now.steady,
             _ => false,
         };
-        if !due || self.closing || replica.standing.role == Role::Leaving || replica.look_again.is_some_and(|at| at > now.steady) {
+        if !due
+            || self.closing
+            || replica.worker.adopt.is_some()
+            || replica.standing.role == Role::Leaving
+            || replica.look_again.is_some_and(|at| at > now.steady)
+        {
             return;
         }
         let waits_for = self.missing_before(place).or_else(|| self.take_lock(place, now));

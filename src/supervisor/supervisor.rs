@@ -21,11 +21,13 @@ use crate::host::sockets::Watch;
 use crate::journal::Event;
 use crate::sampling::readings::{Readings, SlotId, Target, WorkerReadings};
 
+use super::adopting::Search;
 use super::output::Outputs;
 use super::plan::{self, Step};
 use super::readiness::Check;
 use super::recycling::{self, Manner, Peer, Pick, Room, Wish};
 use super::replica::{Life, Replaced, Replica};
+use super::restarting::Restarting;
 use super::roster::{self, Roster};
 use super::slot::{self, Role, Standing};
 use super::sockets::{BindError, Prepared, Sockets};
@@ -116,6 +118,10 @@ pub struct Supervisor {
     pub(super) unmerged: BTreeSet<Arc<str>>,
     pub(super) roster_is_stale: bool,
     roster_fails: bool,
+    /// How far those are looked for that somebody else starts.
+    pub(super) searches: BTreeMap<Arc<str>, Search>,
+    /// Restart commands that run, or whose work is not seen to be done.
+    pub(super) restarting: Vec<Restarting>,
 }
 
 impl Supervisor {
@@ -152,6 +158,8 @@ impl Supervisor {
             oom_kills: None,
             roster_is_stale: false,
             roster_fails: false,
+            searches: BTreeMap::new(),
+            restarting: Vec::new(),
         }
     }
 
@@ -178,6 +186,11 @@ impl Supervisor {
             self.scales.retain(|name, _| unchanged(name));
         }
         self.workers = workers.to_vec();
+        // Looked for in another way, started by us from now on, or not wanted any more: never ended.
+        let way = |worker: &Worker| worker.adopt.as_ref().map(|adopt| adopt.by.clone());
+        let wanted = |replica: &Replica| workers.iter().find(|worker| worker.name == replica.worker.name).and_then(|worker| way(worker));
+        self.let_adopted_go(|replica| wanted(replica) != way(&replica.worker));
+        self.searches.clear();
         for replica in &mut self.replicas {
             let Some(worker) = workers.iter().find(|worker| worker.name == replica.worker.name) else { continue };
             let wanted = roster::fingerprint(worker);
@@ -211,6 +224,11 @@ impl Supervisor {
 
     /// How many replicas of a worker there are to be.
     pub fn desired(&self, worker: &Worker) -> u32 {
+        if worker.adopt.is_some() {
+            // As many as are found; a place for one is kept where nobody is.
+            let copies = self.replicas.iter().filter(|replica| replica.worker.name == worker.name && replica.is_main());
+            return copies.map(|replica| replica.index + 1).max().unwrap_or(1);
+        }
         self.scales.get(&worker.name).copied().unwrap_or_else(|| worker.replicas.count(self.limit_cores))
     }
 
@@ -244,6 +262,7 @@ impl Supervisor {
         for place in 0..self.replicas.len() {
             self.start_if_due(place, now, events);
         }
+        self.look_for_adopted(now, events);
         self.look_for_ready(now, events);
         self.take_turns(now, events);
         self.ask_those_to_end();
@@ -342,6 +361,9 @@ impl Supervisor {
             slot::may_recycle(&copies)
         });
         let Some(replica) = self.replicas.get_mut(place).filter(|_| may == Some(Ok(()))) else { return };
+        if replica.is_adopted() {
+            return self.begin_restart(place, now, events);
+        }
         let Some(wish) = replica.wish.take() else { return };
         let peak = self.totals.get(&replica.worker.name).map_or(0, |totals| totals.peak_memory);
         let peak = peak.max(replica.life.as_ref().map_or(0, |life| life.peak_memory));
@@ -386,7 +408,7 @@ impl Supervisor {
     pub fn reap(&mut self, now: Moment, events: &mut Vec<Event>) -> Vec<i32> {
         let mut others = Vec::new();
         while let Some(exit) = process::reap_one() {
-            if !self.on_exit(exit, now, events) {
+            if !self.on_exit(exit, now, events) && !self.note_restart_ended(&exit) {
                 others.push(exit.pid);
             }
         }
@@ -436,6 +458,8 @@ impl Supervisor {
         let next = match (before.state, is_command) {
             // An end that was asked for is no part of a crash loop, however often it is asked for.
             (State::Stopping { purpose: Purpose::Down | Purpose::Replace | Purpose::GiveWay, .. }, _) => Next::Stopped,
+            // Whoever starts it says when.
+            _ if life.adopted => Next::StartAt(now.steady),
             (_, Some(command)) if !command.restart_was_set && (exit.status.is_clean() || uptime < backoff.healthy_after) => Next::Stopped,
             _ if before.role != Role::Main => Next::Stopped,
             _ => {
@@ -515,14 +539,22 @@ impl Supervisor {
         if let Some(reached) = self.replace_fattest(slot, cause, None) {
             return reached;
         }
-        if at_once {
-            return self.replace(slot, cause, now, None);
+        let adopted = self.replica(slot).filter(|replica| replica.is_adopted()).map(|replica| replica.worker.can_be_restarted());
+        match adopted {
+            Some(false) => return false,
+            None if at_once => return self.replace(slot, cause, now, None),
+            _ => {}
         }
         let Some(replica) = self.places.get(&slot).and_then(|place| self.replicas.get_mut(*place)) else { return false };
         if replica.slot() != Some(slot) || !replica.is_main() || !replica.is_running() {
             return false;
         }
-        replica.wish.get_or_insert(Wish { cause, since: now.steady, not_before: Duration::ZERO, keeps_gap: cause != "manual" });
+        if replica.restarting {
+            return false;
+        }
+        let keeps_gap = cause != "manual" && !at_once;
+        let wish = replica.wish.get_or_insert(Wish { cause, since: now.steady, not_before: Duration::ZERO, keeps_gap });
+        wish.keeps_gap &= keeps_gap;
         self.next_turn = Some(now.steady);
         true
     }
@@ -540,6 +572,9 @@ impl Supervisor {
         self.meet_all(|replica| replica.slot() == Some(slot));
         let Some(place) = self.places.get(&slot).copied() else { return false };
         let Some(replica) = self.replicas.get_mut(place).filter(|replica| replica.slot() == Some(slot)) else { return false };
+        if replica.is_adopted() && !(kill_at.is_some() && replica.worker.may_be_ended()) {
+            return false;
+        }
         let within = replica.worker.stop.within;
         let replaced = match (&mut replica.standing.state, kill_at) {
             (State::Starting { .. } | State::Running { .. }, _) => {
@@ -589,6 +624,7 @@ impl Supervisor {
     /// No more starts; everything is asked to end, workers that others come after last. `deadline` bounds it all.
     pub fn close(&mut self, now: Moment, deadline: Duration) {
         self.closing = true;
+        self.let_adopted_go(|_| true);
         self.stop_next(now, deadline);
     }
 
@@ -667,7 +703,7 @@ impl Supervisor {
             }
             state => state.deadline(),
         });
-        waits.chain(self.next_look).chain(self.next_turn).min()
+        waits.chain(self.next_look).chain(self.next_turn).chain(self.next_adoption()).chain(self.next_restart_deadline()).min()
     }
 
     /// Readable when a worker has said something.
@@ -826,13 +862,15 @@ fn target(replica: &Replica) -> Option<Target> {
         pid: life.process.pid(),
         cpu_group: life.group.as_ref().and_then(Group::cpu_accounting).cloned(),
         memory_group: life.group.as_ref().and_then(Group::memory_accounting).cloned(),
+        foreign_group: life.foreign_group.clone(),
         merges: replica.worker.process.merge_pages,
     })
 }
 
 /// A life as it is written down.
 pub(super) fn entry(replica: &Replica) -> Option<roster::Entry> {
-    let life = replica.life.as_ref()?;
+    // Whoever comes after us finds an adopted one as we did; nobody ends it.
+    let life = replica.life.as_ref().filter(|life| !life.adopted)?;
     Some(roster::Entry {
         worker: replica.worker.name.to_string(),
         index: replica.index,

@@ -11,6 +11,7 @@ mod outside;
 mod stage;
 mod yard;
 
+mod adopt;
 mod bad_input;
 mod brakes;
 mod budget;

@@ -103,8 +103,8 @@ impl Planner {
 
     fn consider_own_recycle(&self, slot: SlotId, verdict: &Verdict, scene: &Scene) -> Step {
         let Some(candidate) = scene.candidate(slot) else { return Step::Pass(Reason::NoWorker, "it has ended".to_owned()) };
-        if candidate.settings.protected {
-            return Step::Pass(Reason::Protected, format!("{} is protected", candidate.name()));
+        if let Some(why) = victim::spared(&candidate.settings, &Rung::Recycle) {
+            return Step::Pass(Reason::Protected, format!("{} {why}", candidate.name()));
         }
         if let Some(step) = self.is_unready(candidate) {
             return step;
@@ -128,8 +128,8 @@ impl Planner {
 
     fn consider_own_kill(&self, slot: SlotId, verdict: &Verdict, course: &Course, scene: &Scene) -> Step {
         let Some(candidate) = scene.candidate(slot) else { return Step::Pass(Reason::NoWorker, "it has ended".to_owned()) };
-        if candidate.settings.protected {
-            return Step::Pass(Reason::Protected, format!("{} is protected", candidate.name()));
+        if let Some(why) = victim::spared(&candidate.settings, &Rung::Kill) {
+            return Step::Pass(Reason::Protected, format!("{} {why}", candidate.name()));
         }
         let is_at_limit = verdict.utilization.is_some_and(|usage| usage >= 1.0);
         if candidate.settings.limits.memory.is_none() || !is_at_limit {
@@ -147,12 +147,12 @@ impl Planner {
         let (Some(used), Some(limit)) = (verdict.used, verdict.limit) else {
             return Step::Pass(Reason::Unavailable, "usage cannot be read".to_owned());
         };
-        let yields = if verdict.resource == Resource::Cpu { Yield::Cpu } else { Yield::Memory };
+        let yields = yields_of(verdict);
         let cause = if verdict.resource == Resource::Cpu { Cause::Cpu } else { Cause::Memory };
         let deed = |slot| if *rung == Rung::Recycle { Deed::Recycle(slot, cause) } else { Deed::Kill(slot) };
 
         // The one that was asked and has not gone: nobody else pays for that.
-        if let Some(candidate) = course.asked.and_then(|slot| scene.candidate(slot)).filter(|candidate| !candidate.settings.protected)
+        if let Some(candidate) = course.asked.and_then(|slot| scene.candidate(slot)).filter(|candidate| may_be_killed(candidate))
             && *rung == Rung::Kill
             && self.flights.each().all(|(slot, _)| slot == candidate.slot)
         {
@@ -171,13 +171,16 @@ impl Planner {
             })
             .collect();
         let is_free = |candidate: &&Candidate| {
-            victim::is_eligible(candidate) && !taken.contains(&candidate.slot) && !self.ending.contains_key(&candidate.slot)
+            victim::is_eligible(candidate)
+                && victim::spared(&candidate.settings, rung).is_none()
+                && !taken.contains(&candidate.slot)
+                && !self.ending.contains_key(&candidate.slot)
         };
         let free: Vec<Candidate> = scene.candidates.iter().filter(is_free).cloned().collect();
         let line = verdict.high * limit;
         let brings = |candidates: &[Candidate]| used - victim::could_give_back(candidates, yields) < line;
         if !brings(&free) {
-            return self.explain_nobody(verdict, scene, &free, yields, used, line);
+            return self.explain_nobody(rung, verdict, scene, &free, used, line);
         }
         let ready: Vec<Candidate> = free.iter().filter(|candidate| !self.is_spared(candidate, verdict, scene)).cloned().collect();
         let ranking = victim::rank(&ready, yields);
@@ -199,7 +202,7 @@ impl Planner {
         if !is_pressing {
             return Some(Step::Wait(Reason::InFlight, why));
         }
-        let victim = scene.candidate(slot).filter(|candidate| candidate.is_there() && !candidate.settings.protected);
+        let victim = scene.candidate(slot).filter(|candidate| candidate.is_there() && may_be_killed(candidate));
         match (rung, victim) {
             (Rung::Kill, Some(victim)) if flight.can_be_hurried(scene.now) => {
                 Some(Step::Do { deed: Deed::Kill(slot), reason: format!("asked to end and still there: {}", victim::why(victim)) })
@@ -218,14 +221,15 @@ impl Planner {
     }
 
     /// Nothing that may be ended would bring usage under the line: says which of the possible reasons it is.
-    fn explain_nobody(&self, verdict: &Verdict, scene: &Scene, free: &[Candidate], yields: Yield, used: f64, line: f64) -> Step {
+    fn explain_nobody(&self, rung: &Rung, verdict: &Verdict, scene: &Scene, free: &[Candidate], used: f64, line: f64) -> Step {
+        let yields = yields_of(verdict);
         let all: Vec<Candidate> =
             scene.candidates.iter().filter(|candidate| candidate.running || candidate.busy.is_some()).cloned().collect();
         if all.is_empty() {
             return Step::Pass(Reason::NoWorker, "no worker runs".to_owned());
         }
         let give_back = |candidates: &mut dyn Iterator<Item = &Candidate>| -> f64 { candidates.map(|one| yields.of(one)).sum() };
-        let unprotected = give_back(&mut all.iter().filter(|candidate| !candidate.settings.protected));
+        let unprotected = give_back(&mut all.iter().filter(|candidate| victim::spared(&candidate.settings, rung).is_none()));
         let everything = give_back(&mut all.iter());
         let amount = |amount| words::amount(&verdict.resource, amount);
         if used - unprotected < line {
@@ -262,6 +266,16 @@ impl Planner {
             .find(|other| other.slot != slot && (other.busy == Some("recycling") || self.ending.contains_key(&other.slot)))
             .map(Candidate::name)
     }
+}
+
+/// What is wanted back.
+fn yields_of(verdict: &Verdict) -> Yield {
+    if verdict.resource == Resource::Cpu { Yield::Cpu } else { Yield::Memory }
+}
+
+/// Its settings allow it.
+fn may_be_killed(candidate: &Candidate) -> bool {
+    victim::spared(&candidate.settings, &Rung::Kill).is_none()
 }
 
 fn shed(scene: &Scene, only: Option<SlotId>) -> Step {

@@ -165,6 +165,7 @@ fn places(verdict: &Verdict, candidates: &[Candidate]) -> (Vec<Place>, usize) {
     for spared in candidates.iter().filter(|candidate| !victim::is_eligible(candidate)).take(PLACES) {
         let because = match (spared.settings.protected, spared.busy) {
             (true, _) => "spared, it is protected",
+            (false, _) if victim::is_spared(&spared.settings) => "spared, somebody else starts it",
             (false, Some(busy)) => busy,
             (false, None) => "it does not run",
         };
