@@ -17,6 +17,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
+use super::diag;
 use super::paths::Paths;
 use super::process::Process;
 use super::procfs::fields;
@@ -199,6 +200,12 @@ impl Connection {
     /// that cannot be told.
     pub fn peer_inode(&self, paths: &Paths) -> Option<u64> {
         let own: SocketAddr = rustix::net::getsockname(&self.socket).ok()?.try_into().ok()?;
+        let peer: SocketAddr = rustix::net::getpeername(&self.socket).ok()?.and_then(|peer| peer.try_into().ok())?;
+        if paths.is_live()
+            && let Ok(found) = diag::inode_of(peer, own)
+        {
+            return found.filter(|inode| *inode != 0).map(u64::from);
+        }
         let file = if self.target.is_ipv6() { "net/tcp6" } else { "net/tcp" };
         let ports = (self.target.port(), own.port());
         let table = |file: &str| std::fs::read(paths.proc.join("self").join(file)).ok().and_then(|text| inode_of(&text, ports));
