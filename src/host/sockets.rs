@@ -45,6 +45,9 @@ pub fn listen(address: &ListenAddress) -> io::Result<OwnedFd> {
             let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
             // Connections of before that are still being closed do not keep the address.
             sockopt::set_socket_reuseaddr(&socket, true)?;
+            // Connections inherit it. `uvicorn --fd` takes its socket for a Unix one and does not set it: each answer on a kept
+            // connection would then wait 40 ms for the client's acknowledgement of its head.
+            sockopt::set_tcp_nodelay(&socket, true)?;
             rustix::net::bind(&socket, address)?;
             rustix::net::listen(&socket, BACKLOG)?;
             Ok(socket)
@@ -365,6 +368,15 @@ mod tests {
         let inode = connection.peer_inode(&paths).unwrap();
         assert!(owns(&paths, rustix::process::getpid().as_raw_nonzero().get(), inode));
         assert!(!owns(&paths, 1, inode) || rustix::process::getpid().as_raw_nonzero().get() == 1);
+    }
+
+    #[test]
+    fn who_is_accepted_does_not_wait_for_acknowledgements() {
+        let socket = listen(&ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+        let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        let accepted = rustix::net::accept(&socket).unwrap();
+        assert!(sockopt::tcp_nodelay(&accepted).unwrap());
     }
 
     #[test]
