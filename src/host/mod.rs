@@ -7,6 +7,7 @@ pub mod advice;
 pub mod cgroupfs;
 pub mod clock;
 pub mod cputime;
+pub mod diag;
 pub mod filesystem;
 pub mod folder;
 pub mod foreign;

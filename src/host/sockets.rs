@@ -17,6 +17,7 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
+use super::diag;
 use super::paths::Paths;
 use super::process::Process;
 use super::procfs::fields;
@@ -44,6 +45,9 @@ pub fn listen(address: &ListenAddress) -> io::Result<OwnedFd> {
             let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
             // Connections of before that are still being closed do not keep the address.
             sockopt::set_socket_reuseaddr(&socket, true)?;
+            // Connections inherit it. `uvicorn --fd` takes its socket for a Unix one and does not set it: each answer on a kept
+            // connection would then wait 40 ms for the client's acknowledgement of its head.
+            sockopt::set_tcp_nodelay(&socket, true)?;
             rustix::net::bind(&socket, address)?;
             rustix::net::listen(&socket, BACKLOG)?;
             Ok(socket)
@@ -199,6 +203,12 @@ impl Connection {
     /// that cannot be told.
     pub fn peer_inode(&self, paths: &Paths) -> Option<u64> {
         let own: SocketAddr = rustix::net::getsockname(&self.socket).ok()?.try_into().ok()?;
+        let peer: SocketAddr = rustix::net::getpeername(&self.socket).ok()?.and_then(|peer| peer.try_into().ok())?;
+        if paths.is_live()
+            && let Ok(found) = diag::inode_of(peer, own)
+        {
+            return found.filter(|inode| *inode != 0).map(u64::from);
+        }
         let file = if self.target.is_ipv6() { "net/tcp6" } else { "net/tcp" };
         let ports = (self.target.port(), own.port());
         let table = |file: &str| std::fs::read(paths.proc.join("self").join(file)).ok().and_then(|text| inode_of(&text, ports));
@@ -358,6 +368,15 @@ mod tests {
         let inode = connection.peer_inode(&paths).unwrap();
         assert!(owns(&paths, rustix::process::getpid().as_raw_nonzero().get(), inode));
         assert!(!owns(&paths, 1, inode) || rustix::process::getpid().as_raw_nonzero().get() == 1);
+    }
+
+    #[test]
+    fn who_is_accepted_does_not_wait_for_acknowledgements() {
+        let socket = listen(&ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+        let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        let accepted = rustix::net::accept(&socket).unwrap();
+        assert!(sockopt::tcp_nodelay(&accepted).unwrap());
     }
 
     #[test]
