@@ -245,6 +245,7 @@ fn each_impossible_setting_is_refused_at_its_place() {
             "3:11 workers.web.listen[0]: \"0.0.0.0:81\" is listened on by worker \"other\" already",
         ),
         ("two ways to be ready", worker("ready = { notify = true, delay = \"1s\" }"), "3:34 workers.web.ready.delay: stands beside notify"),
+        ("nothing to ask", worker("health.every = \"1s\""), "3:16 workers.web.health.every: has nothing to ask"),
         ("never done", worker("ready = { done = true }"), "3:18 workers.web.ready.done: is never reached"),
         ("https", worker("ready = { http = \"https://127.0.0.1/\" }"), "3:18 workers.web.ready.http: \"https://127.0.0.1/\" is encrypted"),
         ("a decimal mask", worker("umask = 27"), "3:9 workers.web.umask: "),

@@ -72,7 +72,10 @@ fn disks(list: &mut Vec<String>, old: &[DiskPolicy], new: &[DiskPolicy]) {
 }
 
 fn worker(list: &mut Vec<String>, key: &str, old: &Worker, new: &Worker) {
-    compare!(list, key, old, new, command, adopt, directory, user, group, env, env_files, replicas, listen, members, after, ready, restart);
+    compare!(
+        list, key, old, new, command, adopt, directory, user, group, env, env_files, replicas, listen, members, after, ready, health,
+        restart
+    );
     compare!(list, &join(key, "backoff"), old.backoff, new.backoff, first, longest, give_up, within, healthy_after);
     compare!(list, &join(key, "stop"), old.stop, new.stop, signal, within);
     compare!(list, key, old, new, priority, weight, protected, throttle, longest_stop, shed_signal, output, on_daemon_death);

@@ -248,6 +248,8 @@ pub struct Worker {
     pub after: Vec<String>,
     /// When it counts as ready.
     pub ready: Ready,
+    /// Whether it is asked once more, from time to time.
+    pub health: Health,
     /// When it is started again after it ended.
     pub restart: Restart,
     /// The pause before it is started again.
@@ -326,6 +328,7 @@ impl Default for Worker {
             members: Members::Tree,
             after: Vec::new(),
             ready: Ready::default(),
+            health: Health::default(),
             restart: Restart::Always,
             backoff: Backoff::default(),
             stop: Stop::default(),
@@ -432,6 +435,28 @@ pub struct Ready {
 impl Default for Ready {
     fn default() -> Self {
         Ready { notify: false, tcp: None, http: None, delay: None, done: false, within: Span::from_secs(30) }
+    }
+}
+
+/// The check of `ready`, once more: one that fails again and again is ended and started anew. For `tcp` and `http`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Health {
+    /// From one check to the next; never unless set.
+    #[schemars(extend("x-range" = ["100ms", "1d"]))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<Span>,
+    /// A check that has brought nothing by then has failed.
+    #[schemars(extend("x-range" = ["10ms", "1h"]))]
+    pub within: Span,
+    /// So many in a row.
+    #[schemars(range(min = 1, max = 1000))]
+    pub fails: u32,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Health { every: None, within: Span::from_secs(5), fails: 3 }
     }
 }
 

@@ -12,9 +12,9 @@ use super::file::{self, File};
 use super::layers::Sources;
 use super::problems::{Place, Problem};
 use super::settings::{
-    Backoff, CpuPolicy, Daemon, DiskPolicy, EnvFile, Folder, HostPaths, Http, Limits, Line, Lock, Log, MemberRules, Members, MemoryPolicy,
-    Output, OutputFile, Policy, ProcessSettings, Ready, ReadyBy, Recycle, Replicas, Restart, Rlimit, Rule, Rung, Sampling, Secret,
-    Settings, Signal, Stop, Worker,
+    Backoff, CpuPolicy, Daemon, DiskPolicy, EnvFile, Folder, Health, HostPaths, Http, Limits, Line, Lock, Log, MemberRules, Members,
+    MemoryPolicy, Output, OutputFile, Policy, ProcessSettings, Ready, ReadyBy, Recycle, Replicas, Restart, Rlimit, Rule, Rung, Sampling,
+    Secret, Settings, Signal, Stop, Worker,
 };
 use super::tree::{Layer, Origin, Tree, locate};
 use super::units::{
@@ -449,6 +449,15 @@ impl Sense<'_> {
             self.refuse(&format!("{key}.ready.done"), message, "restart = \"on-failure\" or \"never\" beside it");
         }
         let lock = self.lock(key, name, worker);
+        let health = worker.health.every.map(|every| Health {
+            every: every.duration(),
+            within: worker.health.within.duration(),
+            fails: worker.health.fails,
+        });
+        if health.is_some() && !matches!(ready.by, ReadyBy::Tcp(_) | ReadyBy::Http(_)) {
+            let message = "has nothing to ask".to_owned();
+            self.refuse(&format!("{key}.health.every"), message, "ready.tcp or ready.http beside it");
+        }
         let output = self.output(&format!("{key}.output"), &worker.output);
         by_members(
             worker.members,
@@ -463,6 +472,7 @@ impl Sense<'_> {
                 env_files: self.env_files(&format!("{key}.env_files"), &worker.env_files),
                 listen: worker.listen.clone(),
                 ready,
+                health,
                 on_daemon_death: worker.on_daemon_death,
                 lock,
                 process: process_settings(worker),

@@ -269,6 +269,8 @@ pub struct Worker {
     /// Started after these are ready; stopped before them.
     pub after: Vec<Arc<str>>,
     pub ready: Ready,
+    /// `Some`: asked once more, from time to time; only with a check by TCP or HTTP.
+    pub health: Option<Health>,
     pub restart: Restart,
     pub backoff: Backoff,
     pub stop: Stop,
@@ -372,6 +374,15 @@ pub struct Ready {
     pub within: Duration,
 }
 
+/// How a replica that was ready is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub every: Duration,
+    pub within: Duration,
+    /// So many in a row, and it is ended.
+    pub fails: u32,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadyBy {
     /// As soon as its program runs.
@@ -436,6 +447,7 @@ impl Worker {
             listen: Vec::new(),
             after: Vec::new(),
             ready: Ready { by: ReadyBy::Running, within: Duration::from_secs(30) },
+            health: None,
             restart: Restart::Always,
             backoff: Backoff {
                 first: Duration::from_secs(1),

@@ -245,6 +245,14 @@ events! {
         within_seconds: f64,
         detail: String,
     }
+    #[doc = "It was ready and does not answer any more: it is ended and started anew."]
+    WARN WorkerUnhealthy "worker_unhealthy" {
+        worker: String,
+        replica: u32,
+        pid: i32,
+        fails: u32,
+        detail: String,
+    }
     #[doc = "Its turn to be replaced has come; `detail` says whether the replacement comes first, and why."]
     INFO WorkerRecycling "worker_recycling" {
         worker: String,
@@ -459,6 +467,9 @@ impl Event {
             }
             Event::WorkerNotReady { worker, replica, within_seconds, detail, .. } => {
                 format!("{worker}.{replica} was not ready within {within_seconds} s: {detail}")
+            }
+            Event::WorkerUnhealthy { worker, replica, fails, detail, .. } => {
+                format!("{worker}.{replica} does not answer any more, {fails} checks in a row: {detail}")
             }
             Event::WorkerRecycling { worker, replica, cause, detail, .. } => {
                 format!("{worker}.{replica} is replaced for {cause}: {detail}")

@@ -187,6 +187,7 @@ fn reason_of(life: &Life, cause: Option<&'static str>, status: ExitStatus) -> &'
     match (cause, status) {
         _ if by_kernel && (life.oom || life.group.as_ref().is_some_and(|group| group.was_oom_killed())) => "oom",
         (Some("deadline"), _) => "deadline",
+        (Some("health"), _) => "health",
         // One that ended in the same moment as asked did so by itself.
         (_, ExitStatus::Signal(libc::SIGKILL)) if life.overran => "deadline",
         (Some("stopped"), _) => "stopped",

@@ -9,6 +9,7 @@ pub mod capture;
 mod ending;
 pub mod environment;
 pub mod handover;
+pub mod health;
 pub mod leftovers;
 mod orphans;
 pub mod output;

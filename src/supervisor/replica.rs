@@ -16,6 +16,7 @@ use crate::host::sockets::{HeldLock, NotifySocket};
 use crate::sampling::readings::SlotId;
 
 use super::adoption::Scene;
+use super::health::Pulse;
 use super::readiness::Check;
 use super::recycling::Wish;
 use super::roster;
@@ -90,6 +91,8 @@ pub struct Life {
     pub(super) overran: bool,
     /// Until it is ready.
     pub(super) check: Option<Check>,
+    /// How it is doing, where that is asked for.
+    pub(super) pulse: Option<Pulse>,
     /// Where it goes on to say how it is doing.
     pub(super) notify: Option<NotifySocket>,
     /// Requests it has answered, as reported.
@@ -218,6 +221,7 @@ impl Life {
             oom: false,
             overran: false,
             check: None,
+            pulse: None,
             notify: None,
             requests: 0,
             // Whole requests; far below what a float holds exactly.

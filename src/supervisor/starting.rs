@@ -128,20 +128,16 @@ impl Supervisor {
         let lock = replica.worker.lock.as_ref().filter(|_| replica.lock.is_none())?;
         let path = lock_path(&self.around, lock);
         replica.look_again = None;
-        match HeldLock::try_take(&path) {
+        let why = match HeldLock::try_take(&path) {
             Ok(Some(held)) => {
                 replica.lock = Some(held);
                 return None;
             }
-            Ok(None) | Err(_) => replica.look_again = Some(now.steady + LOCK_LOOK),
-        }
-        Some(match HeldLock::try_take(&path) {
-            Err(error) => format!("the lock {}: {error}", path.display()),
-            _ => {
-                let holder = HeldLock::holder(&path).map(|who| format!(", held by pid {who}")).unwrap_or_default();
-                format!("the lock {}{holder}", path.display())
-            }
-        })
+            Ok(None) => HeldLock::holder(&path).map(|who| format!(", held by pid {who}")).unwrap_or_default(),
+            Err(error) => format!(": {error}"),
+        };
+        replica.look_again = Some(now.steady + LOCK_LOOK);
+        Some(format!("the lock {}{why}", path.display()))
     }
 
     fn start(&mut self, place: usize, now: Moment, events: &mut Vec<Event>) {
@@ -335,6 +331,13 @@ impl Supervisor {
             }
         }
         self.listen_on();
+    }
+
+    /// One look of a check at the life at `place`.
+    pub(super) fn ask_once(&self, place: usize, check: &mut Check, now: Moment) -> bool {
+        let Some(life) = self.replicas.get(place).and_then(|replica| replica.life.as_ref()) else { return false };
+        let tree = TreeOf { life, keeper: self.around.keeper, paths: &self.around.paths };
+        check.look(now.steady, &self.around.paths, &tree)
     }
 
     /// Takes in what those say who are ready already: else the loop would be woken for it without end.

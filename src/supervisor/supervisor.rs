@@ -22,6 +22,7 @@ use crate::journal::Event;
 use crate::sampling::readings::{Readings, SlotId, Target, WorkerReadings};
 
 use super::adopting::Search;
+use super::health::Pulse;
 use super::output::Outputs;
 use super::plan::{self, Step};
 use super::readiness::Check;
@@ -199,6 +200,10 @@ impl Supervisor {
                 None => roster::fingerprint(&replica.worker) != wanted,
             };
             replica.worker = worker.clone();
+            if !starts_differently {
+                // What was to be replaced for settings that were taken back goes on.
+                replica.wish = replica.wish.filter(|wish| wish.cause != "reload");
+            }
             if !starts_differently || !replica.is_main() {
                 continue;
             }
@@ -264,6 +269,7 @@ impl Supervisor {
         }
         self.look_for_adopted(now, events);
         self.look_for_ready(now, events);
+        self.look_at_health(now, events);
         self.take_turns(now, events);
         self.ask_those_to_end();
         self.look_after_ending(now, events);
@@ -701,6 +707,7 @@ impl Supervisor {
                 let look = replica.life.as_ref().and_then(|life| life.check.as_ref()).and_then(Check::next_look);
                 state.deadline().into_iter().chain(look).min()
             }
+            State::Running { .. } => replica.life.as_ref().and_then(|life| life.pulse.as_ref()).map(Pulse::next_look),
             state => state.deadline(),
         });
         waits.chain(self.next_look).chain(self.next_turn).chain(self.next_adoption()).chain(self.next_restart_deadline()).min()
@@ -781,10 +788,11 @@ impl Supervisor {
 
     /// Remembers who belongs to a tree, for the day when one of them has left its session and lost its parent.
     pub fn note_members(&mut self, slot: SlotId, members: impl Iterator<Item = (i32, u64)>) {
-        self.roster_is_stale = true;
         let Some(life) = self.life_mut(slot) else { return };
         let before = std::mem::replace(&mut life.known, members.collect());
         let new: Vec<(i32, u64)> = life.known.iter().filter(|member| !before.contains(member)).copied().collect();
+        let has_changed = !new.is_empty() || before.len() != life.known.len();
+        self.roster_is_stale |= has_changed;
         if let Some((pid, _)) = new.into_iter().find(|member| self.is_astray(slot, *member)) {
             self.strays.push((slot, pid));
         }

@@ -763,3 +763,27 @@ fn children_of_a_master_are_replaced_one_by_one_and_the_master_lives_on() {
     assert_eq!(stage.stop(), 0);
     wait_for("nobody is left", || stage.population().is_empty().then_some(()));
 }
+
+#[test]
+fn one_that_does_not_answer_any_more_is_started_anew() {
+    let port = free_port();
+    let stage = Stage::running(&format!(
+        "[workers.web]
+        command = {{hungry serve-fd3}}
+        listen = [\"127.0.0.1:{port}\"]
+        ready = {{ http = \"http://127.0.0.1:{port}/\" }}
+        health = {{ every = \"200ms\", within = \"500ms\", fails = 2 }}"
+    ));
+    let first = wait_until_serving(&stage, "web", 1)[0];
+    assert!(get(port).is_ok());
+    // It hangs, and is not dead.
+    let pid = Pid::from_raw(first as i32).expect("a pid");
+    rustix::process::kill_process(pid, Signal::STOP).expect("it is there");
+    let unhealthy = stage.event("worker_unhealthy", |_| true);
+    assert_eq!((unhealthy["pid"].as_i64(), &unhealthy["fails"]), (Some(first), &Value::from(2)), "{unhealthy}");
+    let exited = stage.event("worker_exited", |_| true);
+    assert_eq!(exited["reason"], "health", "{exited}");
+    wait_for("another serves", || (wait_until_serving(&stage, "web", 1)[0] != first).then_some(()));
+    assert!(get(port).is_ok());
+    assert_eq!(stage.events_named("worker_unhealthy").len(), 1, "who answers is left alone");
+}
