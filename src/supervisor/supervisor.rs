@@ -787,12 +787,15 @@ impl Supervisor {
     }
 
     /// Remembers who belongs to a tree, for the day when one of them has left its session and lost its parent.
-    pub fn note_members(&mut self, slot: SlotId, members: impl Iterator<Item = (i32, u64)>) {
+    pub fn note_members(&mut self, slot: SlotId, members: impl Iterator<Item = (i32, u64)> + Clone) {
         let Some(life) = self.life_mut(slot) else { return };
+        // Most looks at all processes find strangers only: that is to cost nothing.
+        if members.clone().eq(life.known.iter().copied()) {
+            return;
+        }
         let before = std::mem::replace(&mut life.known, members.collect());
         let new: Vec<(i32, u64)> = life.known.iter().filter(|member| !before.contains(member)).copied().collect();
-        let has_changed = !new.is_empty() || before.len() != life.known.len();
-        self.roster_is_stale |= has_changed;
+        self.roster_is_stale = true;
         if let Some((pid, _)) = new.into_iter().find(|member| self.is_astray(slot, *member)) {
             self.strays.push((slot, pid));
         }
