@@ -387,6 +387,11 @@ class Manager:
         self.process.wait()
         os.close(self.fifo)
         shutil.rmtree(self.folder, ignore_errors=True)
+        # What a killed Plimsoll leaves to the next one, which does not come.
+        for top in pathlib.Path("/sys/fs/cgroup").glob(f"**/plimsoll-{self.process.pid}"):
+            for group in [*top.glob("*/"), top]:
+                with contextlib.suppress(OSError):
+                    group.rmdir()
 
 
 def memory(pid):
