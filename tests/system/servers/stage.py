@@ -83,6 +83,7 @@ dry_run = true
         (SCRATCH / "state").mkdir(exist_ok=True)
         self.daemon: subprocess.Popen[bytes] | None = None
         self.logs: list[Path] = []
+        self.pids: list[int] = []
 
     def start(self) -> None:
         self.logs.append(SCRATCH / f"plimsoll.{len(self.logs)}.log")
@@ -95,6 +96,7 @@ dry_run = true
                 stderr=log,
                 env={**os.environ, MARK: self.mark, "PYTHONPATH": str(APPS)},
             )
+        self.pids.append(self.daemon.pid)
 
     @property
     def pid(self) -> int:
@@ -217,6 +219,12 @@ dry_run = true
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
         shutil.rmtree(self.runtime, ignore_errors=True)
+        # Of daemons that were killed and had no successor.
+        for pid in self.pids:
+            for top in Path("/sys/fs/cgroup").glob(f"**/plimsoll-{pid}"):
+                for group in [*top.glob("*/"), top]:
+                    with contextlib.suppress(OSError):
+                        group.rmdir()
 
 
 def is_helper(pid: int) -> bool:
