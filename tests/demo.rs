@@ -94,10 +94,17 @@ fn text(output: &Output) -> String {
 #[test]
 fn the_line_is_held_and_nothing_is_left() {
     let demo = Demo::new();
-    let output = demo.command(&["--duration", "12s", "--json"]).output().unwrap();
-    let told = text(&output);
-    assert_eq!(output.status.code(), Some(0), "{told}");
-    let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    // On a machine whose processors are busy elsewhere the hogs alone may not get over the line: then there is nothing to compare.
+    let (told, result) = (0..5)
+        .find_map(|_| {
+            let output = demo.command(&["--duration", "12s", "--json"]).output().unwrap();
+            let told = text(&output);
+            assert_eq!(output.status.code(), Some(0), "{told}");
+            let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+            let over = result.pointer("/without/cpu/over_share").and_then(serde_json::Value::as_f64).unwrap();
+            (over > 0.5).then_some((told, result))
+        })
+        .expect("in five runs the hogs got no processor");
     let number = |path: &str| result.pointer(path).and_then(serde_json::Value::as_f64).unwrap_or_else(|| panic!("{path} in {result:#}"));
     for resource in ["cpu", "memory"] {
         let over = |part: &str| number(&format!("/{part}/{resource}/over_share"));

@@ -361,6 +361,11 @@ pub fn become_subreaper() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?)
 }
 
+/// True when orphans among our descendants are handed to us.
+pub fn is_subreaper() -> bool {
+    rustix::process::getpid().is_init() || rustix::process::child_subreaper().is_ok_and(|set| set.is_some())
+}
+
 /// The last descriptors there are, kept for the thread that looks and acts: to read who is to be ended, to write a limit
 /// and to start a worker takes a few, and they must be there when a flood of clients has taken all others.
 ///

@@ -94,6 +94,30 @@ pub fn process(paths: &Paths, pid: i32, scratch: &mut Vec<u8>) -> Result<Stat, E
     read_stat(&root, pid, scratch)
 }
 
+/// The children of one process that its first thread has, by `/proc/PID/task/PID/children`: those it forked, and those that were
+/// handed to it. Zombies are among them.
+///
+/// # Errors
+/// `ENOENT` where the kernel was built without that file (`CONFIG_PROC_CHILDREN`), `EBADMSG` when its text was not understood, else
+/// what the kernel said.
+pub fn children(paths: &Paths, pid: i32, found: &mut Vec<i32>, text: &mut Vec<u8>) -> Result<(), Errno> {
+    found.clear();
+    let root = open_root(paths)?;
+    let thread = rustix::fs::openat(&root, below(pid, "task", &mut [0u8; NAME])?, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let file = rustix::fs::openat(&thread, below(pid, "children", &mut [0u8; NAME])?, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    super::kept::read_all(&file, text)?;
+    numbers(text, found).ok_or(Errno::BADMSG)
+}
+
+/// Pids that follow each other in a text.
+fn numbers(text: &[u8], found: &mut Vec<i32>) -> Option<()> {
+    for number in text.split(u8::is_ascii_whitespace).filter(|number| !number.is_empty()) {
+        let number = std::str::from_utf8(number).ok().and_then(|number| number.parse().ok());
+        found.push(number.filter(|number| *number > 0)?);
+    }
+    Some(())
+}
+
 /// `/proc/PID/cgroup` of one process, into `text`.
 ///
 /// # Errors
@@ -188,6 +212,36 @@ mod tests {
         assert!(found.is_sorted_by(|a, b| a.pid < b.pid));
         let alone = process(&Paths::default(), own, &mut scratch).unwrap();
         assert!(found.iter().any(|stat| stat.pid == own && stat.started == alone.started && stat.ppid == alone.ppid));
+    }
+
+    #[test]
+    fn the_children_of_a_process_are_told_and_no_others() {
+        let script = "sleep 1000 >/dev/null & sleep 1000 >/dev/null & echo $!; wait";
+        #[expect(clippy::disallowed_methods, reason = "a test needs a process of its own")]
+        let mut shell = std::process::Command::new("sh").args(["-c", script]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut second = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(shell.stdout.take().unwrap()), &mut second).unwrap();
+        let (mut found, mut text) = (vec![7], Vec::new());
+        let told = children(&Paths::default(), shell.id() as i32, &mut found, &mut text);
+        for pid in found.iter().filter_map(|pid| rustix::process::Pid::from_raw(*pid)) {
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+        shell.wait().unwrap();
+        if told == Err(Errno::NOENT) {
+            eprintln!("skipped: this kernel tells nobody's children (CONFIG_PROC_CHILDREN)");
+            return;
+        }
+        assert_eq!(told, Ok(()));
+        assert_eq!((found.len(), found.last()), (2, second.trim().parse().ok().as_ref()));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn numbers_are_read_whole_or_not_at_all(text in "[0-9 \\-a\n]{0,40}") {
+            let mut found = Vec::new();
+            let words: Option<Vec<i32>> = text.split_whitespace().map(|word| word.parse().ok().filter(|number| *number > 0)).collect();
+            proptest::prop_assert_eq!(numbers(text.as_bytes(), &mut found).map(|()| found), words);
+        }
     }
 
     #[test]

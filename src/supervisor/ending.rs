@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::config::settings::Signal;
 use crate::host::clock::Moment;
+use crate::host::group::Group;
 use crate::host::process::{self, ExitStatus, Process};
 use crate::host::scan;
 use crate::journal::Event;
@@ -43,13 +44,17 @@ impl Supervisor {
         if !self.replicas.iter().any(|replica| ending(replica.standing.state)) || self.next_look.is_some_and(|look| look > now.steady) {
             return;
         }
-        // One scan serves all of them. If /proc cannot be read now, the next look tries again.
+        // One scan serves all of them, where there is anybody to be found by it. If /proc cannot be read now, the next look tries
+        // again.
         let mut processes = Vec::new();
-        if scan::processes(&self.around.paths, &mut processes, &mut Vec::new()).is_err() {
-            self.next_look = Some(now.steady + CLEARING_LOOK);
-            return;
+        let are_gone = self.replicas.iter().filter(|replica| ending(replica.standing.state)).all(has_ended_alone);
+        if !(are_gone && self.has_only_known_children()) {
+            if scan::processes(&self.around.paths, &mut processes, &mut Vec::new()).is_err() {
+                self.next_look = Some(now.steady + CLEARING_LOOK);
+                return;
+            }
+            self.claim_orphans(&processes);
         }
-        self.claim_orphans(&processes);
         let (keeper, paths) = (self.around.keeper, &self.around.paths);
         let mut replaced = Vec::new();
         for replica in &mut self.replicas {
@@ -77,7 +82,7 @@ impl Supervisor {
                         }
                         self.ended.push_back((life.slot, replica.worker.name.clone()));
                         replica.standing.state = state::cleared(next, now.steady);
-                        replaced.extend(finish(replica, next, now, &mut self.totals, events));
+                        replaced.extend(finish(replica, next, now, &mut self.totals, &mut self.vacant, events));
                         if let Some(code) = end_of_command(self.around.command.as_ref(), replica) {
                             self.finished = Some(code);
                         }
@@ -108,6 +113,13 @@ impl Supervisor {
     }
 }
 
+/// True when its process has ended and its group holds nobody: whoever is left of it can only be our child, or descend from one.
+fn has_ended_alone(replica: &Replica) -> bool {
+    let is_empty = |life: &Life| life.group.as_ref().and_then(Group::members).is_none_or(|members| members.is_empty());
+    let is_handed_to_us = |life: &Life| life.is_child && !life.adopted && life.reaper.is_none() && life.foreign_group.is_none();
+    replica.life.as_ref().is_none_or(|life| life.exit.is_some() && is_handed_to_us(life) && is_empty(life))
+}
+
 fn kill_all(life: &Life, members: &[Process]) {
     // At once, forks in flight included. A member may have left the group, so each is killed by itself as well.
     let _ = life.group.as_ref().is_some_and(|group| group.kill());
@@ -125,9 +137,10 @@ fn finish(
     next: Next,
     now: Moment,
     totals: &mut BTreeMap<Arc<str>, Totals>,
+    vacant: &mut Vec<Group>,
     events: &mut Vec<Event>,
 ) -> Option<Arc<str>> {
-    let life = replica.life.take()?;
+    let mut life = replica.life.take()?;
     let (exit, ended) = life.exit?;
     let cause = replica.cause.take();
     let overlapped = replica.successor_of.take();
@@ -158,9 +171,7 @@ fn finish(
         restarts: replica.restarts,
         survivors_killed: life.survivors_killed,
     });
-    if let Some(group) = &life.group {
-        group.remove();
-    }
+    vacant.extend(life.group.take());
     if matches!(replica.standing.state, State::Stopped | State::Failed) {
         replica.lock = None;
     }

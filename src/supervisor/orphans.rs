@@ -8,7 +8,7 @@
 use std::collections::HashSet;
 
 use crate::config::settings::Signal;
-use crate::host::process::Process;
+use crate::host::process::{self, Process};
 use crate::host::procfs::Stat;
 use crate::host::scan;
 use crate::sampling::readings::SlotId;
@@ -64,6 +64,27 @@ impl Supervisor {
             .collect();
         let is_helper = |pid: i32| self.sentinel == Some(pid) || self.outputs.helpers().any(|helper| helper == pid);
         children.filter(|stat| !known.contains(&(stat.pid, stat.started)) && !is_helper(stat.pid)).collect()
+    }
+
+    /// True when nobody is our child but the workers that run, their helpers, and strangers from before we began.
+    ///
+    /// What is left of a tree is then nothing: the orphans of one whose process has ended are handed to us as the nearest who takes
+    /// them in (`PR_SET_CHILD_SUBREAPER`), and all others descend from one of those. It costs one look at one file instead of one at
+    /// every process of the machine. False also where the kernel does not tell.
+    pub(super) fn has_only_known_children(&mut self) -> bool {
+        let (keeper, paths) = (self.around.keeper, &self.around.paths);
+        let mut children = Vec::new();
+        if !process::is_subreaper() || scan::children(paths, keeper, &mut children, &mut self.scratch).is_err() {
+            return false;
+        }
+        let lives = self.replicas.iter().filter_map(|replica| replica.life.as_ref()).filter(|life| life.exit.is_none());
+        let known: HashSet<i32> = lives.map(|life| life.process.pid()).chain(self.outputs.helpers()).chain(self.sentinel).collect();
+        // A stranger may have ended long ago, and its number be another's.
+        let mut is_stranger = |pid: i32| {
+            let before = self.strangers.iter().find(|(stranger, _)| *stranger == pid);
+            before.is_some_and(|(_, started)| scan::process(paths, pid, &mut self.scratch).is_ok_and(|stat| stat.started == *started))
+        };
+        children.into_iter().all(|pid| known.contains(&pid) || is_stranger(pid))
     }
 
     /// Gives unknown children to the lives whose marks they carry. One whose life is over is killed: nothing survives its worker.

@@ -88,6 +88,8 @@ pub struct Supervisor {
     /// The code the daemon ends with because its command has ended.
     pub(super) finished: Option<i32>,
     pub(super) next_look: Option<Duration>,
+    /// Groups nobody is in any more. They are taken away once those are started who are due: that need not wait for it.
+    pub(super) vacant: Vec<Group>,
     /// Replicas that were found outside their groups, with one process each.
     strays: Vec<(SlotId, i32)>,
     /// Where the next look for such begins.
@@ -139,6 +141,7 @@ impl Supervisor {
             closing: false,
             finished: None,
             next_look: None,
+            vacant: Vec::new(),
             strays: Vec::new(),
             cursor: 0,
             scratch: Vec::new(),
@@ -278,6 +281,13 @@ impl Supervisor {
             self.renumber();
         }
         self.keep_roster(events);
+        self.remove_vacant_groups();
+    }
+
+    fn remove_vacant_groups(&mut self) {
+        for group in self.vacant.drain(..) {
+            group.remove();
+        }
     }
 
     /// Copies have come, gone or changed their places.
@@ -671,6 +681,7 @@ impl Supervisor {
 
     /// Removes the groups that were made for workers.
     pub fn remove_groups(&mut self) {
+        self.remove_vacant_groups();
         self.around.groups.remove();
     }
 
