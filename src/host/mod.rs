@@ -11,6 +11,7 @@ pub mod diag;
 pub mod filesystem;
 pub mod folder;
 pub mod foreign;
+pub mod fork;
 pub mod freezer;
 pub mod group;
 pub mod helper;

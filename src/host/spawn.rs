@@ -5,9 +5,9 @@
 //! number that is known only after the fork, and no signal reaches the child before it has the default dispositions
 //! again: until then ours would run in it and write to our own queue.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString, c_void};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -177,9 +177,6 @@ fn terminated(word: &OsStr) -> Result<Vec<u8>, SpawnError> {
 /// With room for any pid of an `i32` and a NUL.
 const LISTEN_PID: &[u8] = b"LISTEN_PID=\0\0\0\0\0\0\0\0\0\0\0";
 const LISTEN_PID_DIGITS: usize = 11;
-
-/// `clone3`: the child begins in the group it is given (Linux 5.7). The constant of `libc` is too narrow for it.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
 /// Starts a process in its own session, in its groups, with a parent-death signal. Returns its pid; it is our child.
 ///
@@ -355,35 +352,45 @@ impl Drop for BlockedSignals {
     }
 }
 
-/// Forks, into the group where the kernel can. The child never returns.
+/// Makes the child, in its group where the kernel can.
 fn fork(groups: &Entrances, plan: &mut Plan, tell: &OwnedFd) -> io::Result<i32> {
-    if let Some(folder) = &groups.into {
-        // SAFETY: clone_args is plain data for which all zeros asks for nothing. Without CLONE_VM this is a fork: the child has
-        // memory of its own and comes back on the same stack.
-        let pid = unsafe {
-            let mut arguments: libc::clone_args = std::mem::zeroed();
-            arguments.flags = CLONE_INTO_CGROUP;
-            arguments.exit_signal = libc::SIGCHLD as u64;
-            arguments.cgroup = folder.as_raw_fd() as u64;
-            libc::syscall(libc::SYS_clone3, &raw const arguments, size_of::<libc::clone_args>())
-        };
-        match pid {
-            0 => become_program(plan, tell.as_raw_fd()),
-            1.. => return i32::try_from(pid).map_err(|_| io::Error::other("pid out of range")),
-            // Not known (before 5.7), kept from us (containers answer ENOSYS or EPERM), or a group that takes nobody this way: by
-            // its file then. A real shortage comes again there.
-            _ => {}
-        }
-        if let Some(file) = &groups.into_file {
-            plan.groups.push(file.as_raw_fd());
-        }
+    // What is asked for there holds for memory, and would for ours.
+    let shares = !plan.merge_pages;
+    let changes_user = plan.user.is_some();
+    let make = |child: &mut Child<'_>, group: Option<BorrowedFd<'_>>| {
+        // SAFETY: the child makes system calls, writes to its plan, which nobody looks at again, and signals are blocked.
+        unsafe { super::fork::fork(group, shares, run_child, (&raw mut *child).cast()) }
+    };
+    let dumpable = rustix::process::dumpable_behavior();
+    let mut child = Child { plan, tell: tell.as_raw_fd() };
+    let made = match &groups.into {
+        None => make(&mut child, None),
+        // Not known, kept from us, or a group that takes nobody this way: by its file then. A real shortage comes again there.
+        Some(folder) => make(&mut child, Some(folder.as_fd())).or_else(|_| {
+            child.plan.groups.extend(groups.into_file.as_ref().map(AsRawFd::as_raw_fd));
+            make(&mut child, None)
+        }),
+    };
+    if let Ok(before) = dumpable
+        && shares
+        && changes_user
+    {
+        // The kernel takes that from the memory of whoever changes its user, so that nobody of that user reads it. It is ours alone again.
+        let _ = rustix::process::set_dumpable_behavior(before);
     }
-    // SAFETY: the child makes system calls only, on memory that was prepared before.
-    match unsafe { libc::fork() } {
-        0 => become_program(plan, tell.as_raw_fd()),
-        -1 => Err(io::Error::last_os_error()),
-        pid => Ok(pid),
-    }
+    made
+}
+
+/// What the child knows.
+struct Child<'a> {
+    plan: &'a mut Plan,
+    tell: RawFd,
+}
+
+extern "C" fn run_child(child: *mut c_void) -> ! {
+    // SAFETY: it is what `fork` passes on, which waits for us or is a copy.
+    let child = unsafe { &mut *child.cast::<Child<'_>>() };
+    become_program(child.plan, child.tell)
 }
 
 /// The child, up to its exec.
@@ -465,11 +472,13 @@ fn prepare_and_execute(plan: &mut Plan, tell: &mut RawFd) -> Result<std::convert
         rustix::process::chdir(directory.as_c_str()).map_err(at(Step::Directory))?;
     }
     if let Some(user) = &plan.user {
-        // SAFETY: the slice lives in the parent's memory, copied by fork. Groups first: after setuid it is too late.
+        // By the kernel's own calls: those of the C library take every thread along that it knows of, and in a child that it did
+        // not make itself these are the parent's. Groups first: after the change of user it is too late.
+        // SAFETY: the slice was copied by the fork and outlives the call; the others take numbers only.
         unsafe {
-            if libc::setgroups(user.groups.len(), user.groups.as_ptr()) != 0
-                || libc::setresgid(user.gid, user.gid, user.gid) != 0
-                || libc::setresuid(user.uid, user.uid, user.uid) != 0
+            if libc::syscall(libc::SYS_setgroups, user.groups.len(), user.groups.as_ptr()) != 0
+                || libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid) != 0
+                || libc::syscall(libc::SYS_setresuid, user.uid, user.uid, user.uid) != 0
             {
                 return Err((Step::User, last_errno()));
             }
