@@ -300,6 +300,22 @@ fn each_impossible_setting_is_refused_at_its_place() {
             legacy("adopt = { pidfile = \"/a\", restart = [\"/none/restart\"] }"),
             "2:38 workers.legacy.adopt.restart[0]: \"/none/restart\" is not there",
         ),
+        (
+            "an expression for everybody",
+            legacy("adopt = { match = \".+\", owner = \"0\" }"),
+            "2:19 workers.legacy.adopt.match: \".+\" matches every command line",
+        ),
+        (
+            "every address and one of them",
+            worker("listen = [\"127.0.0.1:81\"]\n[workers.all]\ncommand = [\"sh\"]\nlisten = [\"0.0.0.0:81\"]"),
+            "3:11 workers.web.listen[0]: \"127.0.0.1:81\" cannot be bound beside \"0.0.0.0:81\" of worker \"all\"",
+        ),
+        (
+            "the daemon's own address",
+            worker("listen = [\"127.0.0.1:81\"]\n[http]\nlisten = [\"127.0.0.1:81\"]"),
+            "3:11 workers.web.listen[0]: \"127.0.0.1:81\" is listened on by http.listen already",
+        ),
+        ("nobody's port", worker("ready = { tcp = \"127.0.0.1:0\" }"), "3:17 workers.web.ready.tcp: has no port"),
         ("a number beyond all numbers", worker("weight = 99999999999999999999"), "3:10 workers.web.weight: "),
     ];
     for (name, file, expected) in cases {
@@ -411,6 +427,25 @@ fn files_that_are_not_there_or_not_text_get_one_line() {
 fn values_that_ask_for_nothing_are_taken() {
     let file = format!("{WORKER}listen = []\nmembers = \"tree\"\nrecycle.leak = false\n[jobs]\n[gateway]\n");
     assert_eq!(Case::new(&file).good().settings.workers.len(), 1);
+}
+
+#[test]
+fn addresses_of_the_two_families_stand_side_by_side() {
+    let case = Case::new(&format!("{WORKER}listen = [\"0.0.0.0:81\", \"[::]:81\"]"));
+    assert_eq!(case.good().settings.workers[0].listen.len(), 2);
+}
+
+#[test]
+fn two_ways_to_one_file_of_output_are_one() {
+    let case = Case::new("");
+    let here = case.folder.path();
+    std::fs::create_dir(here.join("log")).expect("a folder");
+    std::os::unix::fs::symlink("log", here.join("again")).expect("a link");
+    let output = |folder: &str| format!("output = {{ file = \"{}/{folder}/web.log\" }}", here.display());
+    let text = format!("{WORKER}{}\n[workers.other]\ncommand = [\"sh\"]\n{}\n", output("log"), output("again"));
+    std::fs::write(here.join("plimsoll.toml"), text).expect("a writable folder");
+    let problems = case.bad();
+    assert!(told(&problems).iter().any(|line| line.contains("web.log")), "{problems}");
 }
 
 #[test]

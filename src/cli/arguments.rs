@@ -180,7 +180,8 @@ pub enum WorkersCommand {
     Scale {
         #[arg(value_name = "WORKER")]
         worker: String,
-        #[arg(value_name = "COUNT")]
+        /// From 0 to 4096
+        #[arg(value_name = "COUNT", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=4096))]
         count: u32,
         #[command(flatten)]
         patience: Patience,

@@ -496,7 +496,14 @@ impl Session {
 
     fn stdout_style(&self) -> Style {
         let columns = rustix::termios::tcgetwinsize(std::io::stdout()).map_or(0, |size| usize::from(size.ws_col));
-        Style { color: self.colour(std::io::stdout().is_terminal()), width: if columns == 0 { Style::PLAIN.width } else { columns } }
+        let is_terminal = std::io::stdout().is_terminal();
+        // What goes to a program or a file is not cut.
+        let width = match columns {
+            0 if is_terminal => Style::PLAIN.width,
+            0 => Style::UNCUT,
+            columns => columns,
+        };
+        Style { color: self.colour(is_terminal), width }
     }
 
     fn colour(&self, terminal: bool) -> bool {

@@ -12,6 +12,8 @@ pub struct Style {
 impl Style {
     /// What a pipe or a file gets.
     pub const PLAIN: Style = Style { color: false, width: 80 };
+    /// Wider than any line.
+    pub const UNCUT: usize = 4096;
 
     /// `text` in a colour, or as it is.
     pub fn paint(self, tone: Tone, text: &str) -> String {

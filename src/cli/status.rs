@@ -169,8 +169,11 @@ fn worker_lines(workers: &[WorkerState], style: Style) -> Vec<String> {
             let name = if several { format!("{}.{}", worker.name, replica.index) } else { worker.name.to_string() };
             lines.push(clip(replica_line(&cell(&name, name_width), replica).trim_end(), style.width));
             if let Some(what) = &replica.waits_for {
-                let told = format!("{} waits for: {what}", " ".repeat(name_width));
-                lines.push(style.paint(Tone::Quiet, &clip(&told, style.width)));
+                // Often the one thing that is looked for: whole, on as many lines as it takes.
+                let indent = " ".repeat(name_width + 1);
+                let room = style.width.saturating_sub(indent.len()).max(24);
+                let told = wrap(&clip(&format!("waits for: {what}"), Style::UNCUT), room);
+                lines.extend(told.iter().map(|line| style.paint(Tone::Quiet, &format!("{indent}{line}"))));
             }
         }
         if worker.replicas.is_empty() {

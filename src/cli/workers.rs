@@ -102,7 +102,7 @@ impl Session {
                 if self.common.json() {
                     return print_line(&pretty(&Value::Array(lives)));
                 }
-                print_line(&render_history(&lives, self.stdout_style()))
+                print_line(&render_history(&lives, worker, self.stdout_style()))
             }
             Err(problem) => {
                 complain(&problem);
@@ -137,9 +137,9 @@ fn is_of(life: &Value, worker: &str) -> bool {
 }
 
 /// One line for each life that has ended.
-fn render_history(lives: &[Value], style: Style) -> String {
+fn render_history(lives: &[Value], of: Option<&str>, style: Style) -> String {
     if lives.is_empty() {
-        return style.paint(Tone::Quiet, "no life of a worker has ended yet");
+        return style.paint(Tone::Quiet, &format!("no life of {} has ended yet", of.unwrap_or("a worker")));
     }
     let row = |cells: [String; 8]| {
         let [when, name, pid, how, cause, lived, peak, cpu] = cells;

@@ -18,7 +18,8 @@ use super::settings::{
 };
 use super::tree::{Layer, Origin, Tree, locate};
 use super::units::{
-    BytesLine, Cores, CoresLine, Count, CpuLimit, Every, MemoryLimit, Percent, RUNGS, ResourceAmount, RungName, Size, nearest,
+    Address, BytesLine, Cores, CoresLine, Count, CpuLimit, Every, ListenAddress, MemoryLimit, Percent, RUNGS, ResourceAmount, RungName,
+    Size, nearest,
 };
 
 mod adopt;
@@ -365,7 +366,7 @@ impl Sense<'_> {
             workers.push(Arc::new(self.worker(&key, name, worker)));
         }
         self.no_circle(&file.workers);
-        self.each_address_once(&file.workers);
+        self.each_address_once(&file.workers, &file.http.listen);
         self.no_shared_output(&workers);
         workers
     }
@@ -526,6 +527,10 @@ impl Sense<'_> {
         if let (Some((one, _)), Some((other, _))) = (&first, set.next()) {
             self.refuse(&format!("{key}.{other}"), format!("stands beside {one}"), "one of notify, tcp, http, delay and done");
         }
+        if ready.tcp.is_some_and(|address| address.0.port() == 0) {
+            let message = "has no port: nobody can be reached at 0".to_owned();
+            self.refuse(&format!("{key}.tcp"), message, "an IP address and a port from 1 to 65535");
+        }
         if let Some(delay) = ready.delay.filter(|delay| *delay > ready.within) {
             let message = format!("\"{delay}\" is longer than within, \"{}\"", ready.within);
             self.refuse(&format!("{key}.delay"), message, "a duration up to ready.within");
@@ -579,14 +584,20 @@ impl Sense<'_> {
     }
 
     /// An address is bound once, whoever is handed it.
-    fn each_address_once(&mut self, workers: &BTreeMap<String, file::Worker>) {
-        let mut seen: BTreeMap<String, &str> = BTreeMap::new();
+    fn each_address_once(&mut self, workers: &BTreeMap<String, file::Worker>, own: &[Address]) {
+        let ours = own.iter().map(|address| (ListenAddress::Tcp(address.0), "http.listen".to_owned()));
+        let mut seen: Vec<(ListenAddress, String)> = ours.collect();
         for (name, worker) in workers {
             for (index, address) in worker.listen.iter().enumerate() {
-                if let Some(other) = seen.insert(address.to_string(), name) {
+                if let Some((taken, other)) = seen.iter().find(|(taken, _)| clash(taken, address)) {
+                    let message = match taken == address {
+                        true => format!("\"{address}\" is listened on by {other} already"),
+                        false => format!("\"{address}\" cannot be bound beside \"{taken}\" of {other}"),
+                    };
                     let item = self.item(&format!("workers.{name}.listen"), index);
-                    self.refuse(&item, format!("\"{address}\" is listened on by worker \"{other}\" already"), "an address of its own");
+                    self.refuse(&item, message, "an address of its own");
                 }
+                seen.push((address.clone(), format!("worker \"{name}\"")));
             }
         }
     }
@@ -611,7 +622,11 @@ impl Sense<'_> {
         } else if let Some(fault) = output_fault(&file.file) {
             self.refuse(&file_key, format!("{:?} {fault}", file.file), allowed);
         }
-        Output::File(OutputFile { path: PathBuf::from(&file.file), max_size: file.max_size.0, keep: file.keep })
+        // By the folder's one true name: two ways to the same file are one file.
+        let path = PathBuf::from(&file.file);
+        let folder = path.parent().and_then(|folder| canonical(folder)?.ok());
+        let path = folder.zip(path.file_name()).map_or(path.clone(), |(folder, name)| folder.join(name));
+        Output::File(OutputFile { path, max_size: file.max_size.0, keep: file.keep })
     }
 
     /// The program is looked for as `execvp` will look for it: in the worker's own `PATH`, from the worker's folder.
@@ -815,6 +830,13 @@ fn output_fault(file: &str) -> Option<String> {
         (_, Err(error)) => Some(format!("is in a folder that {}", not_there(&error))),
         _ => None,
     }
+}
+
+/// The kernel does not bind both: all addresses of a family are one with each of them. Those of the two families stand side by side.
+fn clash(one: &ListenAddress, other: &ListenAddress) -> bool {
+    let (ListenAddress::Tcp(one), ListenAddress::Tcp(other)) = (one, other) else { return one == other };
+    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.port() != 0 && one.is_ipv4() == other.is_ipv4() && (is_any || one.ip() == other.ip())
 }
 
 /// True for `web.log.1` beside `web.log`, up to as many as are kept.

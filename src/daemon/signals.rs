@@ -8,6 +8,8 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SI
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
+use crate::host::spawn;
+
 #[derive(Debug)]
 pub struct Signals(SignalDelivery<UnixStream, SignalOnly>);
 
@@ -19,7 +21,10 @@ impl Signals {
         read.set_nonblocking(true)?;
         write.set_nonblocking(true)?;
         let signals = [SIGTERM, SIGINT, SIGHUP, SIGCHLD, SIGUSR1, SIGUSR2, SIGQUIT, SIGWINCH];
-        Ok(Signals(SignalDelivery::with_pipe(read, write, SignalOnly, signals)?))
+        let listening = Signals(SignalDelivery::with_pipe(read, write, SignalOnly, signals)?);
+        // Whoever started us may have left them blocked: then nothing could end us, and no end of a child would be heard of.
+        spawn::unblock_signals();
+        Ok(listening)
     }
 
     /// Readable when a signal has arrived.

@@ -2,7 +2,7 @@
 //! `/proc/net/tcp`: that table names every connection that was closed within the last minute as well, so that on a busy server a
 //! single look into it takes tens of milliseconds.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
@@ -25,12 +25,32 @@ const LISTENS: u8 = 10;
 /// # Errors
 /// When the kernel does not answer such questions here.
 pub fn inode_of(local: SocketAddr, remote: SocketAddr) -> Result<Option<u32>, Errno> {
+    let (state, port, inode) = ask(local, remote)?;
+    Ok((state != LISTENS && port == remote.port()).then_some(inode))
+}
+
+/// The inode of the socket that would be given a connection to `local`; `None` where nobody listens.
+///
+/// # Errors
+/// As [`inode_of`].
+pub fn listener_of(local: SocketAddr) -> Result<Option<u32>, Errno> {
+    // From nowhere: there is no such connection.
+    let nowhere = SocketAddr::new(if local.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() }, 0);
+    match ask(local, nowhere) {
+        Ok((state, _, inode)) => Ok((state == LISTENS).then_some(inode)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// State, remote port and inode of the socket that is found.
+fn ask(local: SocketAddr, remote: SocketAddr) -> Result<(u8, u16, u32), Errno> {
     let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::DGRAM, SocketFlags::CLOEXEC, Some(netlink::SOCK_DIAG))?;
     rustix::net::sendto(&socket, &question(local, remote), SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
     let mut answer = [0_u8; 512];
     // It was written while the question was asked.
     let (length, _) = rustix::net::recv(&socket, &mut answer, RecvFlags::DONTWAIT)?;
-    inode_in(answer.get(..length).unwrap_or_default(), remote.port()).ok_or(Errno::OPNOTSUPP)
+    found_in(answer.get(..length).unwrap_or_default()).ok_or(Errno::OPNOTSUPP)
 }
 
 fn question(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
@@ -57,8 +77,8 @@ fn question(local: SocketAddr, remote: SocketAddr) -> Vec<u8> {
     .concat()
 }
 
-/// The outer `None` for an answer that is none: an error, or cut short.
-fn inode_in(answer: &[u8], remote_port: u16) -> Option<Option<u32>> {
+/// `None` for an answer that is none: an error, or cut short.
+fn found_in(answer: &[u8]) -> Option<(u8, u16, u32)> {
     let bytes = |at: usize, count: usize| answer.get(at..at + count);
     if bytes(4, 2)? != BY_FAMILY.to_ne_bytes() {
         return None;
@@ -67,7 +87,7 @@ fn inode_in(answer: &[u8], remote_port: u16) -> Option<Option<u32>> {
     let state = *answer.get(message + 1)?;
     let port = u16::from_be_bytes(bytes(message + 6, 2)?.try_into().ok()?);
     let inode = u32::from_ne_bytes(bytes(message + 68, 4)?.try_into().ok()?);
-    Some((state != LISTENS && port == remote_port).then_some(inode))
+    Some((state, port, inode))
 }
 
 #[cfg(test)]
@@ -86,6 +106,8 @@ mod tests {
             let client = TcpStream::connect(target).unwrap();
             let own = client.local_addr().unwrap();
             assert_eq!(inode_of(target, own), Ok(Some(0)), "{bound}: nobody has accepted it");
+            let listening = rustix::fs::fstat(listener.as_fd()).unwrap().st_ino;
+            assert_eq!(listener_of(target).map(|inode| inode.map(u64::from)), Ok(Some(listening)), "{bound}");
             let (accepted, _) = listener.accept().unwrap();
             let inode = rustix::fs::fstat(accepted.as_fd()).unwrap().st_ino;
             assert_eq!(inode_of(target, own).map(|inode| inode.map(u64::from)), Ok(Some(inode)), "{bound}");
@@ -96,8 +118,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_answer_is_survived(answer in proptest::collection::vec(any::<u8>(), 0..120), port in any::<u16>()) {
-            inode_in(&answer, port);
+        fn any_answer_is_survived(answer in proptest::collection::vec(any::<u8>(), 0..120)) {
+            found_in(&answer);
         }
     }
 }

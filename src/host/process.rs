@@ -411,6 +411,11 @@ impl DescriptorReserve {
     }
 }
 
+/// That of another process.
+pub fn oom_score_adj_of(paths: &Paths, pid: i32) -> Option<i32> {
+    std::fs::read_to_string(paths.proc.join(pid.to_string()).join("oom_score_adj")).ok()?.trim().parse().ok()
+}
+
 /// Our own `oom_score_adj`.
 pub fn own_oom_score_adj(paths: &Paths) -> Option<i32> {
     std::fs::read_to_string(paths.proc.join("self/oom_score_adj")).ok()?.trim().parse().ok()
@@ -466,8 +471,54 @@ pub fn signal_name(signal: i32) -> &'static str {
         libc::SIGXFSZ => "SIGXFSZ",
         libc::SIGWINCH => "SIGWINCH",
         libc::SIGSYS => "SIGSYS",
-        _ => "another signal",
+        libc::SIGCHLD => "SIGCHLD",
+        libc::SIGTTIN => "SIGTTIN",
+        libc::SIGTTOU => "SIGTTOU",
+        libc::SIGURG => "SIGURG",
+        libc::SIGVTALRM => "SIGVTALRM",
+        libc::SIGPROF => "SIGPROF",
+        libc::SIGIO => "SIGIO",
+        libc::SIGPWR => "SIGPWR",
+        other => real_time_name(other).unwrap_or("another signal"),
     }
+}
+
+/// As the settings call it. The first of them is not the same in every C library.
+fn real_time_name(signal: i32) -> Option<&'static str> {
+    const NAMES: [&str; 31] = [
+        "SIGRTMIN",
+        "SIGRTMIN+1",
+        "SIGRTMIN+2",
+        "SIGRTMIN+3",
+        "SIGRTMIN+4",
+        "SIGRTMIN+5",
+        "SIGRTMIN+6",
+        "SIGRTMIN+7",
+        "SIGRTMIN+8",
+        "SIGRTMIN+9",
+        "SIGRTMIN+10",
+        "SIGRTMIN+11",
+        "SIGRTMIN+12",
+        "SIGRTMIN+13",
+        "SIGRTMIN+14",
+        "SIGRTMIN+15",
+        "SIGRTMIN+16",
+        "SIGRTMIN+17",
+        "SIGRTMIN+18",
+        "SIGRTMIN+19",
+        "SIGRTMIN+20",
+        "SIGRTMIN+21",
+        "SIGRTMIN+22",
+        "SIGRTMIN+23",
+        "SIGRTMIN+24",
+        "SIGRTMIN+25",
+        "SIGRTMIN+26",
+        "SIGRTMIN+27",
+        "SIGRTMIN+28",
+        "SIGRTMIN+29",
+        "SIGRTMIN+30",
+    ];
+    NAMES.get(usize::try_from(signal - libc::SIGRTMIN()).ok()?).copied()
 }
 
 #[cfg(test)]

@@ -34,17 +34,20 @@ const SOCKET_MODE: u32 = 0o666;
 const LONGEST_MESSAGE: usize = 4096;
 
 /// Binds and listens. A Unix socket whose owner has died is replaced; one that somebody answers on, or anything that is no socket,
-/// is left alone.
+/// is left alone. `only_v6` keeps IPv4 addresses free for a socket of their own.
 ///
 /// # Errors
 /// What the kernel said; `AddrInUse` for one that is taken.
-pub fn listen(address: &ListenAddress) -> io::Result<OwnedFd> {
+pub fn listen(address: &ListenAddress, only_v6: bool) -> io::Result<OwnedFd> {
     match address {
         ListenAddress::Tcp(address) => {
             let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
             let socket = rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
             // Connections of before that are still being closed do not keep the address.
             sockopt::set_socket_reuseaddr(&socket, true)?;
+            if only_v6 {
+                sockopt::set_ipv6_v6only(&socket, true)?;
+            }
             // Connections inherit it. `uvicorn --fd` takes its socket for a Unix one and does not set it: each answer on a kept
             // connection would then wait 40 ms for the client's acknowledgement of its head.
             sockopt::set_tcp_nodelay(&socket, true)?;
@@ -197,6 +200,13 @@ impl Connection {
             Err(Errno::AGAIN | Errno::INTR) => Ok(true),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The inode of the socket that listens at the other end, on this machine; `None` where that cannot be told.
+    pub fn listener_inode(&self, paths: &Paths) -> Option<u64> {
+        let peer: SocketAddr = rustix::net::getpeername(&self.socket).ok()?.and_then(|peer| peer.try_into().ok())?;
+        let found = if paths.is_live() { diag::listener_of(peer).ok().flatten() } else { None };
+        found.filter(|inode| *inode != 0).map(u64::from)
     }
 
     /// The inode of the socket at the other end, on this machine: `None` while nobody has accepted the connection, or where
@@ -372,7 +382,7 @@ mod tests {
 
     #[test]
     fn who_is_accepted_does_not_wait_for_acknowledgements() {
-        let socket = listen(&ListenAddress::Tcp("127.0.0.1:0".parse().unwrap())).unwrap();
+        let socket = listen(&ListenAddress::Tcp("127.0.0.1:0".parse().unwrap()), false).unwrap();
         let address: SocketAddr = rustix::net::getsockname(&socket).unwrap().try_into().unwrap();
         let _client = std::net::TcpStream::connect(address).unwrap();
         let accepted = rustix::net::accept(&socket).unwrap();
@@ -396,14 +406,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("app.sock");
         let address = ListenAddress::Unix(path.clone());
-        let first = listen(&address).unwrap();
-        assert_eq!(listen(&address).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let first = listen(&address, false).unwrap();
+        assert_eq!(listen(&address, false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(first);
-        let _again = listen(&address).unwrap();
+        let _again = listen(&address, false).unwrap();
         UnixStream::connect(&path).unwrap();
         let file = folder.path().join("file");
         std::fs::write(&file, "precious").unwrap();
-        assert_eq!(listen(&ListenAddress::Unix(file.clone())).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(listen(&ListenAddress::Unix(file.clone()), false).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "precious");
     }
 

@@ -113,7 +113,7 @@ const STEPS: [&str; 11] = [
     "could not begin a session",
     "could not enter its control group",
     "could not arrange its descriptors",
-    "could not set its rlimits",
+    "could not set its rlimit",
     "could not set its nice value",
     "could not set its I/O priority",
     "could not set its affinity",
@@ -138,6 +138,8 @@ struct Plan {
     groups: Vec<RawFd>,
     oom_score_adj: Option<CString>,
     limits: Vec<(Resource, rustix::process::Rlimit)>,
+    /// Which of them is being set, for the parent to be told.
+    limit: u8,
     nice: i32,
     own_nice: Option<i32>,
     io_priority: Option<libc::c_int>,
@@ -207,7 +209,7 @@ pub fn spawn(launch: &Launch) -> Result<i32, SpawnError> {
         fork(&launch.groups, &mut plan, &tell).map_err(|error| SpawnError::new("could not fork", error))?
     };
     drop(tell);
-    let mut word = [0_u8; 5];
+    let mut word = [0_u8; 6];
     let length = loop {
         match rustix::io::read(&told, &mut word) {
             Err(rustix::io::Errno::INTR) => {}
@@ -216,20 +218,69 @@ pub fn spawn(launch: &Launch) -> Result<i32, SpawnError> {
         }
     };
     // Closed without a word: the program runs.
-    let [step, errno @ ..] = word;
+    let [step, limit, errno @ ..] = word;
     if length < word.len() {
         return Ok(pid);
     }
     // It ends by itself and is ours: gone before its number is told to anybody.
     reap(pid);
-    let error = io::Error::from_raw_os_error(i32::from_ne_bytes(errno));
+    let mut error = io::Error::from_raw_os_error(i32::from_ne_bytes(errno));
+    let as_user = || launch.user.as_ref().map(|user| format!(" as user {}", user.name)).unwrap_or_default();
     let what = match step {
-        step if step == Step::Exec as u8 => Some(resolved.display().to_string()),
+        step if step == Step::Exec as u8 => {
+            if let Some(interpreter) = missing_interpreter(&resolved, &error) {
+                error = io::Error::new(io::ErrorKind::NotFound, format!("its first line asks for {interpreter}, which is not there"));
+            }
+            Some(format!("{}{}", resolved.display(), as_user()))
+        }
         step if step == Step::Directory as u8 => launch.directory.as_ref().map(|directory| directory.display().to_string()),
         step if step == Step::User as u8 => launch.user.as_ref().map(|user| user.name.clone()),
+        step if step == Step::Limits as u8 => {
+            // The limit on descriptors that the daemon gives back comes before those of the settings.
+            let place = usize::from(limit).checked_sub(usize::from(launch.descriptors.is_some()));
+            let set = place.and_then(|place| launch.settings.rlimits.get(place));
+            Some(set.map_or_else(|| "nofile".to_owned(), |(which, amount)| limit_in_words(*which, *amount)))
+        }
+        step if step == Step::Nice as u8 => launch.settings.nice.map(|nice| nice.to_string()),
+        step if step == Step::Affinity as u8 => {
+            if error.raw_os_error() == Some(libc::EINVAL) {
+                error = io::Error::new(io::ErrorKind::InvalidInput, "none of these processors is there for the daemon");
+            }
+            launch.settings.affinity.as_deref().map(|numbers| {
+                let numbers: Vec<String> = numbers.iter().map(u32::to_string).collect();
+                format!("to {}", numbers.join(","))
+            })
+        }
         _ => None,
     };
     Err(SpawnError { doing: STEPS.get(usize::from(step)).copied().unwrap_or("could not start"), what, error })
+}
+
+/// As the settings have it.
+fn limit_in_words(which: Rlimit, amount: Option<u64>) -> String {
+    let name = match which {
+        Rlimit::AddressSpace => "address_space",
+        Rlimit::Core => "core",
+        Rlimit::Cpu => "cpu",
+        Rlimit::Data => "data",
+        Rlimit::Fsize => "fsize",
+        Rlimit::Memlock => "memlock",
+        Rlimit::Nofile => "nofile",
+        Rlimit::Nproc => "nproc",
+        Rlimit::Stack => "stack",
+    };
+    format!("{name} to {}", amount.map_or_else(|| "unlimited".to_owned(), |amount| amount.to_string()))
+}
+
+/// What the first line of a script names, when it is that which is not there, and not the script.
+fn missing_interpreter(program: &Path, error: &io::Error) -> Option<String> {
+    if error.kind() != io::ErrorKind::NotFound {
+        return None;
+    }
+    let mut first = [0_u8; 256];
+    let length = io::Read::read(&mut std::fs::File::open(program).ok()?, &mut first).ok()?;
+    let line = first.get(..length)?.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    String::from_utf8_lossy(line).split_whitespace().next().map(str::to_owned)
 }
 
 fn plan(launch: &Launch, resolved: &Path, null: Option<&OwnedFd>) -> Result<Plan, SpawnError> {
@@ -269,6 +320,7 @@ fn plan(launch: &Launch, resolved: &Path, null: Option<&OwnedFd>) -> Result<Plan
         groups: launch.groups.files.iter().map(AsRawFd::as_raw_fd).collect(),
         oom_score_adj: settings.oom_score_adj.or(launch.oom_score_adj).and_then(|value| CString::new(value.to_string()).ok()),
         limits,
+        limit: 0,
         nice: launch.nice,
         own_nice: settings.nice,
         io_priority: settings.ionice.map(io_priority),
@@ -396,8 +448,8 @@ extern "C" fn run_child(child: *mut c_void) -> ! {
 /// The child, up to its exec.
 fn become_program(plan: &mut Plan, mut tell: RawFd) -> ! {
     let Err((step, errno)) = prepare_and_execute(plan, &mut tell);
-    let mut word = [step as u8, 0, 0, 0, 0];
-    for (place, byte) in word.iter_mut().skip(1).zip(errno.raw_os_error().to_ne_bytes()) {
+    let mut word = [step as u8, plan.limit, 0, 0, 0, 0];
+    for (place, byte) in word.iter_mut().skip(2).zip(errno.raw_os_error().to_ne_bytes()) {
         *place = byte;
     }
     // SAFETY: the buffer is a live local; the descriptor is the parent's pipe. Nothing of the parent's may run at exit.
@@ -465,7 +517,8 @@ fn prepare_and_execute(plan: &mut Plan, tell: &mut RawFd) -> Result<std::convert
         unsafe { libc::prctl(ksm::PR_SET_MEMORY_MERGE, 1, 0, 0, 0) };
     }
     *tell = arrange_descriptors(plan, *tell).map_err(at(Step::Descriptors))?;
-    for (resource, limit) in &plan.limits {
+    for (number, (resource, limit)) in (0..).zip(&plan.limits) {
+        plan.limit = number;
         rustix::process::setrlimit(*resource, *limit).map_err(at(Step::Limits))?;
     }
     if let Some(directory) = &plan.directory {
@@ -706,7 +759,10 @@ pub fn resolve_program(program: &str, path: Option<&OsStr>, directory: Option<&P
         return match (executable(&file), directory.unwrap_or(Path::new("")).join(&file).exists()) {
             (true, _) => Ok(file),
             (false, true) => Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("{program} is not an executable file"))),
-            (false, false) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{program} is not there"))),
+            (false, false) => {
+                let from = directory.filter(|_| file.is_relative()).map(|from| format!(" in {}", from.display())).unwrap_or_default();
+                Err(io::Error::new(io::ErrorKind::NotFound, format!("{program} is not there{from}")))
+            }
         };
     }
     let path = path.unwrap_or_else(|| OsStr::new("/usr/local/bin:/usr/bin:/bin"));

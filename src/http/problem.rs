@@ -1,6 +1,7 @@
 //! Errors as clients see them: `{error, message}` with the right status. `error` is a stable word, `message` is for people.
 
 use axum::Json;
+use axum::extract::rejection::QueryRejection;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
@@ -21,6 +22,21 @@ impl Problem {
 
     pub fn stalled() -> Problem {
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, "loop_stalled", "the control loop has missed its deadline; nothing current is known")
+    }
+
+    /// What is wrong with what stands behind the `?`, in words for people instead of the parser's.
+    pub fn query(error: &QueryRejection) -> Problem {
+        let text = error.body_text();
+        let mut message = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text).to_owned();
+        for (told, meant) in [
+            ("invalid digit found in string", "is no whole number"),
+            ("cannot parse integer from empty string", "is empty, and has to be a whole number"),
+            ("number too large to fit in target type", "is too large"),
+            ("number too small to fit in target type", "is too small"),
+        ] {
+            message = message.replace(told, meant);
+        }
+        Problem::new(StatusCode::BAD_REQUEST, "bad_query", message)
     }
 
     pub fn ending() -> Problem {

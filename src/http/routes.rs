@@ -116,7 +116,7 @@ struct About {
 }
 
 async fn explain(State(shared): State<Shared>, asked: Result<Query<About>, QueryRejection>) -> Result<Response, Problem> {
-    let Query(About { of }) = asked.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_query", error.body_text()))?;
+    let Query(About { of }) = asked.map_err(|error| Problem::query(&error))?;
     let (snapshot, explained) = (shared.published.latest(), shared.published.explained());
     match Explanation::of(&snapshot, &explained, of.as_deref()) {
         Some(explanation) => Ok(Json(explanation).into_response()),
@@ -140,7 +140,7 @@ struct Feed {
 }
 
 async fn feed(State(shared): State<Shared>, headers: HeaderMap, asked: Result<Query<Feed>, QueryRejection>) -> Result<Response, Problem> {
-    let Query(asked) = asked.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_query", error.body_text()))?;
+    let Query(asked) = asked.map_err(|error| Problem::query(&error))?;
     if !asked.follow {
         let events: Vec<Value> =
             shared.events.since(asked.after, events::MOST).into_iter().map(|(id, record)| json!({ "id": id, "record": record })).collect();
@@ -159,7 +159,7 @@ struct Reload {
 }
 
 async fn reload(State(shared): State<Shared>, asked: Result<Query<Reload>, QueryRejection>) -> Result<Response, Problem> {
-    let Query(Reload { dry_run }) = asked.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_query", error.body_text()))?;
+    let Query(Reload { dry_run }) = asked.map_err(|error| Problem::query(&error))?;
     let command = if dry_run { Command::PlanReload } else { Command::Reload };
     let message = ask(&shared, command, Some(shared.patience)).await?;
     Ok(Json(json!({ "message": message.words() })).into_response())

@@ -59,13 +59,16 @@ pub async fn command(
 ) -> Result<Response, Problem> {
     let bad = |message: String| Problem::new(StatusCode::BAD_REQUEST, "bad_request", message);
     let Path((worker, verb)) = path.map_err(|error| bad(error.body_text()))?;
-    let Query(given) = query.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, "bad_query", error.body_text()))?;
+    let Query(given) = query.map_err(|error| Problem::query(&error))?;
     let body: Given = match body.trim_ascii() {
         [] => Given::default(),
         text => serde_json::from_slice(text).map_err(|error| bad(format!("the body is not what it should be: {error}")))?,
     };
     let given = given.or(body);
     let verb = verb_of(&verb, &given)?;
+    if given.replica.is_some() && matches!(verb, Verb::Scale(_)) {
+        return Err(bad("scale is asked of a whole worker, not of one of its replicas".to_owned()));
+    }
     let wait = given.wait.map(|wait| wait.duration());
     let command = WorkerCommand { worker: Arc::from(worker), replica: given.replica, verb, wait };
     // The loop answers when their patience is over; nobody waits for longer than that.

@@ -79,13 +79,25 @@ impl Supervisor {
         }
     }
 
+    /// As `places_of`, for what cannot be asked of nobody.
+    ///
+    /// # Errors
+    /// `Refused` for a worker that is to have no replica.
+    fn places_to_start(&self, whom: &Whom) -> Result<Vec<usize>, Objection> {
+        let places = self.places_of(whom)?;
+        if places.is_empty() {
+            return Err(Objection::Refused(format!("{} is to have 0 replicas: `plimsoll workers scale {0} 1` gives it one", whom.worker)));
+        }
+        Ok(places)
+    }
+
     fn lives_at(&self, places: &[usize]) -> Vec<SlotId> {
         places.iter().filter_map(|place| self.replicas.get(*place)?.slot()).collect()
     }
 
     /// Brings up what is down; what runs stays as it is.
     pub fn start_worker(&mut self, whom: &Whom, now: Moment) -> Result<Goal, Objection> {
-        for place in self.places_of(whom)? {
+        for place in self.places_to_start(whom)? {
             self.forget_failures(place);
             self.on_copies(place, |copies, _| slot::start(copies, now.steady));
         }
@@ -122,7 +134,7 @@ impl Supervisor {
             // By its command, and by nothing else.
             return self.recycle_worker(whom, now);
         }
-        let places = self.places_of(whom)?;
+        let places = self.places_to_start(whom)?;
         let past = self.lives_at(&places);
         self.meet_all(|replica| replica.worker.name == whom.worker && whom.replica.is_none_or(|index| replica.index == index));
         for place in places {
@@ -139,7 +151,7 @@ impl Supervisor {
 
     /// Replaces one replica after the other, with overlap where there is room.
     pub fn recycle_worker(&mut self, whom: &Whom, now: Moment) -> Result<Goal, Objection> {
-        let places = self.places_of(whom)?;
+        let places = self.places_to_start(whom)?;
         self.can_be_restarted(whom, &places)?;
         let past = self.lives_at(&places);
         for place in places {

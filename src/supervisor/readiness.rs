@@ -3,7 +3,10 @@
 //! A connection that the kernel has taken is no proof: where the daemon itself listens for the worker, or another copy shares
 //! the port, it may wait for, or be answered by, somebody else. There a check counts only once the other end of the
 //! connection is a descriptor of this very tree; that is looked at before anything is asked, while the connection stands still.
+//! Elsewhere it need not be: a container's port is held by its engine, say. But who held the port before the worker was
+//! started is not it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::config::settings::ReadyBy;
@@ -27,6 +30,8 @@ pub trait Tree {
     fn holds(&self, pid: i32) -> bool;
     /// One of its processes has this socket.
     fn owns(&self, inode: u64) -> bool;
+    /// Who has this socket and was there before the tree was, in words; `None` where that is nobody, or cannot be seen.
+    fn held_before(&self, inode: u64) -> Option<String>;
 }
 
 /// The check of one life.
@@ -113,11 +118,11 @@ impl Check {
                 began: now,
                 step: FIRST_STEP,
                 asked: false,
-                is_ours: !self.is_shared,
+                is_ours: false,
                 answer: Vec::new(),
             }),
         };
-        let step = attempt.and_then(|mut attempt| Ok((attempt.go_on(target.ip(), path, paths, tree)?, attempt)));
+        let step = attempt.and_then(|mut attempt| Ok((attempt.go_on(target, self.is_shared, path, paths, tree)?, attempt)));
         match step {
             Ok((Stage::Ready, _)) => return true,
             Ok((Stage::Unfit(why), _)) => self.missing = why,
@@ -139,21 +144,28 @@ enum Stage {
 }
 
 impl Attempt {
-    fn go_on(&mut self, host: std::net::IpAddr, path: Option<&str>, paths: &Paths, tree: &dyn Tree) -> std::io::Result<Stage> {
+    fn go_on(&mut self, target: SocketAddr, is_shared: bool, path: Option<&str>, paths: &Paths, tree: &dyn Tree) -> std::io::Result<Stage> {
         if self.connection.progress()? == Progress::Pending {
             return Ok(Stage::Pending("the connection is not there yet".to_owned()));
         }
         if !self.is_ours {
             match self.connection.peer_inode(paths) {
                 Some(inode) if tree.owns(inode) => self.is_ours = true,
-                Some(_) => return Ok(Stage::Unfit("another copy has answered".to_owned())),
-                None => return Ok(Stage::Pending("it has not accepted the connection".to_owned())),
+                Some(_) if is_shared => return Ok(Stage::Unfit("another copy has answered".to_owned())),
+                None if is_shared => return Ok(Stage::Pending("it has not accepted the connection".to_owned())),
+                // Nobody else is to be there, so whoever listens will do, but for one that had the port before the worker came.
+                found => match found.or_else(|| self.connection.listener_inode(paths)).and_then(|inode| tree.held_before(inode)) {
+                    Some(who) => return Ok(Stage::Unfit(format!("{target} is held by {who}, which was there before it"))),
+                    None => self.is_ours = true,
+                },
             }
         }
         let Some(path) = path else { return Ok(Stage::Ready) };
         if !self.asked {
-            let request =
-                format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: plimsoll\r\nAccept: */*\r\nConnection: close\r\n\r\n");
+            let request = format!(
+                "GET {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: plimsoll\r\nAccept: */*\r\nConnection: close\r\n\r\n",
+                host(target)
+            );
             self.connection.send(request.as_bytes())?;
             self.asked = true;
         }
@@ -164,6 +176,15 @@ impl Attempt {
             None if !is_open || self.answer.len() > LONGEST_ANSWER => Ok(Stage::Unfit("what it answers is not HTTP".to_owned())),
             None => Ok(Stage::Pending("it has not answered".to_owned())),
         }
+    }
+}
+
+/// As `Host` wants it: an IPv6 address in brackets, and the port where it is not the usual one.
+fn host(target: SocketAddr) -> String {
+    match (target.port(), target) {
+        (80, SocketAddr::V4(target)) => target.ip().to_string(),
+        (80, SocketAddr::V6(target)) => format!("[{}]", target.ip()),
+        _ => target.to_string(),
     }
 }
 
@@ -204,6 +225,10 @@ mod tests {
 
         fn owns(&self, _: u64) -> bool {
             self.0
+        }
+
+        fn held_before(&self, _: u64) -> Option<String> {
+            None
         }
     }
 
@@ -257,10 +282,47 @@ mod tests {
             check.look(seconds(1), &paths, &Whole(true));
             let mut request = [0_u8; 512];
             let length = server.read(&mut request).unwrap();
-            assert!(request[..length].starts_with(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"));
+            assert!(request[..length].starts_with(format!("GET /health HTTP/1.1\r\nHost: {address}\r\n").as_bytes()));
             server.write_all(answer.as_bytes()).unwrap();
             drop(server);
             assert_eq!(check.look(seconds(2), &paths, &Whole(true)), is_ready, "{answer}: {}", check.missing);
+        }
+    }
+
+    #[test]
+    fn who_had_the_port_before_is_not_the_worker() {
+        /// Nobody of the tree listens; somebody else did before.
+        struct Taken;
+        impl Tree for Taken {
+            fn holds(&self, _: i32) -> bool {
+                false
+            }
+            fn owns(&self, _: u64) -> bool {
+                false
+            }
+            fn held_before(&self, inode: u64) -> Option<String> {
+                (inode != 0).then(|| "pid 1 (old)".to_owned())
+            }
+        }
+        let paths = Paths::below(Path::new("/"));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let web = WebAddress { address, path: "/".into() };
+        for by in [ReadyBy::Tcp(address), ReadyBy::Http(web)] {
+            let mut check = Check::new(&by, false, None, seconds(0));
+            assert!(!check.look(seconds(0), &paths, &Taken), "in its queue");
+            assert_eq!(check.missing, format!("{address} is held by pid 1 (old), which was there before it"));
+            let _accepted = listener.accept().unwrap();
+        }
+        assert!(Check::new(&ReadyBy::Tcp(address), false, None, seconds(0)).look(seconds(0), &paths, &Whole(false)), "it came later");
+    }
+
+    #[test]
+    fn hosts_are_named_as_http_wants_it() {
+        for (target, named) in
+            [("127.0.0.1:80", "127.0.0.1"), ("127.0.0.1:8000", "127.0.0.1:8000"), ("[::1]:80", "[::1]"), ("[::1]:8000", "[::1]:8000")]
+        {
+            assert_eq!(host(target.parse().unwrap()), named);
         }
     }
 

@@ -27,6 +27,13 @@ fn cause(error: &io::Error) -> String {
     }
 }
 
+/// All addresses of IPv6 are those of IPv4 as well, unless these are asked for in their own right.
+fn only_v6(address: &ListenAddress, workers: &[Arc<Worker>]) -> bool {
+    let ListenAddress::Tcp(address) = address else { return false };
+    let is_beside = |other: &ListenAddress| matches!(other, ListenAddress::Tcp(other) if other.is_ipv4() && other.port() == address.port());
+    address.is_ipv6() && address.ip().is_unspecified() && workers.iter().flat_map(|worker| &worker.listen).any(is_beside)
+}
+
 /// Every socket that is bound, by its address.
 #[derive(Debug, Default)]
 pub struct Sockets {
@@ -54,7 +61,7 @@ impl Sockets {
         for worker in workers {
             for address in worker.listen.iter().filter(|address| !self.bound.contains_key(&address.to_string())) {
                 let failed = |error| BindError { worker: worker.name.clone(), address: address.clone(), error };
-                let socket = spare(address).map_or_else(|| sockets::listen(address).map_err(failed), Ok)?;
+                let socket = spare(address).map_or_else(|| sockets::listen(address, only_v6(address, workers)).map_err(failed), Ok)?;
                 prepared.insert(address.to_string(), Bound { address: address.clone(), socket });
             }
         }

@@ -10,6 +10,7 @@ use crate::config::env_file;
 use crate::config::settings::{Lock, OnDaemonDeath, ReadyBy, Restart, Signal, Worker};
 use crate::host::accounts;
 use crate::host::clock::Moment;
+use crate::host::foreign;
 use crate::host::group::{self, Group};
 use crate::host::ksm;
 use crate::host::process::{self, Process};
@@ -167,6 +168,23 @@ impl Supervisor {
         }
     }
 
+    /// Lowering it needs a privilege that many containers do not have: the worker runs all the same, and it is said once.
+    fn tell_if_not_spared(&mut self, worker: &Worker, pid: i32, events: &mut Vec<Event>) {
+        let Some(wanted) = worker.process.oom_score_adj else { return };
+        match process::oom_score_adj_of(&self.around.paths, pid) {
+            Some(is) if is != wanted => {
+                let name = &worker.name;
+                let detail = format!("worker \"{name}\" has an oom_score_adj of {is}, not {wanted}: to lower it needs CAP_SYS_RESOURCE");
+                if self.unspared.insert(name.clone()) {
+                    events.push(Event::Degraded { part: "oom_score_adj", detail });
+                }
+            }
+            Some(_) => drop(self.unspared.remove(&worker.name)),
+            // It has ended already.
+            None => {}
+        }
+    }
+
     /// Everything between the settings and a running process.
     fn launch(&self, worker: &Worker, replica: &Replica, slot: SlotId, output: Given) -> Result<Started, LaunchError> {
         let around = &self.around;
@@ -262,6 +280,7 @@ impl Supervisor {
         self.totals.entry(worker.name.clone()).or_default().starts += 1;
         let command = worker.command.join(" ");
         events.push(Event::WorkerStarted { worker: worker.name.to_string(), replica: replica.index, pid, command });
+        self.tell_if_not_spared(&worker, pid, events);
         if worker.ready.by == ReadyBy::Running {
             self.note_ready(place, now, events);
         }
@@ -484,5 +503,17 @@ impl Tree for TreeOf<'_> {
 
     fn owns(&self, inode: u64) -> bool {
         sockets::owns(self.paths, self.life.process.pid(), inode) || self.members().iter().any(|pid| sockets::owns(self.paths, *pid, inode))
+    }
+
+    fn held_before(&self, inode: u64) -> Option<String> {
+        let mut processes = Vec::new();
+        scan::processes(self.paths, &mut processes, &mut Vec::new()).ok()?;
+        let members = self.life.pids(self.keeper, &processes);
+        let since = self.life.process.started();
+        let before = processes.iter().filter(|stat| stat.started < since && !stat.has_ended() && !members.contains(&stat.pid));
+        let holder = before.map(|stat| stat.pid).find(|pid| sockets::owns(self.paths, *pid, inode))?;
+        let line = foreign::command_line(self.paths, holder).unwrap_or_default();
+        let program: String = line.split(' ').next().unwrap_or_default().chars().take(64).collect();
+        Some(format!("pid {holder} ({program})"))
     }
 }

@@ -119,6 +119,8 @@ pub struct Supervisor {
     oom_kills: Option<u64>,
     /// Workers of which it was told that their pages are not merged.
     pub(super) unmerged: BTreeSet<Arc<str>>,
+    /// Workers of which it was told that their `oom_score_adj` is not what was asked for.
+    pub(super) unspared: BTreeSet<Arc<str>>,
     pub(super) roster_is_stale: bool,
     roster_fails: bool,
     /// How far those are looked for that somebody else starts.
@@ -159,6 +161,7 @@ impl Supervisor {
             strangers: Vec::new(),
             sentinel: None,
             unmerged: BTreeSet::new(),
+            unspared: BTreeSet::new(),
             oom_kills: None,
             roster_is_stale: false,
             roster_fails: false,

@@ -129,6 +129,16 @@ impl Stage {
         fs::write(self.path("plimsoll.toml"), self.expand(settings)).expect("the settings can be written");
     }
 
+    /// `plimsoll run`, started by another program that becomes it.
+    pub fn plimsoll_by(&self, other: &[&str]) -> Command {
+        let run = self.plimsoll(&["run"]);
+        let (program, words) = other.split_first().expect("a program");
+        let mut command = Command::new(program);
+        command.args(words).arg(run.get_program()).args(run.get_args());
+        self.surround(&mut command);
+        command
+    }
+
     /// `{hungry WORDS}` becomes the command, `{here}` the folder.
     fn expand(&self, settings: &str) -> String {
         let here = self.folder.path().display().to_string();

@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -383,10 +384,99 @@ fn what_is_set_for_the_process_is_set_and_nothing_else_is_inherited() {
 
 #[test]
 fn a_step_that_fails_names_itself() {
-    let stage = Stage::running("[workers.web]\ncommand = {hungry}\naffinity = \"900\"\nbackoff = { give_up = 1 }");
-    let failed = stage.event("worker_start_failed", |_| true);
-    assert!(failed["error"].as_str().is_some_and(|error| error.contains("could not set its affinity: Invalid argument")), "{failed}");
-    stage.event("worker_gave_up", |_| true);
+    let stage = Stage::new(
+        "[workers.pinned]
+        command = {hungry}
+        affinity = \"900\"
+        [workers.script]
+        command = [\"{here}/script\"]
+        [workers.limited]
+        command = {hungry}
+        rlimits = { core = 0, nofile = 4000000000 }",
+    );
+    let script = stage.path("script");
+    std::fs::write(&script, "#!/nonexistent/python3 -u\n").expect("a file");
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let mut stage = stage;
+    stage.start();
+    for (worker, says) in [
+        ("pinned", "could not set its affinity to 900: none of these processors is there".to_owned()),
+        ("script", format!("{}: its first line asks for /nonexistent/python3, which is not there", script.display())),
+        ("limited", "could not set its rlimit nofile to 4000000000".to_owned()),
+    ] {
+        let failed = stage.event("worker_start_failed", |event| event["worker"] == worker);
+        assert!(failed["error"].as_str().is_some_and(|error| error.contains(&says)), "{says}: {failed}");
+    }
+}
+
+#[test]
+fn a_worker_that_cannot_be_spared_runs_all_the_same_and_it_is_said() {
+    // The privilege that lowers it is taken away, where it is there.
+    let mut stage = Stage::new("[workers.web]\ncommand = {hungry}\noom_score_adj = -500");
+    let is_root = rustix::process::geteuid().is_root();
+    stage.launch_as(stage.plimsoll_by(if is_root { &["setpriv", "--bounding-set=-sys_resource", "--"] } else { &["env"] }));
+    let told = stage.event("degraded", |event| event["part"] == "oom_score_adj");
+    assert!(told["detail"].as_str().is_some_and(|detail| detail.contains("CAP_SYS_RESOURCE") && detail.contains("web")), "{told}");
+    assert!(outside::process(stage.worker("web")).is_some_and(|process| process.state != 'Z'));
+}
+
+#[test]
+fn who_had_the_port_before_does_not_make_a_worker_ready() {
+    let other = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = other.local_addr().expect("it is bound").port();
+    let stage = Stage::running(&format!("[workers.web]\ncommand = {{hungry}}\nready = {{ tcp = \"127.0.0.1:{port}\", within = \"1m\" }}"));
+    let waits = || stage.status()["workers"][0]["replicas"][0]["waits_for"].as_str().map(str::to_owned);
+    let told = wait_for("it is said who is there", || waits().filter(|told| told.contains("is held by")));
+    assert!(told.contains(&format!("127.0.0.1:{port} is held by pid {} (", std::process::id())), "{told}");
+    assert_eq!(stage.request("GET", "/readyz").map(|reply| reply.status), Some(503));
+}
+
+#[test]
+fn all_addresses_of_both_families_are_bound_side_by_side() {
+    if TcpListener::bind("[::1]:0").is_err() {
+        return crate::stage::skip("no IPv6 here");
+    }
+    let port = free_port();
+    let _stage = Stage::running(&format!(
+        "[workers.web]
+        command = {{hungry serve-fd3}}
+        listen = [\"0.0.0.0:{port}\", \"[::]:{port}\"]
+        ready = {{ http = \"http://127.0.0.1:{port}/\" }}"
+    ));
+    assert!(get(port).is_ok());
+    TcpStream::connect(("::1", port)).expect("IPv6 is listened on, too");
+}
+
+#[test]
+fn a_daemon_that_is_started_with_its_signals_blocked_hears_them() {
+    let mut stage = Stage::new("[workers.web]\ncommand = {hungry}");
+    stage.launch_as(stage.plimsoll_by(&["env", "--block-signal=TERM,INT,CHLD,HUP"]));
+    let worker = stage.worker("web");
+    rustix::process::kill_process(Pid::from_raw(worker).expect("a pid"), Signal::KILL).expect("it runs");
+    stage.event("worker_exited", |event| event["pid"] == i64::from(worker));
+    assert_eq!(stage.stop(), 0);
+}
+
+#[test]
+fn what_cannot_be_asked_of_nobody_says_how_to_get_somebody() {
+    let stage = Stage::running("[workers.web]\ncommand = {hungry}\n[workers.idle]\ncommand = {hungry}\nreplicas = 1");
+    let ask = |args: &[&str]| {
+        let output = stage.ask(&[&["workers"], args].concat());
+        (output.status.code().unwrap_or(-1), said(&output))
+    };
+    assert_eq!(ask(&["scale", "idle", "0"]).0, 0);
+    for verb in ["start", "restart", "recycle"] {
+        let (code, told) = ask(&[verb, "idle"]);
+        assert!(code == 1 && told.contains("plimsoll workers scale idle 1"), "{verb}: {told}");
+    }
+    let (code, told) = ask(&["scale", "idle", "-1"]);
+    assert!(code == 2 && told.contains("0..=4096"), "{told}");
+    let reply = stage.request("POST", "/admin/workers/web/scale?replicas=many").expect("an answer");
+    assert!(reply.status == 400 && reply.body.contains("is no whole number"), "{}", reply.body);
+    let reply = stage.request("POST", "/admin/workers/web/scale?replicas=2&replica=0").expect("an answer");
+    assert!(reply.status == 400 && reply.body.contains("whole worker"), "{}", reply.body);
+    let (code, told) = ask(&["history", "idle"]);
+    assert!(code == 0 && !told.contains("a worker"), "{told}");
 }
 
 #[test]

@@ -38,6 +38,9 @@ const OF_A_START: [&str; 24] = [
 /// What needs somebody to know how it is restarted.
 const OF_A_RESTART: [&str; 4] = ["recycle.lifetime", "recycle.requests", "recycle.memory", "recycle.leak"];
 
+/// Command lines that have nothing in common: an expression that matches all of them asks for nothing.
+const UNLIKE: [&str; 3] = ["/sbin/init", "x", "7 B~"];
+
 /// Kinds of units that have processes.
 const UNITS: [&str; 3] = [".service", ".scope", ".slice"];
 
@@ -117,7 +120,7 @@ impl Sense<'_> {
             }
             AdoptBy::Match { pattern, .. } => match compile(pattern) {
                 Err(why) => self.refuse(&key, format!("{pattern:?} cannot be used: {why}"), "a regular expression"),
-                Ok(expression) if expression.is_match("") => {
+                Ok(expression) if expression.is_match("") || UNLIKE.iter().all(|line| expression.is_match(line)) => {
                     self.refuse(&key, format!("{pattern:?} matches every command line"), "an expression that asks for something");
                 }
                 Ok(_) => self.account(&format!("{table}.owner"), owner.as_deref(), "/etc/passwd", "user"),
