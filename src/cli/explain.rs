@@ -12,7 +12,7 @@ const TELLING: [&str; 4] = ["priority", "protected", "restart", "throttle"];
 
 /// The whole answer; `named`: somebody asked for exactly this, so that it is told in full however calm it is.
 pub fn render(explanation: &Explanation, named: bool, style: Style) -> String {
-    let style = Style { width: style.width.clamp(64, 140), ..style };
+    let style = style.page(64, 140);
     let mut page = Page { style, lines: Vec::new() };
     if !named && explanation.all_normal {
         page.lines.push(style.paint(Tone::Good, "all is normal"));

@@ -15,6 +15,12 @@ impl Style {
     /// Wider than any line.
     pub const UNCUT: usize = 4096;
 
+    /// For a page that is laid out: within these widths, and as a pipe gets it where lines are not cut.
+    pub fn page(self, least: usize, most: usize) -> Style {
+        let width = if self.width == Style::UNCUT { Style::PLAIN.width } else { self.width };
+        Style { width: width.clamp(least, most), ..self }
+    }
+
     /// `text` in a colour, or as it is.
     pub fn paint(self, tone: Tone, text: &str) -> String {
         if self.color { format!("\x1b[{}m{text}\x1b[0m", tone.code()) } else { text.to_owned() }

@@ -6,7 +6,7 @@ use crate::snapshot::{ReplicaState, ResourceState, Snapshot, WorkerState};
 
 /// The whole screen, each line ending with a line break and none wider than the style allows.
 pub fn render_status(snapshot: &Snapshot, now: Moment, style: Style) -> String {
-    let style = Style { width: style.width.clamp(64, 100), ..style };
+    let style = style.page(64, 100);
     let mut lines = head(snapshot, now, style);
     lines.push(String::new());
     let names = snapshot.policy.resources.iter().map(|resource| resource.resource.chars().count());
@@ -141,7 +141,7 @@ fn resource_lines(resource: &ResourceState, name_width: usize, style: Style) -> 
 
 /// The workers alone, as `plimsoll workers list` shows them.
 pub fn render_workers(workers: &[WorkerState], style: Style) -> String {
-    let style = Style { width: style.width.clamp(64, 100), ..style };
+    let style = style.page(64, 100);
     worker_lines(workers, style).join("\n")
 }
 

@@ -333,6 +333,23 @@ impl HeldLock {
         Ok(Some(HeldLock(file)))
     }
 
+    /// Whether it could be taken, without taking it or making the file; `None` where there is no file.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, or its file system knows no locks.
+    pub fn is_free(path: &Path) -> io::Result<Option<bool>> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        // Beside others of its kind, and given back at once: who wants it for itself looks again in a moment.
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(Some(true)),
+            Err(Errno::AGAIN) => Ok(Some(false)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Who holds it, by its own word.
     pub fn holder(path: &Path) -> Option<String> {
         let mut text = String::new();

@@ -134,83 +134,14 @@ impl Supervisor {
     /// Why nobody is found, for people; empty where there is simply nobody.
     fn find(&mut self, by: &AdoptBy, name: &Arc<str>, look: &mut Look, now: Moment) -> Result<Vec<Find>, String> {
         let paths = self.around.paths.clone();
-        if !paths.is_live() {
-            // Its numbers belong to others on the machine we run on.
-            return Err("the processes of a machine that is a folder cannot be held".to_owned());
-        }
-        let trace = trace(&paths, by)?;
+        let trace = trace_live(&paths, by)?;
         if look.processes.is_empty() {
-            scan::processes(&paths, &mut look.processes, &mut self.scratch)
-                .map_err(|error| format!("processes could not be listed: {error}"))?;
+            look.fill(&paths, &mut self.scratch)?;
             look.taken = self.taken(&look.processes);
         }
-        let keeper = self.around.keeper;
-        let us = rustix::process::geteuid().as_raw();
-        let scene = Scene { processes: &look.processes, keeper, taken: &look.taken };
-        // Read for a few only: one file for each.
-        let is_kin = |stat: &Stat, line: &str| line.is_empty() || adoption::is_helper(stat, keeper, line);
-        let kin = |pid: i32| format!("pid {pid} is a thread of the kernel, or a helper of ours");
-        match (trace, by) {
-            (Trace::Pid(file), _) => {
-                let Some(stat) = scene.process(file.pid) else { return Err(format!("it names pid {}, which is not there", file.pid)) };
-                let owner = foreign::owner(&paths, file.pid).map_err(|error| format!("pid {}: {error}", file.pid))?;
-                if let Some(why) = adoption::pidfile_fault(&file, stat, owner, us, now).or_else(|| scene.objection(stat, &[])) {
-                    return Err(why);
-                }
-                if is_kin(stat, &foreign::command_line(&paths, file.pid).unwrap_or_default()) {
-                    return Err(kin(file.pid));
-                }
-                reachable(us, file.pid, owner)?;
-                Ok(vec![Find { stat: *stat, group: None }])
-            }
-            (Trace::Group(group), _) => {
-                // After all processes were looked through.
-                let pids = group.pids();
-                let Some(stat) = adoption::root_of(&scene, &pids) else { return Err("nobody is in it".to_owned()) };
-                if let Some(why) = scene.objection(stat, &pids) {
-                    return Err(why);
-                }
-                if is_kin(stat, &foreign::command_line(&paths, stat.pid).unwrap_or_default()) {
-                    return Err(kin(stat.pid));
-                }
-                reachable(us, stat.pid, foreign::owner(&paths, stat.pid).unwrap_or_default())?;
-                Ok(vec![Find { stat: *stat, group: Some(Arc::new(group)) }])
-            }
-            (Trace::Anybody, AdoptBy::Match { pattern, owner }) => {
-                let owner = match owner {
-                    None => us,
-                    Some(name) => accounts::find(name, None).map_err(|error| error.to_string())?.uid,
-                };
-                let search = self.searches.entry(name.clone()).or_default();
-                if search.expression.is_none() {
-                    search.expression = Some(adopt::compile(pattern)?);
-                }
-                let Some(expression) = &search.expression else { return Ok(Vec::new()) };
-                let mut refused = None;
-                let mut matches = |stat: &&Stat| {
-                    if stat.has_ended() || stat.pid == keeper || !foreign::owner(&paths, stat.pid).is_ok_and(|found| found == Some(owner)) {
-                        return false;
-                    }
-                    let line = foreign::command_line(&paths, stat.pid).unwrap_or_default();
-                    if is_kin(stat, &line) || !expression.is_match(&line) {
-                        return false;
-                    }
-                    let objection = scene.objection(stat, &[]);
-                    // What it has already is no reason why there are no more.
-                    let is_own = look.taken.get(&(stat.pid, stat.started)).is_some_and(|holder| **holder == **name);
-                    let is_free = objection.is_none();
-                    refused = refused.take().or(objection.filter(|_| !is_own));
-                    is_free
-                };
-                let matching: Vec<Stat> = look.processes.iter().filter(|stat| matches(stat)).copied().collect();
-                if let (true, Some(why)) = (matching.is_empty(), refused) {
-                    return Err(why);
-                }
-                reachable(us, matching.first().map_or(0, |stat| stat.pid), Some(owner))?;
-                Ok(adoption::topmost(&scene, matching).into_iter().map(|stat| Find { stat, group: None }).collect())
-            }
-            (Trace::Anybody, _) => Ok(Vec::new()),
-        }
+        let search = self.searches.entry(name.clone()).or_default();
+        let seeker = Seeker { paths: &paths, keeper: self.around.keeper, worker: name, look };
+        seeker.choose(trace, by, &mut search.expression, now)
     }
 
     /// Everybody in the tree of a worker, whoever has started it, and of a restart command that runs: what that starts may be
@@ -348,9 +279,125 @@ struct Look {
     taken: HashMap<(i32, u64), String>,
 }
 
+impl Look {
+    /// # Errors
+    /// When they cannot be listed, for people.
+    fn fill(&mut self, paths: &Paths, scratch: &mut Vec<u8>) -> Result<(), String> {
+        let listed = scan::processes(paths, &mut self.processes, scratch);
+        listed.map(drop).map_err(|error| format!("processes could not be listed: {error}"))
+    }
+}
+
+/// One search: whom a worker may take of everybody who is there.
+struct Seeker<'a> {
+    paths: &'a Paths,
+    /// The daemon.
+    keeper: i32,
+    worker: &'a str,
+    look: &'a Look,
+}
+
+impl Seeker<'_> {
+    /// # Errors
+    /// Why nobody is found, for people; empty where there is simply nobody.
+    fn choose(&self, trace: Trace, by: &AdoptBy, compiled: &mut Option<regex_lite::Regex>, now: Moment) -> Result<Vec<Find>, String> {
+        let Seeker { paths, keeper, worker, look } = *self;
+        let us = rustix::process::geteuid().as_raw();
+        let scene = Scene { processes: &look.processes, keeper, taken: &look.taken };
+        // Read for a few only: one file for each.
+        let is_kin = |stat: &Stat, line: &str| line.is_empty() || adoption::is_helper(stat, keeper, line);
+        let kin = |pid: i32| format!("pid {pid} is a thread of the kernel, or a helper of ours");
+        match (trace, by) {
+            (Trace::Pid(file), _) => {
+                let Some(stat) = scene.process(file.pid) else { return Err(format!("it names pid {}, which is not there", file.pid)) };
+                let owner = foreign::owner(paths, file.pid).map_err(|error| format!("pid {}: {error}", file.pid))?;
+                if let Some(why) = adoption::pidfile_fault(&file, stat, owner, us, now).or_else(|| scene.objection(stat, &[])) {
+                    return Err(why);
+                }
+                if is_kin(stat, &foreign::command_line(paths, file.pid).unwrap_or_default()) {
+                    return Err(kin(file.pid));
+                }
+                reachable(us, file.pid, owner)?;
+                Ok(vec![Find { stat: *stat, group: None }])
+            }
+            (Trace::Group(group), _) => {
+                // After all processes were looked through.
+                let pids = group.pids();
+                let Some(stat) = adoption::root_of(&scene, &pids) else { return Err("nobody is in it".to_owned()) };
+                if let Some(why) = scene.objection(stat, &pids) {
+                    return Err(why);
+                }
+                if is_kin(stat, &foreign::command_line(paths, stat.pid).unwrap_or_default()) {
+                    return Err(kin(stat.pid));
+                }
+                reachable(us, stat.pid, foreign::owner(paths, stat.pid).unwrap_or_default())?;
+                Ok(vec![Find { stat: *stat, group: Some(Arc::new(group)) }])
+            }
+            (Trace::Anybody, AdoptBy::Match { pattern, owner }) => {
+                let owner = match owner {
+                    None => us,
+                    Some(name) => accounts::find(name, None).map_err(|error| error.to_string())?.uid,
+                };
+                let expression = match compiled {
+                    Some(expression) => expression,
+                    None => compiled.insert(adopt::compile(pattern)?),
+                };
+                let mut refused = None;
+                let mut matches = |stat: &&Stat| {
+                    if stat.has_ended() || stat.pid == keeper || !foreign::owner(paths, stat.pid).is_ok_and(|found| found == Some(owner)) {
+                        return false;
+                    }
+                    let line = foreign::command_line(paths, stat.pid).unwrap_or_default();
+                    if is_kin(stat, &line) || !expression.is_match(&line) {
+                        return false;
+                    }
+                    let objection = scene.objection(stat, &[]);
+                    // What it has already is no reason why there are no more.
+                    let is_own = look.taken.get(&(stat.pid, stat.started)).is_some_and(|holder| holder == worker);
+                    let is_free = objection.is_none();
+                    refused = refused.take().or(objection.filter(|_| !is_own));
+                    is_free
+                };
+                let matching: Vec<Stat> = look.processes.iter().filter(|stat| matches(stat)).copied().collect();
+                if let (true, Some(why)) = (matching.is_empty(), refused) {
+                    return Err(why);
+                }
+                reachable(us, matching.first().map_or(0, |stat| stat.pid), Some(owner))?;
+                Ok(adoption::topmost(&scene, matching).into_iter().map(|stat| Find { stat, group: None }).collect())
+            }
+            (Trace::Anybody, _) => Ok(Vec::new()),
+        }
+    }
+}
+
+/// Whom a daemon that is started now would take for this worker: their pids.
+///
+/// # Errors
+/// Why nobody would be, for people.
+pub fn found_now(paths: &Paths, name: &str, by: &AdoptBy, now: Moment) -> Result<Vec<i32>, String> {
+    let trace = trace_live(paths, by)?;
+    let mut look = Look::default();
+    look.fill(paths, &mut Vec::new())?;
+    let seeker = Seeker { paths, keeper: rustix::process::getpid().as_raw_nonzero().get(), worker: name, look: &look };
+    let found = seeker.choose(trace, by, &mut None, now)?;
+    if found.is_empty() {
+        return Err("nobody matches".to_owned());
+    }
+    Ok(found.iter().map(|find| find.stat.pid).collect())
+}
+
 /// It is to be there and is not.
 fn is_away(replica: &Replica) -> bool {
     replica.worker.adopt.is_some() && replica.is_main() && replica.life.is_none() && replica.state() == State::Waiting
+}
+
+/// As [`trace`], on the machine we run on.
+fn trace_live(paths: &Paths, by: &AdoptBy) -> Result<Trace, String> {
+    if !paths.is_live() {
+        // Its numbers belong to others on the machine we run on.
+        return Err("the processes of a machine that is a folder cannot be held".to_owned());
+    }
+    trace(paths, by)
 }
 
 /// The first step, which most often says already that nobody is there.

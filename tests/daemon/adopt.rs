@@ -13,10 +13,10 @@ use crate::outside;
 use crate::stage::{PATIENCE, Stage, hungry, skip, wait_for};
 
 /// A program of somebody else's, ended with the test.
-struct Stranger(Child);
+pub struct Stranger(Child);
 
 impl Stranger {
-    fn start(stage: &Stage, words: &str) -> Stranger {
+    pub fn start(stage: &Stage, words: &str) -> Stranger {
         Stranger::start_as(Command::new(hungry()).args(words.split_whitespace()), stage)
     }
 
@@ -26,7 +26,7 @@ impl Stranger {
         Stranger(command.spawn().expect("it can be started"))
     }
 
-    fn pid(&self) -> i32 {
+    pub fn pid(&self) -> i32 {
         self.0.id() as i32
     }
 

@@ -6,6 +6,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
+use crate::adopt::Stranger;
 use crate::stage::{Stage, skip, wait_for};
 
 /// The findings, by what they are about.
@@ -166,4 +167,47 @@ fn a_machine_that_is_a_folder_is_only_read() {
         seen += 1;
     }
     assert!(seen >= 9, "only {seen} machines");
+}
+
+#[test]
+fn adopted_workers_and_singletons_are_looked_for_where_they_would_be() {
+    let stage = Stage::new(
+        "[http]
+        listen = []
+        [workers.there]
+        adopt = { pidfile = \"{here}/there.pid\" }
+        [workers.gone]
+        adopt = { pidfile = \"{here}/gone.pid\" }
+        [workers.own]
+        command = {hungry}
+        singleton = true
+        [workers.shared]
+        command = {hungry}
+        singleton = true
+        lock = \"{here}/shared.lock\"
+        [workers.astray]
+        command = {hungry}
+        singleton = true
+        lock = \"{here}/none/shared.lock\"",
+    );
+    let somebody = Stranger::start(&stage, "");
+    std::fs::write(stage.path("there.pid"), somebody.pid().to_string()).expect("a file");
+    let lock = std::fs::File::create(stage.path("shared.lock")).expect("a file");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("it is free");
+    let found = findings(&stage.ask(&["doctor", "--json"]));
+    assert_eq!(about(&found, "there process").0, "ok");
+    assert!(about(&found, "there process").1.contains(&format!("pid {}", somebody.pid())), "{found:#?}");
+    assert!(matches!(about(&found, "gone process"), ("warn", why) if why.contains("the file is not there")), "{found:#?}");
+    assert!(matches!(about(&found, "own lock"), ("ok", told) if told.contains("own.lock can be made")), "{found:#?}");
+    assert!(matches!(about(&found, "shared lock"), ("ok", told) if told.contains("is held")), "{found:#?}");
+    assert!(matches!(about(&found, "astray lock"), ("fail", told) if told.contains("its folder is not there")), "{found:#?}");
+    assert!(!stage.path("none").exists() && !stage.path("state/own.lock").exists(), "the doctor made something");
+    // Neither may be touched in this way, and the others may.
+    for rung in ["recycle", "kill"] {
+        let (level, told) = about(&found, &format!("policy.memory.on_critical {rung}"));
+        assert_eq!((level, told), ("ok", "works: may take astray, own, shared"));
+    }
+    drop(lock);
+    let found = findings(&stage.ask(&["doctor", "--json"]));
+    assert!(matches!(about(&found, "shared lock"), ("ok", told) if told.contains("is free")), "{found:#?}");
 }

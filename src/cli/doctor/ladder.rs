@@ -7,6 +7,7 @@ use crate::actuators::throttle;
 use crate::config::settings::{Rung, ThrottleMethod, Worker};
 use crate::policy::Resource;
 use crate::response::ladder::{Tier, rungs};
+use crate::response::victim;
 
 const AREA: &str = "ladders";
 
@@ -84,10 +85,13 @@ fn works(patient: &Patient, means: Means, resource: &Resource, rung: &Rung) -> W
         },
         Rung::Throttle => throttle(&workers, means),
         Rung::Recycle | Rung::Kill => {
-            let free = names(workers.iter().filter(|worker| !worker.protected));
+            let (kept, free): (Vec<&Worker>, Vec<&Worker>) = workers.iter().partition(|worker| victim::spared(worker, rung).is_some());
             match free.is_empty() {
-                true => Works::Passes("every worker is protected".to_owned()),
-                false => Works::Yes(format!("may take {}", free.join(", "))),
+                true => {
+                    let why = |worker: &&Worker| Some(format!("{} {}", worker.name, victim::spared(worker, rung)?));
+                    Works::Passes(kept.iter().filter_map(why).collect::<Vec<_>>().join("; "))
+                }
+                false => Works::Yes(format!("may take {}", names(free.iter()).join(", "))),
             }
         }
     }

@@ -7,9 +7,14 @@ use std::time::Duration;
 use super::report::{Level, Report};
 use super::{Patient, tried};
 use crate::cli::render::{percent, size};
-use crate::config::settings::Worker;
+use crate::config::adopt::Adopt;
+use crate::config::settings::{Lock, Rung, Worker};
 use crate::daemon::folders;
+use crate::host::clock::Moment;
+use crate::host::sockets::HeldLock;
 use crate::host::{accounts, probe, spawn};
+use crate::response::victim;
+use crate::supervisor::adopting;
 
 const AREA: &str = "places";
 const WORKERS: &str = "workers";
@@ -141,7 +146,11 @@ fn notified(patient: &Patient, report: &mut Report) {
     match (patient.variable("NOTIFY_SOCKET"), patient.variable("WATCHDOG_USEC")) {
         (Some(socket), watchdog) => {
             let watched = watchdog.map_or("no watchdog".to_owned(), |micros| format!("a watchdog of {micros} µs"));
-            report.note(AREA, "systemd", format!("is told things on {socket}, {watched}; this version does not speak to it"));
+            report.note(
+                AREA,
+                "systemd",
+                format!("is told things on {socket}, {watched}; the daemon does not speak to it, so leave the unit at Type=exec"),
+            );
         }
         (None, _) => report.note(AREA, "systemd", "does not wait to be told anything here (no NOTIFY_SOCKET)"),
     }
@@ -167,14 +176,12 @@ fn disks(patient: &Patient, report: &mut Report) {
 
 fn worker(patient: &Patient, report: &mut Report, worker: &Worker) {
     let name = |what: &str| format!("{} {what}", worker.name);
-    // A script that speaks for a machine of another kind has other programs.
-    let path = worker.env.get("PATH").map(String::as_str).or(patient.sources.variable("PATH")).map(std::ffi::OsStr::new);
-    let program = worker.command.first().map_or("", String::as_str);
-    match spawn::resolve_program(program, path, worker.directory.as_deref()) {
-        Ok(found) => report.ok(WORKERS, name("program"), found.display().to_string()),
-        Err(error) => {
-            report.bad(WORKERS, Level::Fail, name("program"), error.to_string(), "install it, or set the PATH of the worker in its env")
-        }
+    match &worker.adopt {
+        Some(adopt) => adopted(patient, report, worker, adopt),
+        None => program(patient, report, worker),
+    }
+    if let Some(lock) = &worker.lock {
+        singleton(patient, report, worker, lock);
     }
     if let Some(directory) = &worker.directory {
         match directory.is_dir() {
@@ -201,5 +208,81 @@ fn worker(patient: &Patient, report: &mut Report, worker: &Worker) {
     }
     if worker.limits.memory.is_none() && worker.recycle.memory.is_none() {
         report.note(WORKERS, name("memory"), "no limits.memory and no recycle.memory: it is judged only together with everybody else");
+    }
+}
+
+fn program(patient: &Patient, report: &mut Report, worker: &Worker) {
+    let what = format!("{} program", worker.name);
+    // A script that speaks for a machine of another kind has other programs.
+    let path = worker.env.get("PATH").map(String::as_str).or(patient.sources.variable("PATH")).map(std::ffi::OsStr::new);
+    let program = worker.command.first().map_or("", String::as_str);
+    match spawn::resolve_program(program, path, worker.directory.as_deref()) {
+        Ok(found) => report.ok(WORKERS, what, found.display().to_string()),
+        Err(error) => report.bad(WORKERS, Level::Fail, what, error.to_string(), "install it, or set the PATH of the worker in its env"),
+    }
+}
+
+/// Whom the daemon would take, and what it may do to it.
+fn adopted(patient: &Patient, report: &mut Report, worker: &Worker, adopt: &Adopt) {
+    let what = |what: &str| format!("{} {what}", worker.name);
+    match adopting::found_now(&patient.paths, &worker.name, &adopt.by, Moment::now()) {
+        Ok(pids) => {
+            let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
+            report.ok(WORKERS, what("process"), format!("found by {}: pid {}", adopt.by, pids.join(", ")));
+        }
+        Err(why) if !patient.is_live() => report.note(WORKERS, what("process"), why),
+        Err(why) => {
+            let remedy = "start it, or correct adopt; a daemon looks for it until it is there";
+            report.bad(WORKERS, Level::Warn, what("process"), format!("not found by {}: {why}", adopt.by), remedy);
+        }
+    }
+    let rung = |rung: Rung| victim::spared(worker, &rung);
+    if let (Some(restart), Some(end)) = (rung(Rung::Recycle), rung(Rung::Kill)) {
+        report.note(WORKERS, what("leave"), format!("slowed, and neither replaced nor ended: it {restart}; it {end}"));
+    }
+}
+
+/// Whether its lock is there to be taken, and is a lock at all.
+fn singleton(patient: &Patient, report: &mut Report, worker: &Worker, lock: &Lock) {
+    let what = format!("{} lock", worker.name);
+    let path = match lock {
+        Lock::At(path) => path.clone(),
+        Lock::Own(name) => {
+            let folders = folders::state_candidates(&patient.settings.daemon.state_dir, &patient.sources);
+            let Some(folder) = folders.iter().find(|folder| folder.is_dir()).or(folders.first()) else { return };
+            folder.join(name)
+        }
+    };
+    let told = path.display();
+    match HeldLock::is_free(&path) {
+        Ok(Some(true)) => report.ok(WORKERS, what, format!("{told} is free")),
+        Ok(Some(false)) => {
+            let holder = HeldLock::holder(&path).map(|who| format!(" by pid {who}")).unwrap_or_default();
+            report.ok(WORKERS, what, format!("{told} is held{holder}: it runs there, and a daemon here waits for its turn"));
+        }
+        Ok(None) => {
+            let folder = path.parent().and_then(|folder| folder.ancestors().find(|folder| folder.is_dir()));
+            let is_whole = folder == path.parent() || matches!(lock, Lock::Own(_));
+            match folder.filter(|_| is_whole).map(probe::write_file) {
+                Some(Ok(())) => report.ok(WORKERS, what, format!("{told} can be made")),
+                Some(Err(error)) => report.bad(
+                    WORKERS,
+                    Level::Fail,
+                    what,
+                    format!("{told} cannot be made: {error}"),
+                    "set lock to a file in a folder this user may write to",
+                ),
+                None => {
+                    report.bad(WORKERS, Level::Fail, what, format!("{told} cannot be made: its folder is not there"), "make the folder")
+                }
+            }
+        }
+        Err(error) => report.bad(
+            WORKERS,
+            Level::Fail,
+            what,
+            format!("{told} cannot be used: {error}"),
+            "set lock to a file this user may read and write, on a file system that knows flock",
+        ),
     }
 }

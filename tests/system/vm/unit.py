@@ -82,7 +82,9 @@ class Unit:
             raise Failed(f"the unit is {state}, result {self.show('Result')}, exit code {self.show('ExecMainStatus')}")
         page = self.metrics()
         wanted = sum(page.values("plimsoll_worker_replicas_desired"))
-        return wanted > 0 and sum(page.values("plimsoll_worker_replicas", state="running")) == wanted
+        # One that is held runs.
+        there = sum(sum(page.values("plimsoll_worker_replicas", state=state)) for state in ("running", "throttled"))
+        return wanted > 0 and there == wanted
 
     def pids(self) -> list[int]:
         """The pid of every replica."""
