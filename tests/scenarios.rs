@@ -511,6 +511,7 @@ fn settings(scenario: &Scenario) -> Settings {
             runtime_dir: folder("/run"),
             shutdown_timeout: Duration::from_secs(30),
             leftovers: Leftovers::Adopt,
+            upgrade: Upgrade::Never,
         },
         log: Log { level: LogLevel::Info, format: LogFormat::Auto },
         http: Http { listen: Vec::new(), api_key: None, dashboard: false },

@@ -481,6 +481,13 @@ impl Throttle {
         Some(Burden { method, by, cores: held.cores, ratio: held.ratio })
     }
 
+    /// Goes on counting from there.
+    pub fn count_on(&mut self, taken: BTreeMap<String, Duration>) {
+        for (worker, taken) in taken {
+            self.add_taken(&worker.into(), taken);
+        }
+    }
+
     /// Time taken away from each worker in all.
     pub fn taken(&self) -> &BTreeMap<Arc<str>, Duration> {
         &self.taken

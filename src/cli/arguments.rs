@@ -136,7 +136,9 @@ pub enum Command {
         names: Vec<String>,
     },
     /// Has the running daemon apply the settings file, whole or not at all, and says what becomes of each worker
-    #[command(after_help = "Only workers that are started in another way than before are replaced, one replica after the other.")]
+    #[command(
+        after_help = "Only workers that are started in another way than before are replaced, one replica after the other. A daemon whose\nprogram is another file now becomes it, as with `upgrade`, unless daemon.upgrade is \"never\"; if that is broken or does not take the\nsettings, nothing is changed."
+    )]
     Reload {
         /// Says what would be done, and does nothing
         #[arg(long)]

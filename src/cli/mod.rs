@@ -51,6 +51,9 @@ pub const NOT_PERMITTED: u8 = 77;
 const UPGRADED_WITHIN: Duration = Duration::from_secs(10);
 const UPGRADED_LOOK: Duration = Duration::from_millis(20);
 
+/// The daemon tries another program out before it answers.
+const TRIED_WITHIN: Duration = Duration::from_secs(30);
+
 /// There while systemd is the init of the machine.
 const SYSTEMD: &str = "/run/systemd/system";
 
@@ -100,7 +103,7 @@ impl Session {
         match command {
             Command::Run { command } => self.run(command),
             Command::Demo { duration } => self.demo(duration),
-            Command::Check => settings::check(&self.sources(Vec::new()), self.common.json(), self.stderr_colour()),
+            Command::Check => self.check(),
             Command::Doctor => self.doctor(),
             Command::Init { stdout, force } => self.init(stdout, force),
             Command::Config { command } => match command {
@@ -115,9 +118,9 @@ impl Session {
                 let wanted = Wanted { since, names, limit };
                 self.events(&events::Asked { follow, json: self.common.json(), style: self.stdout_style(), wanted })
             }
-            Command::Upgrade => self.upgrade(),
+            Command::Upgrade => self.ask_for_program("/admin/upgrade"),
             Command::Reload { dry_run: true } => self.ask("/admin/config/reload?dry_run=true"),
-            Command::Reload { dry_run: false } => self.ask("/admin/config/reload"),
+            Command::Reload { dry_run: false } => self.ask_for_program("/admin/config/reload"),
             Command::Release => self.release(),
             Command::Health => self.health(),
             Command::Metrics { describe } => self.metrics(describe),
@@ -153,6 +156,17 @@ impl Session {
                 complain(&error.to_string());
                 error.exit_code()
             }
+        }
+    }
+
+    fn check(mut self) -> u8 {
+        // A daemon asks whether it could become us.
+        let place = self.env.iter().position(|(name, _)| name == upgrade::TRIAL_VARIABLE);
+        let format = place.map(|place| self.env.remove(place).1);
+        let code = settings::check(&self.sources(Vec::new()), self.common.json(), self.stderr_colour());
+        match format.and_then(|format| upgrade::acknowledgement(&format.to_string_lossy())).filter(|_| code == 0) {
+            Some(line) => print_line(&line),
+            None => code,
         }
     }
 
@@ -426,12 +440,16 @@ impl Session {
         self.answer(result)
     }
 
-    /// Has the daemon become its program as it is now, and waits until that guards.
-    fn upgrade(&self) -> u8 {
+    /// Asks for what may make the daemon another program, and waits until that guards.
+    fn ask_for_program(&self, path: &str) -> u8 {
         let stats = |client: &Client| client.get_json::<Snapshot>("/admin/resources/stats");
         let result = self.client().and_then(|client| {
             let before = stats(&client)?;
-            client.post("/admin/upgrade")?;
+            let answer = client.post_within(path, TRIED_WITHIN)?;
+            if answer["becoming"] != true {
+                let said = || answer["message"].as_str().unwrap_or("done").to_owned();
+                return Ok(if self.common.json() { pretty(&answer) } else { said() });
+            }
             let begun = Moment::now();
             loop {
                 // It is the same daemon again, or one that could not and goes on.

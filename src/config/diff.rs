@@ -23,7 +23,7 @@ impl Settings {
         if self.daemon.runtime_dir.path != other.daemon.runtime_dir.path {
             list.push("daemon.runtime_dir".to_owned());
         }
-        compare!(list, "daemon", self.daemon, other.daemon, shutdown_timeout, leftovers);
+        compare!(list, "daemon", self.daemon, other.daemon, shutdown_timeout, leftovers, upgrade);
         compare!(list, "log", self.log, other.log, level, format);
         compare!(list, "http", self.http, other.http, listen, api_key, dashboard);
         compare!(list, "host", self.host, other.host, proc, sys, cgroup, journal);

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::settings::{Leftovers, LogFormat, LogLevel, Members, OnDaemonDeath, Overlap, Restart, Scope, ThrottleMethod};
+use super::settings::{Leftovers, LogFormat, LogLevel, Members, OnDaemonDeath, Overlap, Restart, Scope, ThrottleMethod, Upgrade};
 use super::units::{
     Account, Address, BytesLine, Cores, CoresLine, Count, CpuLimit, Every, FileMask, IoPriority, ListenAddress, MemoryLimit, Percent,
     ProcessorList, ResourceAmount, RungName, SignalName, Size, Span, Variable, WebAddress,
@@ -49,6 +49,10 @@ pub struct Daemon {
     /// What becomes of workers of an earlier daemon that was killed and that live on: `adopt` takes them over as they are, `end`
     /// ends them and starts them anew. Those that are not in the settings any more are ended.
     pub leftovers: Leftovers,
+    /// When another file in the place of the daemon's own program is become, in place: `reload`, when a reload is asked for; `auto`,
+    /// then, and as a service of systemd by itself within 15 seconds or the next tick after; `never`, only by `plimsoll upgrade`. A file
+    /// that does not take the settings is refused, as is one that belongs to others or that others may write to.
+    pub upgrade: Upgrade,
 }
 
 /// What the daemon says on stderr or to the journal.

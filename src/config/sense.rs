@@ -109,7 +109,13 @@ impl Sense<'_> {
     fn daemon(&mut self, daemon: &file::Daemon) -> Daemon {
         let state_dir = self.folder("daemon.state_dir", &daemon.state_dir);
         let runtime_dir = self.folder("daemon.runtime_dir", &daemon.runtime_dir);
-        Daemon { state_dir, runtime_dir, shutdown_timeout: daemon.shutdown_timeout.duration(), leftovers: daemon.leftovers }
+        Daemon {
+            state_dir,
+            runtime_dir,
+            shutdown_timeout: daemon.shutdown_timeout.duration(),
+            leftovers: daemon.leftovers,
+            upgrade: daemon.upgrade,
+        }
     }
 
     fn folder(&mut self, key: &str, path: &str) -> Folder {

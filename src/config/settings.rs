@@ -34,6 +34,7 @@ pub struct Daemon {
     /// The whole ordered shutdown is over after this long.
     pub shutdown_timeout: Duration,
     pub leftovers: Leftovers,
+    pub upgrade: Upgrade,
 }
 
 /// What becomes of workers of an earlier daemon that live on.
@@ -42,6 +43,15 @@ pub struct Daemon {
 pub enum Leftovers {
     Adopt,
     End,
+}
+
+/// When the daemon becomes another program that is in its program's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Upgrade {
+    Auto,
+    Reload,
+    Never,
 }
 
 /// A folder, and whether somebody asked for exactly this one: a default that cannot be used is replaced by a per-user

@@ -12,6 +12,7 @@ use crate::actuators::throttle::Throttle;
 use crate::config::{Settings, Sources};
 use crate::host::clock::Moment;
 use crate::host::process::DescriptorReserve;
+use crate::host::program::Program;
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
 use crate::http::control::Request;
@@ -38,10 +39,11 @@ use super::foretold::Foretold;
 use super::pacing::Pace;
 use super::picture::OwnUse;
 use super::rationing::Ration;
+use super::renewal::Watch;
 use super::self_watch::SelfWatch;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
-use super::upgrade::Parcel;
+use super::upgrade::{Parcel, Underway};
 
 /// The daemon, between its start and its end. Fields are grouped by who uses them.
 pub struct Guardian {
@@ -88,6 +90,14 @@ pub struct Guardian {
     pub env: Vec<(OsString, OsString)>,
     /// What a daemon has handed over that became this one, until the workers are begun with.
     pub parcel: Option<Parcel>,
+
+    /// The file we were started from, or why that is not known.
+    pub program: Result<Program, String>,
+    /// systemd runs us as a service.
+    pub is_service: bool,
+    pub renewal: Watch,
+    /// Another program that is being tried out.
+    pub underway: Option<Underway>,
 
     // What wakes the loop.
     pub signals: Signals,

@@ -16,6 +16,7 @@ pub mod pacing;
 pub mod picture;
 pub mod rationing;
 pub mod reload;
+pub mod renewal;
 pub mod run;
 pub mod self_watch;
 pub mod sentinel;

@@ -27,7 +27,8 @@ impl Guardian {
                     0 => "nothing has changed".to_owned(),
                     _ => format!("would apply: {}{}", changed.join(", "), only_after_restart(&changed)),
                 };
-                Answer::Done(said + &self.plan_of(&loaded.settings))
+                let renewed = self.renewed_on_reload().map(|path| format!("{} is another program now: would become it\n", path.display()));
+                Answer::Done(renewed.unwrap_or_default() + &said + &self.plan_of(&loaded.settings))
             }
         }
     }

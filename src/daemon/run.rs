@@ -19,7 +19,7 @@ use super::bell::Ring;
 use super::events::{self, Order};
 use super::guardian::Guardian;
 use super::signals::Signals;
-use super::upgrade::Received;
+use super::upgrade::{self, Parcel, Received, Underway};
 use super::wiring::{self, StartError};
 
 /// After something has happened to a worker, the next tick is at most this far away, so that what is published follows.
@@ -62,6 +62,9 @@ impl Guardian {
         self.supervisor.reap_strangers(now, &mut events);
         self.supervisor.advance(now, &mut events);
         self.answer_the_waiting(now);
+        if self.underway.is_some() {
+            self.conclude_trial(now);
+        }
         self.throttle.step(&self.supervisor, now.steady);
         self.brake.step(&self.supervisor, now.steady);
         if !events.is_empty() {
@@ -85,6 +88,7 @@ impl Guardian {
             }
             self.supervisor.outputs.tend(now);
             self.tick(now);
+            self.look_at_program(now);
             self.open_doors(now);
             if !self.settled {
                 self.settle();
@@ -117,17 +121,21 @@ impl Guardian {
         };
         self.tell(&[started], now);
         let prepared = std::mem::take(&mut self.prepared);
-        if let Some(parcel) = &self.parcel {
-            self.supervisor.inherit_from(&parcel.workers);
-        }
+        let parcel = self.parcel.take();
+        let upgraded = parcel.map(|parcel| {
+            let began = parcel.began();
+            let Parcel { version, workers: handed, counts, .. } = parcel;
+            self.count_on(counts);
+            let lives = handed.map(|handed| self.supervisor.inherit_from(handed, &workers, now));
+            (version, began, lives)
+        });
         self.supervisor.apply(&workers, prepared, cores, now);
         let (leftovers, mut events) = (std::mem::take(&mut self.leftovers), Vec::new());
         let count = u32::try_from(leftovers.len()).unwrap_or(u32::MAX);
         self.supervisor.take_over(leftovers, self.settings.daemon.leftovers, now, &mut events);
-        if let Some(parcel) = self.parcel.take() {
-            self.supervisor.keep_down(&parcel.workers.down, now);
-            let unguarded_seconds = Moment::now().steady.saturating_sub(parcel.began()).as_secs_f64();
-            events.push(Event::Upgraded { from: parcel.version, to: env!("CARGO_PKG_VERSION"), unguarded_seconds, workers: count });
+        if let Some((from, began, lives)) = upgraded {
+            let unguarded_seconds = Moment::now().steady.saturating_sub(began).as_secs_f64();
+            events.push(Event::Upgraded { from, to: env!("CARGO_PKG_VERSION"), unguarded_seconds, workers: lives.unwrap_or(count) });
         }
         self.tell(&events, now);
     }
@@ -180,7 +188,11 @@ impl Guardian {
             self.supervisor.look_after_ending(now, events);
             return;
         }
-        let others = self.supervisor.reap(now, events);
+        let mut others = self.supervisor.reap(now, events);
+        if let Some(underway) = &mut self.underway {
+            others.retain(|exit| !underway.note_ended(exit));
+        }
+        let others: Vec<i32> = others.iter().map(|exit| exit.pid).collect();
         self.supervisor.outputs.note_ended(&others, now, events);
         let Some(ended) = self.sentinel.take_if(|sentinel| others.contains(&sentinel.pid())) else { return };
         // One that ends as soon as it is started is not started without end: the next tick tries again.
@@ -229,7 +241,14 @@ impl Guardian {
                 self.child_ended = true;
                 Answer::Done(String::new())
             }
-            Order::Reload => self.reload(now),
+            Order::Reload => match self.renewed_on_reload() {
+                // It reads the settings itself.
+                Some(_) => {
+                    self.begin_upgrade(upgrade::RELOAD, request, now);
+                    return None;
+                }
+                None => self.reload(now),
+            },
             Order::PlanReload => self.plan_reload(),
             Order::Release => self.release(now),
             Order::Forward(signal) => {
@@ -243,7 +262,7 @@ impl Guardian {
                 return None;
             }
             Order::Upgrade => {
-                self.upgrade(request, now);
+                self.begin_upgrade(upgrade::ASKED, request, now);
                 return None;
             }
             Order::Stop(reason) => {
@@ -283,6 +302,7 @@ impl Guardian {
             self.brake.next_deadline(),
             self.supervisor.next_deadline(),
             self.next_answer(),
+            self.underway.as_ref().and_then(Underway::deadline),
         ];
         let left = due.into_iter().flatten().min().unwrap_or(now).saturating_sub(now);
         self.wait_for(left);

@@ -28,6 +28,7 @@ impl Guardian {
         let begun = Moment::now();
         let deadline = begun.steady + self.settings.daemon.shutdown_timeout;
         self.tally.shutting_down = true;
+        self.abandon_trial();
         self.tell(&[Event::DaemonStopping { reason }], begun);
         self.picture_now(begun);
 

@@ -23,6 +23,8 @@ use crate::host::group::Groups;
 use crate::host::inventory::Platform;
 use crate::host::pages;
 use crate::host::process::{self, DescriptorReserve};
+use crate::host::program::Program;
+use crate::host::spawn;
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
 use crate::http::control::CommandQueue;
@@ -45,6 +47,7 @@ use super::explain::Chronicle;
 use super::folders::{self, FolderError, Folders};
 use super::guardian::{Guardian, Spare, Tally};
 use super::pacing::Pace;
+use super::renewal::{self, Watch};
 use super::self_watch::SelfWatch;
 use super::sentinel::Sentinel;
 use super::signals::Signals;
@@ -182,10 +185,10 @@ pub fn wire(
         locks: folders.state.clone(),
     });
     let own_roster = roster::path_in(&folders.runtime, pid);
-    let mut leftovers = parcel.as_ref().map(|parcel| parcel.workers.leftovers(&paths)).unwrap_or_default();
+    let mut leftovers = Vec::new();
     let rosters = roster::left_in(&folders.runtime, &own_roster);
-    if parcel.is_none() {
-        // Of the same pid: we have replaced ourselves, and what was handed over is lost.
+    if parcel.as_ref().is_none_or(|parcel| parcel.workers.is_none()) {
+        // Of the same pid: we have replaced ourselves, and what was handed over is not understood.
         leftovers.extend(Leftover::find(roster::read(&own_roster, &paths), true, &paths));
     }
     for path in &rosters {
@@ -196,7 +199,7 @@ pub fn wire(
     let prepared = patiently(|| supervisor.prepare(&settings.workers, &spare))?;
     supervisor.set_roster(Roster::new(own_roster, &paths), rosters);
     supervisor.set_sentinel(sentinel.as_ref().map(Sentinel::pid));
-    if parcel.is_none() {
+    if parcel.as_ref().is_none_or(|parcel| parcel.workers.is_none()) {
         supervisor.note_strangers();
     }
 
@@ -231,6 +234,11 @@ pub fn wire(
     for event in &early {
         journal.record(event, now);
     }
+    // What the kernel says runs, before somebody puts another in its place.
+    let word = spawn::own_arguments().ok().and_then(|words| words.into_iter().next());
+    let program = Program::own(word.as_deref(), &sources.working_dir).map_err(|error| format!("our own program cannot be found: {error}"));
+    let parent = rustix::process::getppid().map_or(0, |parent| parent.as_raw_nonzero().get());
+    let is_service = paths.is_live() && renewal::is_service(|name| sources.variable(name), std::process::id(), parent);
     let (readings, tally) = (blank(now), tally(&settings, now));
     Ok(Guardian {
         sources,
@@ -247,6 +255,10 @@ pub fn wire(
         leftovers,
         env,
         parcel,
+        program,
+        is_service,
+        renewal: Watch::default(),
+        underway: None,
         journal,
         published,
         access,

@@ -2,8 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
+
 /// One instant on both clocks: `steady` to measure with, `wall` to tell people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moment {
     /// Since an arbitrary start; never goes back, counts suspend (`CLOCK_BOOTTIME`).
     pub steady: Duration,

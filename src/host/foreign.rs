@@ -120,6 +120,11 @@ pub struct ForeignGroup {
 }
 
 impl ForeignGroup {
+    /// One that was found before, at this folder.
+    pub fn found_before(path: PathBuf) -> ForeignGroup {
+        ForeignGroup { path }
+    }
+
     /// Everybody in it and below; nobody once it is gone. To be asked after all processes were looked through, so that a number
     /// given away in between is found out by its start time.
     pub fn pids(&self) -> Vec<i32> {

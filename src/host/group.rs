@@ -491,6 +491,21 @@ impl Group {
         (self.is_partial, self.is_left) = (true, true);
     }
 
+    /// What is not seen by looking at its folders: whether its memory is counted whole, whether it was left, and how often the kernel
+    /// had ended somebody in it before. For whoever opens it anew.
+    pub fn account(&self) -> (bool, bool, u64) {
+        (self.is_partial, self.is_left, self.oom_kills_before)
+    }
+
+    /// Takes in what [`Group::account`] said.
+    pub fn resume(&mut self, (is_partial, is_left, oom_kills_before): (bool, bool, u64)) {
+        if is_left {
+            self.leave();
+        }
+        self.is_partial |= is_partial;
+        self.oom_kills_before = oom_kills_before;
+    }
+
     pub fn is_left(&self) -> bool {
         self.is_left
     }

@@ -96,6 +96,21 @@ pub fn claim(number: RawFd) -> Option<OwnedFd> {
     }
 }
 
+/// Descriptors that are to be there still for whom we become, each spoken of by its number.
+#[derive(Debug, Default)]
+pub struct Kept<'a>(Vec<BorrowedFd<'a>>);
+
+impl<'a> Kept<'a> {
+    pub fn keep(&mut self, fd: BorrowedFd<'a>) -> RawFd {
+        self.0.push(fd);
+        fd.as_raw_fd()
+    }
+
+    pub fn all(&self) -> &[BorrowedFd<'a>] {
+        &self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,6 +26,7 @@ pub mod paths;
 pub mod probe;
 pub mod process;
 pub mod procfs;
+pub mod program;
 pub mod psi;
 pub mod scan;
 pub mod scheduling;

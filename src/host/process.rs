@@ -76,6 +76,13 @@ impl Process {
         Ok(Process::open_number(paths, meant.pid)?.map(|(process, _)| process).filter(|process| process.identity == meant))
     }
 
+    /// One that was held already by whoever we were before. `None`: the descriptor is of no process.
+    pub fn handed_over(identity: ProcessId, pidfd: OwnedFd) -> Option<Process> {
+        let process = Process { identity, pidfd };
+        // Ended or not: any other descriptor is refused.
+        process.is_here().is_ok().then_some(process)
+    }
+
     /// Opens a child of ours that was not reaped yet: its number cannot have been given away.
     pub fn open_child(paths: &Paths, pid: i32) -> io::Result<Option<Process>> {
         Ok(Process::open_number(paths, pid)?.map(|(process, _)| process))
@@ -285,7 +292,7 @@ pub fn ticks_per_second() -> u64 {
 }
 
 /// How one of our children ended.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Exit {
     pub pid: i32,
     pub status: ExitStatus,
@@ -295,7 +302,7 @@ pub struct Exit {
     pub peak_memory: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ExitStatus {
     Code(i32),
     Signal(i32),

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
@@ -103,6 +103,11 @@ impl NotifySocket {
         sockopt::set_socket_passcred(&socket, true)?;
         rustix::net::bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
         Ok(NotifySocket { socket, name: format!("@{name}") })
+    }
+
+    /// One that was bound already by whoever we were before; `name` is what [`NotifySocket::name`] said.
+    pub fn handed_over(name: String, socket: OwnedFd) -> NotifySocket {
+        NotifySocket { socket, name }
     }
 
     /// The value of `NOTIFY_SOCKET`.
@@ -362,8 +367,13 @@ impl HeldLock {
         Ok(self.0.try_clone()?.into())
     }
 
-    pub fn as_raw(&self) -> i32 {
-        self.0.as_raw_fd()
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+
+    /// The same lock by a descriptor that whoever we were before, or who it is held for, has of it.
+    pub fn handed_over(fd: OwnedFd) -> HeldLock {
+        HeldLock(File::from(fd))
     }
 }
 

@@ -643,7 +643,15 @@ fn reap(child: i32) {
 
 /// Ourselves, as the kernel knows us.
 pub const OWN_PROGRAM: &str = "/proc/self/exe";
-pub const OWN_ARGUMENTS: &str = "/proc/self/cmdline";
+const OWN_ARGUMENTS: &str = "/proc/self/cmdline";
+
+/// The words we were started with.
+pub fn own_arguments() -> io::Result<Vec<OsString>> {
+    use std::os::unix::ffi::OsStringExt;
+    let text = std::fs::read(OWN_ARGUMENTS)?;
+    let text = text.strip_suffix(b"\0").unwrap_or(&text);
+    Ok(text.split(|byte| *byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect())
+}
 
 /// Becomes another program: same process, same children. Signals are to be blocked, and stay so until the other program calls
 /// [`unblock_signals`]; of our descriptors it has those of `kept`. Returns only when that did not come about, and then everything is as
@@ -689,60 +697,57 @@ pub fn unblock_signals() {
     }
 }
 
-/// Runs a program that says by its exit code whether all is well, for at most so long.
-///
-/// # Errors
-/// What it said, or why it could not be run.
-pub fn try_program(
-    program: &Path,
-    args: &[OsString],
-    env: &[(OsString, OsString)],
-    directory: &Path,
-    within: std::time::Duration,
-) -> Result<(), String> {
-    let told = rustix::fs::memfd_create("plimsoll-trial", rustix::fs::MemfdFlags::CLOEXEC).map_err(|error| error.to_string())?;
-    let command: Vec<String> = std::iter::once(program.as_os_str())
-        .chain(args.iter().map(OsString::as_os_str))
-        .map(|word| word.to_string_lossy().into_owned())
-        .collect();
-    let launch = Launch {
-        command,
-        directory: Some(directory.to_path_buf()),
-        env: env.to_vec(),
-        user: None,
-        groups: Entrances::default(),
-        oom_score_adj: None,
-        descriptors: None,
-        nice: 0,
-        settings: ProcessSettings::default(),
-        inherit_stdin: false,
-        output: Some(told.try_clone().map_err(|error| error.to_string())?),
-        sockets: Vec::new(),
-        kept: Vec::new(),
-        on_daemon_death: Signal(libc::SIGKILL),
-    };
-    let pid = spawn(&launch).map_err(|error| error.to_string())?;
-    let child = Pid::from_raw(pid).ok_or("it has no pid")?;
-    let ended = rustix::process::pidfd_open(child, rustix::process::PidfdFlags::empty()).map_err(|error| error.to_string())?;
-    let mut fds = [rustix::event::PollFd::new(&ended, rustix::event::PollFlags::IN)];
-    let timeout = rustix::event::Timespec { tv_sec: i64::try_from(within.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
-    let in_time = rustix::event::poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0);
-    if !in_time {
-        let _ = rustix::process::kill_process(child, rustix::process::Signal::KILL);
+/// A program that is run to see what it says: nobody waits for it here, it is reaped like any other child.
+#[derive(Debug)]
+pub struct Trial {
+    pid: i32,
+    told: std::fs::File,
+}
+
+/// What it may say; more ends it.
+const LONGEST_WORDS: u64 = 64 << 10;
+
+impl Trial {
+    /// # Errors
+    /// Why it could not be run.
+    pub fn begin(program: &Path, args: &[OsString], env: &[(OsString, OsString)], directory: &Path) -> Result<Trial, String> {
+        let told = rustix::fs::memfd_create("plimsoll-trial", rustix::fs::MemfdFlags::CLOEXEC).map_err(|error| error.to_string())?;
+        let command: Vec<String> = std::iter::once(program.as_os_str())
+            .chain(args.iter().map(OsString::as_os_str))
+            .map(|word| word.to_string_lossy().into_owned())
+            .collect();
+        let launch = Launch {
+            command,
+            directory: Some(directory.to_path_buf()),
+            env: env.to_vec(),
+            user: None,
+            groups: Entrances::default(),
+            oom_score_adj: None,
+            descriptors: None,
+            nice: 0,
+            settings: ProcessSettings { rlimits: vec![(Rlimit::Fsize, Some(LONGEST_WORDS))], ..ProcessSettings::default() },
+            inherit_stdin: false,
+            output: Some(told.try_clone().map_err(|error| error.to_string())?),
+            sockets: Vec::new(),
+            kept: Vec::new(),
+            on_daemon_death: Signal(libc::SIGKILL),
+        };
+        let pid = spawn(&launch).map_err(|error| error.to_string())?;
+        Ok(Trial { pid, told: std::fs::File::from(told) })
     }
-    // Nobody else waits for it: the loop reaps between its turns, and this is one.
-    let status = rustix::process::waitpid(Some(child), rustix::process::WaitOptions::empty()).ok().flatten();
-    if !in_time {
-        return Err(format!("it had not ended after {} s", within.as_secs()));
+
+    pub fn pid(&self) -> i32 {
+        self.pid
     }
-    if status.is_some_and(|(_, status)| status.exit_status() == Some(0)) {
-        return Ok(());
+
+    /// What it has said so far, on both streams.
+    pub fn words(&self) -> String {
+        use std::os::unix::fs::FileExt;
+        let mut text = vec![0; LONGEST_WORDS as usize];
+        let length = self.told.read_at(&mut text, 0).unwrap_or(0);
+        text.truncate(length);
+        String::from_utf8_lossy(&text).trim().to_owned()
     }
-    let mut text = Vec::new();
-    let mut file = std::fs::File::from(told);
-    let _ =
-        std::io::Seek::rewind(&mut file).and_then(|()| std::io::Read::read_to_end(&mut std::io::Read::take(&mut file, 4096), &mut text));
-    Err(String::from_utf8_lossy(&text).trim().to_owned())
 }
 
 /// Finds the file to execute, with an error that names what was looked for and where.

@@ -69,6 +69,8 @@ pub enum Requests {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Done(String),
+    /// The daemon is about to become another program, and who asked may look for that.
+    Becoming(String),
     /// There is nothing of that name.
     Unknown(String),
     Refused(String),

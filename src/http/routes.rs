@@ -24,6 +24,9 @@ use crate::metrics::registry::Clock;
 use crate::snapshot::Published;
 use crate::snapshot::explain::Explanation;
 
+/// The loop may try another program out before it answers: for so long, and a little.
+const TRIAL: Duration = Duration::from_secs(12);
+
 /// What every handler may look at.
 #[derive(Clone)]
 pub struct Shared {
@@ -161,8 +164,7 @@ struct Reload {
 async fn reload(State(shared): State<Shared>, asked: Result<Query<Reload>, QueryRejection>) -> Result<Response, Problem> {
     let Query(Reload { dry_run }) = asked.map_err(|error| Problem::query(&error))?;
     let command = if dry_run { Command::PlanReload } else { Command::Reload };
-    let message = ask(&shared, command, Some(shared.patience)).await?;
-    Ok(Json(json!({ "message": message.words() })).into_response())
+    Ok(ask(&shared, command, Some(shared.patience + TRIAL)).await?.into_response())
 }
 
 async fn release(State(shared): State<Shared>) -> Result<Response, Problem> {
@@ -171,14 +173,12 @@ async fn release(State(shared): State<Shared>) -> Result<Response, Problem> {
 }
 
 async fn upgrade(State(shared): State<Shared>) -> Result<Response, Problem> {
-    // The loop tries the program out first, which may take a while.
-    let message = ask(&shared, Command::Upgrade, None).await?;
-    Ok(Json(json!({ "message": message.words() })).into_response())
+    Ok(ask(&shared, Command::Upgrade, Some(shared.patience + TRIAL)).await?.into_response())
 }
 
 /// There is no cache to empty without a gateway; the configuration is read again.
 async fn cache_invalidate(State(shared): State<Shared>) -> Result<Response, Problem> {
-    let message = ask(&shared, Command::Reload, Some(shared.patience)).await?;
+    let message = ask(&shared, Command::Reload, Some(shared.patience + TRIAL)).await?;
     Ok(Json(json!({ "cache": "absent", "message": message.words() })).into_response())
 }
 
@@ -186,13 +186,20 @@ async fn cache_invalidate(State(shared): State<Shared>) -> Result<Response, Prob
 pub enum Told {
     Done(String),
     Waits(String),
+    Becoming(String),
 }
 
 impl Told {
     fn words(self) -> String {
         match self {
-            Told::Done(words) | Told::Waits(words) => words,
+            Told::Done(words) | Told::Waits(words) | Told::Becoming(words) => words,
         }
+    }
+
+    /// Where it may be that the daemon becomes another program.
+    fn into_response(self) -> Response {
+        let becomes = matches!(self, Told::Becoming(_));
+        Json(json!({ "message": self.words(), "becoming": becomes })).into_response()
     }
 }
 
@@ -212,6 +219,7 @@ pub async fn ask(shared: &Shared, command: Command, patience: Option<Duration>) 
     };
     match answer {
         Ok(Ok(Answer::Done(message))) => Ok(Told::Done(message)),
+        Ok(Ok(Answer::Becoming(what))) => Ok(Told::Becoming(what)),
         Ok(Ok(Answer::Waits(what))) => Ok(Told::Waits(what)),
         Ok(Ok(Answer::Unknown(message))) => Err(Problem::new(StatusCode::NOT_FOUND, "not_found", message)),
         Ok(Ok(Answer::Refused(message))) => Err(Problem::new(StatusCode::CONFLICT, "refused", message)),

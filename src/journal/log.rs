@@ -41,6 +41,11 @@ impl Guard {
     pub fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
+
+    /// Those of the program we were before count too.
+    pub fn count_on(&self, dropped: u64) {
+        self.dropped.fetch_add(dropped, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Guard {

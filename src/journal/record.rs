@@ -195,6 +195,7 @@ events! {
     #[doc = "It becomes this program, with the same pid and the same workers."]
     INFO Upgrading "upgrading" {
         program: String,
+        cause: &'static str,
     }
     #[doc = "It has become this version; nobody was guarded for so long."]
     INFO Upgraded "upgraded" {
@@ -446,7 +447,7 @@ impl Event {
                 let peak = peak_memory_bytes.map_or("unknown".to_owned(), mib);
                 format!("{worker}.{replica} ended {how} after {lifetime_seconds:.1} s: peak memory {peak}, {cpu_seconds:.2} s of CPU")
             }
-            Event::Upgrading { program } => format!("becoming {program}"),
+            Event::Upgrading { program, cause } => format!("becoming {program} ({cause})"),
             Event::Upgraded { from, to, unguarded_seconds, workers } => {
                 format!("became version {to} (was {from}) within {:.1} ms, with {workers} lives", unguarded_seconds * 1000.0)
             }

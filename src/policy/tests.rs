@@ -43,6 +43,7 @@ pub(crate) fn settings(workers: Vec<Worker>) -> Settings {
             runtime_dir: folder("/run/plimsoll"),
             shutdown_timeout: Duration::from_secs(30),
             leftovers: Leftovers::Adopt,
+            upgrade: Upgrade::Auto,
         },
         log: Log { level: LogLevel::Info, format: LogFormat::Auto },
         http: Http { listen: Vec::new(), api_key: None, dashboard: true },

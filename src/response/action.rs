@@ -60,6 +60,9 @@ impl Deed {
     }
 
     /// The rung's word, or that of what is on no ladder.
+    /// Every word [`Deed::word`] has.
+    pub const WORDS: [&'static str; 10] = ["notify", "shed", "reclaim", "throttle", "recycle", "kill", "job", "lift", "freeze", "release"];
+
     pub fn word(&self) -> &'static str {
         match self {
             Deed::Lift(_) => "lift",

@@ -34,6 +34,15 @@ impl Pulse {
         Pulse { next: now + health.every, check: None, failed: 0 }
     }
 
+    /// When the next check begins, and how many have failed in a row: one that is under way is begun anew.
+    pub fn standing(&self) -> (Duration, u32) {
+        (self.next, self.failed)
+    }
+
+    pub fn resume((next, failed): (Duration, u32)) -> Pulse {
+        Pulse { next, check: None, failed }
+    }
+
     pub fn next_look(&self) -> Duration {
         match &self.check {
             Some((check, until)) => check.next_look().map_or(*until, |look| look.min(*until)),

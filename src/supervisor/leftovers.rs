@@ -148,7 +148,7 @@ impl Supervisor {
     }
 
     /// New groups with all of its tree in them; what it was charged for stays with the old ones.
-    fn move_into_group(&mut self, name: &str, entry: &Entry) -> Option<Group> {
+    pub(super) fn move_into_group(&mut self, name: &str, entry: &Entry) -> Option<Group> {
         if !entry.groups.is_empty()
             && let Some(group) = self.around.groups.reopen(&entry.groups)
         {

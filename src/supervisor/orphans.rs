@@ -62,7 +62,8 @@ impl Supervisor {
             .flat_map(|life| life.known.iter().copied().chain([(life.process.pid(), life.process.started())]))
             .chain(self.strangers.iter().copied())
             .collect();
-        let is_helper = |pid: i32| self.sentinel == Some(pid) || self.outputs.helpers().any(|helper| helper == pid);
+        let is_helper =
+            |pid: i32| self.sentinel == Some(pid) || self.trial == Some(pid) || self.outputs.helpers().any(|helper| helper == pid);
         children.filter(|stat| !known.contains(&(stat.pid, stat.started)) && !is_helper(stat.pid)).collect()
     }
 

@@ -8,16 +8,19 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::PipeFlags;
+use serde::{Deserialize, Serialize};
 
 use super::capture::SUBCOMMAND;
 use crate::config::settings::{Output, OutputFile, Worker};
 use crate::host::clock::Moment;
+use crate::host::helper::Kept;
 use crate::host::{Paths, helper, journald, process, spawn};
 use crate::journal::Event;
 
@@ -56,6 +59,18 @@ struct Helper {
     started: Moment,
     /// It was ended because another size or number holds from now on.
     replaced: bool,
+}
+
+/// One file, as it is handed over: descriptors by number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedFile {
+    path: PathBuf,
+    max_size: u64,
+    keep: u32,
+    reader: RawFd,
+    writer: Option<RawFd>,
+    spool: (RawFd, RawFd),
+    helper: Option<(i32, Moment)>,
 }
 
 /// What one life is started with.
@@ -114,6 +129,37 @@ impl Outputs {
         let captured = self.files.get_mut(place).ok_or(io::ErrorKind::NotFound)?;
         captured.start_helper(now)?;
         captured.writer.as_ref().ok_or(io::ErrorKind::BrokenPipe)?.try_clone()
+    }
+
+    /// For whom we become: the pipes, and the helpers that go on writing.
+    pub fn hand_over<'a>(&'a self, kept: &mut Kept<'a>) -> Vec<HandedFile> {
+        let handed = |captured: &'a Captured, kept: &mut Kept<'a>| HandedFile {
+            path: captured.file.path.clone(),
+            max_size: captured.file.max_size,
+            keep: captured.file.keep,
+            reader: kept.keep(captured.reader.as_fd()),
+            writer: captured.writer.as_ref().map(|writer| kept.keep(writer.as_fd())),
+            spool: (kept.keep(captured.spool.0.as_fd()), kept.keep(captured.spool.1.as_fd())),
+            helper: captured.helper.as_ref().map(|helper| (helper.pid, helper.started)),
+        };
+        self.files.iter().map(|captured| handed(captured, kept)).collect()
+    }
+
+    /// Goes on with what was handed over. To be called before [`Outputs::apply`].
+    pub fn inherit(&mut self, files: &[HandedFile]) {
+        for handed in files {
+            // All of them first: what is left over is closed.
+            let (reader, writer) = (helper::claim(handed.reader), handed.writer.map(helper::claim));
+            let spool = (helper::claim(handed.spool.0), helper::claim(handed.spool.1));
+            let (Some(reader), (Some(out), Some(into))) = (reader, spool) else { continue };
+            self.files.push(Captured {
+                file: OutputFile { path: handed.path.clone(), max_size: handed.max_size, keep: handed.keep },
+                reader,
+                writer: writer.flatten(),
+                spool: (out, into),
+                helper: handed.helper.map(|(pid, started)| Helper { pid, started, replaced: false }),
+            });
+        }
     }
 
     /// Takes in changed settings: a file that no worker names any more is written until the last who prints to it has ended;

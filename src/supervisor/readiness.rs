@@ -69,6 +69,11 @@ impl Check {
         Check { by: by.clone(), began: now, next_look: now, gap: FIRST_LOOK, is_shared, attempt: None, notify, missing }
     }
 
+    /// When it began, on the steady clock.
+    pub fn began(&self) -> Duration {
+        self.began
+    }
+
     /// When it wants to be looked at without anything arriving.
     pub fn next_look(&self) -> Option<Duration> {
         match &self.by {

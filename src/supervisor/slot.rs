@@ -16,10 +16,12 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::state::{self, Next, Purpose, State};
 
 /// What a copy is to its replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     Main,
     Successor,
@@ -28,7 +30,7 @@ pub enum Role {
 }
 
 /// One copy's place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
     pub role: Role,
     pub state: State,

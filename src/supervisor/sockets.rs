@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::config::settings::{ListenAddress, Worker};
@@ -49,6 +49,13 @@ struct Bound {
 /// Sockets that settings need and that are not there yet: bound, and not yet in use.
 #[derive(Debug, Default)]
 pub struct Prepared(BTreeMap<String, Bound>);
+
+impl Prepared {
+    /// All of them, by address.
+    pub fn all(&self) -> impl Iterator<Item = (&str, BorrowedFd<'_>)> {
+        self.0.iter().map(|(address, bound)| (address.as_str(), bound.socket.as_fd()))
+    }
+}
 
 impl Sockets {
     /// Binds what these workers need beyond what is there; nothing is changed by it. `spare` is asked first: somebody may listen

@@ -17,6 +17,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::config::settings::{Backoff, Restart};
 
 /// What survives its parent is given this long between the polite signal and the kill (or what is left of
@@ -24,7 +26,7 @@ use crate::config::settings::{Backoff, Restart};
 pub const SURVIVORS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Times are on the steady clock.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
     /// To be started as soon as it is due (at once, unless what it comes after is not up).
     Waiting,
@@ -98,7 +100,7 @@ impl State {
 }
 
 /// Why a copy is being stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Purpose {
     /// To stay down.
     Down,
@@ -111,7 +113,7 @@ pub enum Purpose {
 }
 
 /// Where a replica goes once nothing of its last life is left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Next {
     StartAt(Duration),
     Failed,
@@ -119,7 +121,7 @@ pub enum Next {
 }
 
 /// The ends of earlier lives, which decide on delay and giving up.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct History {
     /// Ends without a healthy life between them.
     pub early_ends: u32,

@@ -106,7 +106,7 @@ pub struct Supervisor {
     pub(super) workers: Vec<Arc<Worker>>,
     pub(super) limit_cores: f64,
     /// When the last replacement of a worker was over.
-    replaced: BTreeMap<Arc<str>, Duration>,
+    pub(super) replaced: BTreeMap<Arc<str>, Duration>,
     /// When the queue has its next turn.
     next_turn: Option<Duration>,
     room: Room,
@@ -115,6 +115,8 @@ pub struct Supervisor {
     /// Children of ours from before we began: (pid, start time).
     pub(super) strangers: Vec<(i32, u64)>,
     pub(super) sentinel: Option<i32>,
+    /// A child that is tried out, to be become.
+    pub(super) trial: Option<i32>,
     /// As of the last tick.
     oom_kills: Option<u64>,
     /// Workers of which it was told that their pages are not merged.
@@ -160,6 +162,7 @@ impl Supervisor {
             old_rosters: Vec::new(),
             strangers: Vec::new(),
             sentinel: None,
+            trial: None,
             unmerged: BTreeSet::new(),
             unspared: BTreeSet::new(),
             oom_kills: None,
@@ -329,6 +332,11 @@ impl Supervisor {
         self.roster_is_stale = true;
     }
 
+    /// The child that is being tried out, if any: it is nobody's descendant.
+    pub fn set_trial(&mut self, pid: Option<i32>) {
+        self.trial = pid;
+    }
+
     /// Nobody listens any more.
     pub fn close_sockets(&mut self) {
         self.sockets.close_all();
@@ -422,13 +430,13 @@ impl Supervisor {
         self.room = room;
     }
 
-    /// Reaps every child that has ended. Returns the pids of those that were no replica's process: orphans of some tree,
+    /// Reaps every child that has ended. Returns those that were no replica's process: orphans of some tree,
     /// and children the daemon started itself.
-    pub fn reap(&mut self, now: Moment, events: &mut Vec<Event>) -> Vec<i32> {
+    pub fn reap(&mut self, now: Moment, events: &mut Vec<Event>) -> Vec<Exit> {
         let mut others = Vec::new();
         while let Some(exit) = process::reap_one() {
             if !self.on_exit(exit, now, events) && !self.note_restart_ended(&exit) {
-                others.push(exit.pid);
+                others.push(exit);
             }
         }
         // One look at all processes for all that have ended, not one for each: a thousand end together.

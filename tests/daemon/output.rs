@@ -15,13 +15,13 @@ use crate::stage::{Stage, skip, wait_for};
 const QUICK: &str = "[sampling]\ninterval = \"100ms\"\n";
 
 /// A worker that runs a script and prints to `{here}/out`.
-fn printing(script: &str, output: &str) -> String {
+pub fn printing(script: &str, output: &str) -> String {
     let command = serde_json::json!(["sh", "-c", script]);
     format!("{QUICK}[workers.web]\ncommand = {command}\nstop = {{ within = \"2s\" }}\noutput = {{ file = \"{{here}}/out\", {output} }}\n")
 }
 
 /// Prints numbered lines until it finds the file `stop`, then says how many, and is there until it is ended.
-const COUNTING: &str = "i=0; while [ ! -e stop ]; do i=$((i+1)); echo \"line $i\"; done; echo $i > count; exec sleep 1000";
+pub const COUNTING: &str = "i=0; while [ ! -e stop ]; do i=$((i+1)); echo \"line $i\"; done; echo $i > count; exec sleep 1000";
 
 /// What the worker has printed so far, from all files, the oldest first.
 fn printed(stage: &Stage) -> String {
@@ -36,23 +36,23 @@ fn size(path: &Path) -> u64 {
     fs::metadata(path).map_or(0, |about| about.len())
 }
 
-fn captures(stage: &Stage) -> Vec<Process> {
+pub fn captures(stage: &Stage) -> Vec<Process> {
     outside::captures_below(&stage.path(""))
 }
 
-fn the_capture(stage: &Stage) -> Process {
+pub fn the_capture(stage: &Stage) -> Process {
     wait_for("one helper", || {
         let found = captures(stage);
         (found.len() == 1).then(|| found[0].clone())
     })
 }
 
-fn no_capture_is_left(stage: &Stage) {
+pub fn no_capture_is_left(stage: &Stage) {
     wait_for("no helper is left", || captures(stage).is_empty().then_some(()));
 }
 
 /// Ends the counting worker's loop; every line it has printed must be there once, in order.
-fn all_lines_are_there(stage: &Stage) {
+pub fn all_lines_are_there(stage: &Stage) {
     fs::write(stage.path("stop"), "").expect("it is ours");
     let count: usize =
         wait_for("the worker has stopped", || fs::read_to_string(stage.path("count")).ok()?.trim().parse().ok().filter(|count| *count > 0));
@@ -64,7 +64,7 @@ fn all_lines_are_there(stage: &Stage) {
     }
 }
 
-fn signal(process: &Process, signal: Signal) {
+pub fn signal(process: &Process, signal: Signal) {
     kill_process(Pid::from_raw(process.pid).expect("a pid"), signal).expect("it is ours");
 }
 
