@@ -199,7 +199,10 @@ impl Told {
     /// Where it may be that the daemon becomes another program.
     fn into_response(self) -> Response {
         let becomes = matches!(self, Told::Becoming(_));
-        Json(json!({ "message": self.words(), "becoming": becomes })).into_response()
+        match becomes {
+            true => Json(json!({ "message": self.words(), "becoming": true })).into_response(),
+            false => Json(json!({ "message": self.words() })).into_response(),
+        }
     }
 }
 
