@@ -92,6 +92,11 @@ impl Bell {
         }
     }
 
+    /// For whoever closes it later: that waits for the kernel.
+    pub fn hand_over(&self) -> Option<BorrowedFd<'_>> {
+        self.trigger.as_ref().map(Trigger::fd)
+    }
+
     /// To be waited for; nothing while it is not to be heard.
     pub fn fd(&self, now: Duration) -> Option<BorrowedFd<'_>> {
         self.trigger.as_ref().filter(|_| !self.gate.is_deaf(now)).map(Trigger::fd)

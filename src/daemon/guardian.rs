@@ -90,6 +90,8 @@ pub struct Guardian {
     pub env: Vec<(OsString, OsString)>,
     /// What a daemon has handed over that became this one, until the workers are begun with.
     pub parcel: Option<Parcel>,
+    /// What it had open and is to be closed when there is time for it.
+    pub leavings: Vec<OwnedFd>,
 
     /// The file we were started from, or why that is not known.
     pub program: Result<Program, String>,

@@ -162,6 +162,7 @@ impl Guardian {
     fn settle(&mut self) {
         let paths = Paths::from(&self.settings.host);
         self.settled = true;
+        self.leavings = Vec::new();
         if !paths.is_live() {
             return;
         }

@@ -29,7 +29,7 @@ use crate::config::{self};
 use crate::host::clock::Moment;
 use crate::host::helper::{self, Kept};
 use crate::host::process::{self, Exit, ExitStatus};
-use crate::host::program::Seen;
+use crate::host::program::{self, Seen};
 use crate::host::spawn::{self, Trial};
 use crate::http::control::{Answer, Request};
 use crate::http::listen::{self, ListenError};
@@ -69,6 +69,8 @@ pub struct Parcel {
     pub control: Option<RawFd>,
     /// Of workers, by address.
     pub sockets: Vec<(String, RawFd)>,
+    /// What is of no use any more, but takes the kernel long to close: to be closed by whoever guards again.
+    pub leavings: Vec<RawFd>,
     /// `None`: this version does not understand it.
     pub workers: Option<Handover>,
     pub counts: Counts,
@@ -141,6 +143,7 @@ pub struct Inherited {
     tcp: Vec<TcpListener>,
     pub control: Option<UnixListener>,
     sockets: Vec<(String, OwnedFd)>,
+    pub leavings: Vec<OwnedFd>,
 }
 
 impl Inherited {
@@ -150,6 +153,7 @@ impl Inherited {
             tcp: parcel.tcp.iter().filter_map(|number| helper::claim(*number)).map(TcpListener::from).collect(),
             control: parcel.control.and_then(helper::claim).map(UnixListener::from),
             sockets: parcel.sockets.iter().filter_map(|(address, number)| Some((address.clone(), helper::claim(*number)?))).collect(),
+            leavings: parcel.leavings.iter().filter_map(|number| helper::claim(*number)).collect(),
         }
     }
 
@@ -351,14 +355,19 @@ impl Guardian {
             // Whoever asked may have gone away.
             let _ = request.answer.send(Answer::Becoming(format!("becoming {path}, with the settings as they are now")));
         }
-        if let Some(http) = self.http.take() {
-            http.shutdown(GRACE);
+        // Both at once: neither is to wait for the other.
+        let http = self.http.take();
+        if let Some(http) = &http {
+            http.begin_shutdown(GRACE);
         }
         if let Some(sentinel) = self.sentinel.take() {
             // One that is there still would take us for dead.
             let _ = sentinel.dismiss();
         }
         let _ = self.journal.close(HISTORY_GRACE);
+        if let Some(http) = http {
+            http.shutdown(GRACE);
+        }
         // From here on signals wait for whoever we are then. Those that came before are sent once more, to wait with them.
         let error = match spawn::BlockedSignals::all() {
             Ok(blocked) => {
@@ -379,8 +388,10 @@ impl Guardian {
 
     /// Returns why it could not be.
     fn replace_self(&self, program: &Path, args: &[OsString], ahead: &Ahead, begun: Moment) -> String {
+        let old = program::hold_own().ok();
         let mut kept = Kept::default();
-        let parcel = match self.pack(ahead, begun, &mut kept) {
+        let leavings = old.iter().map(AsFd::as_fd).chain(self.bell.hand_over()).map(|fd| kept.keep(fd)).collect();
+        let parcel = match self.pack(ahead, begun, leavings, &mut kept) {
             Ok(parcel) => parcel,
             Err(error) => return format!("what there is cannot be handed over: {error}"),
         };
@@ -423,7 +434,7 @@ impl Guardian {
         }
     }
 
-    fn pack<'a>(&'a self, ahead: &'a Ahead, begun: Moment, kept: &mut Kept<'a>) -> io::Result<File> {
+    fn pack<'a>(&'a self, ahead: &'a Ahead, begun: Moment, leavings: Vec<RawFd>, kept: &mut Kept<'a>) -> io::Result<File> {
         let (left, made) = self.supervisor.groups().hand_over();
         let around = self.supervisor.around();
         let doors = self.doors.as_ref();
@@ -439,6 +450,7 @@ impl Guardian {
             tcp,
             control,
             sockets,
+            leavings,
             workers,
             counts: self.counts(),
             left,

@@ -255,6 +255,7 @@ pub fn wire(
         leftovers,
         env,
         parcel,
+        leavings: inherited.leavings,
         program,
         is_service,
         renewal: Watch::default(),

@@ -5,9 +5,12 @@
 
 use std::ffi::{CString, OsStr};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
 
 use super::spawn::OWN_PROGRAM;
 
@@ -93,6 +96,15 @@ impl Program {
     pub fn changed(&self) -> Option<Seen> {
         self.look().filter(|seen| seen.identity != self.started)
     }
+}
+
+/// Keeps the file we were started from: one that was replaced goes with the last who has it, and then the kernel takes it apart before
+/// that one goes on.
+///
+/// # Errors
+/// No descriptor to be had.
+pub fn hold_own() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(OWN_PROGRAM, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// What was replaced is still told by its old name, with a mark.

@@ -111,11 +111,16 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// As [`Handle::shutdown`] begins, for whoever has something else to do before it waits.
+    pub fn begin_shutdown(&self, grace: Duration) {
+        // An error says that the thread has ended already.
+        let _ = self.end.send(Some(grace));
+    }
+
     /// Stops accepting, lets what is being answered finish for at most `grace`, and waits for the thread to end. Waiting and
     /// following requests are told at once. False when the thread did not end in time.
     pub fn shutdown(self, grace: Duration) -> bool {
-        // An error says that the thread has ended already.
-        let _ = self.end.send(Some(grace));
+        self.begin_shutdown(grace);
         // What is left after the grace is dropped at once; the second is for a machine too busy to do even that.
         match self.done.recv_timeout(grace + Duration::from_secs(1)) {
             Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => self.thread.join().is_ok(),

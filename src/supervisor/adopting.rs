@@ -256,6 +256,9 @@ impl Supervisor {
 
     /// Everybody in the trees of adopted workers, and the commands that restart them.
     pub(super) fn adopted_members(&self) -> Vec<(i32, u64)> {
+        if self.restarting.is_empty() && !self.replicas.iter().any(|replica| replica.is_adopted() && replica.life.is_some()) {
+            return Vec::new();
+        }
         let mut processes = Vec::new();
         // Whoever was seen before is known all the same.
         let _ = scan::processes(&self.around.paths, &mut processes, &mut Vec::new());

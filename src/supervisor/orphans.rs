@@ -29,25 +29,25 @@ pub fn mark(keeper: i32, slot: SlotId) -> String {
 impl Supervisor {
     /// Whoever is our child now was somebody else's business before: never a worker's descendant.
     pub fn note_strangers(&mut self) {
-        self.strangers = self.children_but(|_| false);
-    }
-
-    /// Children of ours by pid and start time, without some.
-    pub(super) fn children_but(&self, without: impl Fn(i32) -> bool) -> Vec<(i32, u64)> {
         let mut processes = Vec::new();
         // If /proc cannot be read, nobody is spared or taken for it later: both need the same look.
         let _ = scan::processes(&self.around.paths, &mut processes, &mut Vec::new());
         let keeper = self.around.keeper;
-        let children = processes.iter().filter(|stat| stat.ppid == keeper && !without(stat.pid));
-        children.map(|stat| (stat.pid, stat.started)).collect()
+        self.strangers = processes.iter().filter(|stat| stat.ppid == keeper).map(|stat| (stat.pid, stat.started)).collect();
     }
 
-    /// Those of our children that are nobody's workers, for a daemon that this one becomes.
+    /// Those of our children that are nobody's workers, for a daemon that this one becomes. Nobody guards meanwhile: only those it can
+    /// be are looked at, and all processes of the machine only where the trees of adopted ones have to be known.
     pub(super) fn bystanders(&self) -> Vec<(i32, u64)> {
-        let helpers: Vec<i32> = self.outputs.helpers().chain(self.sentinel).collect();
+        let (paths, keeper) = (&self.around.paths, self.around.keeper);
+        let helpers: HashSet<i32> = self.outputs.helpers().chain(self.sentinel).collect();
         let adopted = self.adopted_members();
-        let is_bystander = |child: &(i32, u64)| helpers.contains(&child.0) || self.strangers.contains(child) || adopted.contains(child);
-        self.children_but(|_| false).into_iter().filter(is_bystander).collect()
+        let told: HashSet<(i32, u64)> = self.strangers.iter().chain(&adopted).copied().collect();
+        let pids: HashSet<i32> = helpers.iter().copied().chain(told.iter().map(|(pid, _)| *pid)).collect();
+        let mut text = Vec::new();
+        let children = pids.into_iter().filter_map(|pid| scan::process(paths, pid, &mut text).ok()).filter(|stat| stat.ppid == keeper);
+        let seen = children.map(|stat| (stat.pid, stat.started));
+        seen.filter(|child| helpers.contains(&child.0) || told.contains(child)).collect()
     }
 
     /// Children of ours that no life knows of, and no helper is.

@@ -40,6 +40,17 @@ fn replace(stage: &Stage, by: &str) {
     fs::rename(beside, &stage.program).expect("it can be replaced");
 }
 
+/// What the descriptors of a process lead to.
+fn open_files(pid: i32) -> Vec<String> {
+    let folder = fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives");
+    folder.flatten().filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.display().to_string())).collect()
+}
+
+/// Those that are read, and the trigger.
+fn pressure_files(pid: i32) -> usize {
+    open_files(pid).iter().filter(|file| file.contains("pressure")).count()
+}
+
 #[test]
 fn workers_and_their_requests_do_not_notice() {
     let port = free_port();
@@ -61,6 +72,7 @@ fn workers_and_their_requests_do_not_notice() {
     assert!(stage.ask(&["workers", "stop", "resting"]).status.success());
     let before = wait_until_serving(&stage, "web", 2);
     let (daemon, starts) = (stage.pid(), stage.metric("plimsoll_worker_starts_total{worker=\"web\"}"));
+    let listening = pressure_files(daemon);
     let load = Load::on(port, 2);
     for round in 1..=3 {
         replace(&stage, "");
@@ -73,6 +85,11 @@ fn workers_and_their_requests_do_not_notice() {
         assert_eq!(wait_until_serving(&stage, "web", 2), before);
     }
     assert!(outside::process(daemon).is_some_and(|process| process.name == "plimsoll" && process.state != 'Z'));
+    // What was kept open only so that nobody waited for its end is closed now.
+    wait_for("nothing of the programs before is left open", || {
+        let old = open_files(daemon).iter().any(|file| file.contains("bin/plimsoll"));
+        (!old && pressure_files(daemon) == listening).then_some(())
+    });
     let status = stage.status();
     let state = |worker: &str| {
         status["workers"]
