@@ -10,8 +10,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cgroupfs::{self, Kind, Layout, Own, Version};
+use super::clock::Moment;
 use super::folder::{Folder, GroupFile, Identity};
 use super::freezer::Freezer;
 use super::memory_group::{self, MemoryGroup};
@@ -38,6 +40,9 @@ const PERIOD_US: u64 = 10_000;
 const SMALLEST_QUOTA_US: u64 = 1_000;
 /// Nor a period above a second.
 const LONGEST_PERIOD_US: u64 = 1_000_000;
+
+/// How long the kernel may take to let go of a group whose last process has ended.
+const LETTING_GO: Duration = Duration::from_millis(200);
 
 /// Writes down which group is about to be made.
 type Note<'a> = &'a mut dyn FnMut(&Path) -> io::Result<()>;
@@ -584,11 +589,24 @@ impl Group {
         cgroupfs::parse_number(&folder.read(file).ok()?)
     }
 
-    /// Removes its folders; those that still hold somebody stay.
-    pub fn remove(&self) {
-        for folder in &self.folders {
-            let _ = folder.remove();
+    /// Removes its folders. False when one is still held: by somebody in it, or (`EBUSY` as well) for a moment after its last
+    /// process was reaped, while a processor is still switching away from that.
+    pub fn remove(&self) -> bool {
+        let is_held = |folder: &Arc<Folder>| matches!(folder.remove(), Err(error) if error.kind() == io::ErrorKind::ResourceBusy);
+        self.folders.iter().filter(|folder| is_held(folder)).count() == 0
+    }
+
+    /// The same, waiting up to [`LETTING_GO`] for the kernel.
+    #[expect(clippy::disallowed_methods, reason = "it is the end, and nobody tells when the kernel has let go")]
+    pub fn remove_patiently(&self) -> bool {
+        let begun = Moment::now();
+        while !self.remove() {
+            if Moment::now().since(begun) >= LETTING_GO {
+                return false;
+            }
+            std::thread::sleep(LETTING_GO / 100);
         }
+        true
     }
 }
 

@@ -290,10 +290,9 @@ impl Supervisor {
         self.remove_vacant_groups();
     }
 
+    /// What the kernel does not let go of yet is tried again in the next turn.
     fn remove_vacant_groups(&mut self) {
-        for group in self.vacant.drain(..) {
-            group.remove();
-        }
+        self.vacant.retain(|group| !group.remove());
     }
 
     /// Copies have come, gone or changed their places.
@@ -692,7 +691,10 @@ impl Supervisor {
 
     /// Removes the groups that were made for workers.
     pub fn remove_groups(&mut self) {
-        self.remove_vacant_groups();
+        for group in self.vacant.drain(..) {
+            // One that somebody is in is reported with the folder it is in.
+            let _ = group.remove_patiently();
+        }
         self.around.groups.remove();
     }
 

@@ -243,6 +243,8 @@ def stage(settings: Settings) -> Iterator[Stage]:
         made.start()
         yield made
     except BaseException:
+        if made.daemon is not None and (code := made.daemon.poll()) is not None:
+            print(f"the daemon had ended by itself with {code}")
         for log in made.logs:
             lines = log.read_text(errors="replace").splitlines()
             print(f"-- the last of {log.name} ({len(lines)} lines):\n" + "\n".join(lines[-60:]))
