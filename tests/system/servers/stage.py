@@ -159,6 +159,13 @@ dry_run = true
         up = ("ready", "running", "throttled")
         return [replica["pid"] for replica in self.replicas(worker) if replica["state"] in up and replica.get("pid")]
 
+    def wait_until_answering(self, limit_seconds: float = 30) -> None:
+        def answers() -> bool:
+            self.must_run()
+            return self.request("GET", "/healthz")[0] in (200, 503)
+
+        wait_for("the daemon answers", limit_seconds, answers, every=0.02)
+
     def wait_until_serving(self, worker: str, count: int, limit_seconds: float = 60) -> list[int]:
         def served() -> list[int] | None:
             self.must_run()
@@ -241,6 +248,7 @@ def stage(settings: Settings) -> Iterator[Stage]:
     made = Stage(settings)
     try:
         made.start()
+        made.wait_until_answering()
         yield made
     except BaseException:
         if made.daemon is not None and (code := made.daemon.poll()) is not None:
