@@ -227,9 +227,11 @@ dry_run = true
             time.sleep(0.05)
         shutil.rmtree(self.runtime, ignore_errors=True)
         # Of daemons that were killed and had no successor.
-        for pid in self.pids:
-            for top in Path("/sys/fs/cgroup").glob(f"**/plimsoll-{pid}"):
-                for group in [*top.glob("*/"), top]:
+        wanted = {f"plimsoll-{pid}" for pid in self.pids}
+        # Not a glob: that breaks off where another daemon removes its groups meanwhile.
+        for folder, below, _ in os.walk("/sys/fs/cgroup"):
+            for top in (Path(folder, name) for name in wanted & set(below)):
+                for group in [*(Path(top, name) for name in next(os.walk(top), ("", [], []))[1]), top]:
                     with contextlib.suppress(OSError):
                         group.rmdir()
 

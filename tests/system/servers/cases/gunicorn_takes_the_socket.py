@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""A real gunicorn master serves on the daemon's socket: recycled and restarted under load nothing is refused, and its tree goes with it."""
+"""A real gunicorn master serves on the daemon's socket: recycled and restarted under load nothing is refused, and its tree goes with it.
+
+Nothing is lost either, with workers of gunicorn's own and with those of uvicorn, which is mended as apps/patient.py says.
+"""
 
 import time
 from pathlib import Path
@@ -81,7 +84,7 @@ def flavour(name: str, kind: list[str]) -> str:
 
 def case() -> str:
     return f"{ROUNDS} recycles and {ROUNDS // 2} restarts of each; " + "; ".join(
-        [flavour("sync", ["wsgi:app"]), flavour("uvicorn workers", ["-k", "uvicorn_worker.UvicornWorker", "asgi:app"])]
+        [flavour("sync", ["wsgi:app"]), flavour("uvicorn workers", ["-k", "uvicorn_worker.UvicornWorker", "patient:app"])]
     )
 
 
