@@ -1,5 +1,6 @@
 //! The only place that reads a clock. Everything else is given a [`Moment`].
 
+use std::io;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -44,4 +45,24 @@ impl Moment {
             Err(before) => -before.duration().as_secs_f64(),
         }
     }
+}
+
+/// How often [`until`] looks.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// Looks again and again until it is so; false when it is not after `patience`. For the start, the end and trying out, where nobody
+/// tells when it is so: the loop is never to wait in here.
+///
+/// # Errors
+/// The first of `is_so`.
+#[expect(clippy::disallowed_methods, reason = "what is waited for cannot be told by anybody")]
+pub fn until(patience: Duration, mut is_so: impl FnMut() -> io::Result<bool>) -> io::Result<bool> {
+    let begun = Moment::now();
+    while !is_so()? {
+        if Moment::now().since(begun) >= patience {
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK);
+    }
+    Ok(true)
 }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::cgroupfs::{self, Kind, Layout, Own, Version};
-use super::clock::Moment;
+use super::clock;
 use super::folder::{Folder, GroupFile, Identity};
 use super::freezer::Freezer;
 use super::memory_group::{self, MemoryGroup};
@@ -592,22 +592,21 @@ impl Group {
     /// Removes its folders. False when one is still held: by somebody in it, or (`EBUSY` as well) for a moment after its last
     /// process was reaped, while a processor is still switching away from that.
     pub fn remove(&self) -> bool {
-        let is_held = |folder: &Arc<Folder>| matches!(folder.remove(), Err(error) if error.kind() == io::ErrorKind::ResourceBusy);
-        self.folders.iter().filter(|folder| is_held(folder)).count() == 0
-    }
-
-    /// The same, waiting up to [`LETTING_GO`] for the kernel.
-    #[expect(clippy::disallowed_methods, reason = "it is the end, and nobody tells when the kernel has let go")]
-    pub fn remove_patiently(&self) -> bool {
-        let begun = Moment::now();
-        while !self.remove() {
-            if Moment::now().since(begun) >= LETTING_GO {
-                return false;
-            }
-            std::thread::sleep(LETTING_GO / 100);
+        let mut is_held = false;
+        for folder in &self.folders {
+            is_held |= matches!(folder.remove(), Err(error) if error.kind() == io::ErrorKind::ResourceBusy);
         }
-        true
+        !is_held
     }
+}
+
+/// Removes all of them, waiting up to [`LETTING_GO`] for the kernel. Those that somebody is in stay: that is seen when the folder they
+/// are in cannot be removed.
+pub fn remove_all(mut groups: Vec<Group>) {
+    let _ = clock::until(LETTING_GO, || {
+        groups.retain(|group| !group.remove());
+        Ok(groups.is_empty())
+    });
 }
 
 /// Quota and period in microseconds for so many cores.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, WaitOptions};
 
-use super::clock::Moment;
+use super::clock::{self, Moment};
 use super::filesystem::{self, Space};
 use super::folder::{Folder, GroupFile};
 use super::freezer::Freezer;
@@ -179,17 +179,8 @@ fn end(pid: i32) {
 }
 
 /// Looks again and again until it is so.
-fn until(otherwise: &str, mut is_so: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
-    let begun = Moment::now();
-    loop {
-        if is_so()? {
-            return Ok(());
-        }
-        if Moment::now().since(begun) >= PATIENCE {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, otherwise));
-        }
-        pause(Duration::from_millis(1));
-    }
+fn until(otherwise: &str, is_so: impl FnMut() -> io::Result<bool>) -> io::Result<()> {
+    if clock::until(PATIENCE, is_so)? { Ok(()) } else { Err(io::Error::new(io::ErrorKind::TimedOut, otherwise)) }
 }
 
 fn pause(span: Duration) {

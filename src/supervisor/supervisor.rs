@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::config::settings::{ListenAddress, Signal, Worker};
 use crate::host::Paths;
 use crate::host::clock::Moment;
-use crate::host::group::{Group, Groups, Taken};
+use crate::host::group::{self, Group, Groups, Taken};
 use crate::host::process::{self, Delivery, Exit, ExitStatus, Process};
 use crate::host::procfs::Stat;
 use crate::host::scan;
@@ -691,10 +691,7 @@ impl Supervisor {
 
     /// Removes the groups that were made for workers.
     pub fn remove_groups(&mut self) {
-        for group in self.vacant.drain(..) {
-            // One that somebody is in is reported with the folder it is in.
-            let _ = group.remove_patiently();
-        }
+        group::remove_all(std::mem::take(&mut self.vacant));
         self.around.groups.remove();
     }
 

@@ -191,10 +191,6 @@ fn killed_at_any_instant_it_leaves_nobody_stopped_slowed_or_limited() {
     stage.start();
     assert_eq!(stage.stop(), 0);
     end_all(&stage);
-    let begun = Instant::now();
-    while !stage.groups_left().is_empty() {
-        assert!(begun.elapsed() < AFTERMATH, "seed {seed}: groups are left: {:?}", stage.groups_left());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_within(AFTERMATH, &format!("no group is left, seed {seed}"), || stage.groups_left().is_empty().then_some(()));
     wait_for("no note is left", || notes_left(&stage).is_empty().then_some(()));
 }

@@ -92,8 +92,7 @@ fn try_out(patient: &Patient, report: &mut Report, means: &mut Means, groups: &G
         Ok(subject) => with_subject(report, means, &group, subject),
         Err(error) => report.bad(AREA, Level::Fail, "a child", format!("could not be started: {error}"), "look at ulimit -u and pids.max"),
     }
-    // What is left is seen when the folder it is in cannot be removed.
-    let _ = group.remove_patiently();
+    group::remove_all(vec![group]);
 }
 
 fn with_subject(report: &mut Report, means: &mut Means, group: &Group, mut subject: Subject) {

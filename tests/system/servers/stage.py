@@ -229,11 +229,10 @@ dry_run = true
         # Of daemons that were killed and had no successor.
         wanted = {f"plimsoll-{pid}" for pid in self.pids}
         # Not a glob: that breaks off where another daemon removes its groups meanwhile.
-        for folder, below, _ in os.walk("/sys/fs/cgroup"):
-            for top in (Path(folder, name) for name in wanted & set(below)):
-                for group in [*(Path(top, name) for name in next(os.walk(top), ("", [], []))[1]), top]:
-                    with contextlib.suppress(OSError):
-                        group.rmdir()
+        for folder, _, _ in os.walk("/sys/fs/cgroup", topdown=False):
+            if wanted & set(Path(folder).parts):
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
 
 
 def is_helper(pid: int) -> bool:
