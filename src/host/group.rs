@@ -174,9 +174,12 @@ impl Groups {
             return None;
         };
         let base = own.dir.join(folder);
-        match note(&base).and_then(|()| make(&base)).and_then(|made| Ok((made, Folder::open(&base)?))) {
-            Ok((made, folder)) => {
-                if made {
+        match note(&base).and_then(|()| make(&base)).and_then(|_| Folder::open(&base)) {
+            Ok(folder) => {
+                // It was there: left by a daemon that was killed and whose number we were given, with its undo log lost.
+                // Nobody else would ever remove it.
+                remove_replicas(&base);
+                if !self.made.contains(&base) {
                     self.made.push(base);
                 }
                 Some((own.version, Arc::new(folder)))
@@ -703,6 +706,31 @@ mod tests {
             let [quota, memory] = groups.limitations() else { panic!("{:?}", groups.limitations()) };
             assert!(quota.ends_with("a.service has no cpu controller") && memory.contains(why), "{quota}; {memory}");
         }
+    }
+
+    #[test]
+    fn what_a_killed_daemon_of_our_number_left_is_ours_to_remove() {
+        let top = tempfile::tempdir().unwrap();
+        let own = Own { version: Version::V1, mount: top.path().into(), dir: top.path().into() };
+        let layout = Layout { kind: Kind::V1, cpuacct: Some(own.clone()), unified: Some(own), ..Layout::none() };
+        let base = top.path().join("plimsoll-7");
+        for name in ["w-idle.0-1", "w-busy.0-2/still-in-use", "not-a-replica"] {
+            fs::create_dir_all(base.join(name)).unwrap();
+        }
+        let mut groups = Groups::probe(&layout, 7, "7");
+        let left = || {
+            let mut names: Vec<_> = fs::read_dir(&base).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(left(), ["not-a-replica", "w-busy.0-2"]);
+        assert_eq!(groups.made(), std::slice::from_ref(&base));
+        groups.remove();
+        assert_eq!(left(), ["not-a-replica", "w-busy.0-2"], "what is in use stays");
+        fs::remove_dir_all(&base).unwrap();
+        fs::create_dir(&base).unwrap();
+        Groups::probe(&layout, 7, "7").remove();
+        assert!(!base.exists());
     }
 
     #[test]

@@ -193,6 +193,23 @@ pub fn is_free(quota_file: &Path) -> bool {
     text.trim() == "-1" || text.starts_with("max")
 }
 
+/// Removes, once, what the daemons of an earlier run of tests that was killed have left: a daemon of this run may be given the
+/// number of one of them.
+pub fn sweep_earlier_runs() {
+    static SWEPT: OnceLock<()> = OnceLock::new();
+    SWEPT.get_or_init(|| {
+        for (_, folder) in groups(std::process::id() as i32) {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                let name = entry.file_name();
+                let instance = name.to_str().and_then(|name| name.strip_prefix("plimsoll-")?.parse::<i32>().ok());
+                if instance.is_some_and(|pid| process(pid).is_none()) {
+                    remove_group(&entry.path());
+                }
+            }
+        }
+    });
+}
+
 /// Folders a daemon with this pid has made below the group it was started in, which is ours.
 pub fn groups_of_instance(pid: u32) -> Vec<PathBuf> {
     let own = std::process::id() as i32;

@@ -97,6 +97,7 @@ pub struct Stage {
 impl Stage {
     /// `settings` is the text of plimsoll.toml; `{hungry WORDS}` in it becomes a command.
     pub fn new(settings: &str) -> Stage {
+        outside::sweep_earlier_runs();
         let folder = tempfile::Builder::new().prefix("plimsoll-test-").tempdir().expect("a temporary folder");
         // Workers of other users have to get to their logs.
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
@@ -406,13 +407,14 @@ impl Drop for Stage {
             for process in &left {
                 process.kill();
             }
-            if left.is_empty() {
+            // Refused while the kernel has not let go of who was in it: a group that stays would be another daemon's of that number.
+            for group in self.groups_left() {
+                outside::remove_group(&group);
+            }
+            if left.is_empty() && self.groups_left().is_empty() {
                 break;
             }
             std::thread::sleep(LOOK);
-        }
-        for group in self.groups_left() {
-            outside::remove_group(&group);
         }
     }
 }
