@@ -8,6 +8,7 @@
 pub mod adopt;
 mod diff;
 pub mod env_file;
+
 mod file;
 mod layers;
 mod load;
@@ -18,6 +19,7 @@ mod show;
 mod text;
 mod tree;
 
+pub mod jobs;
 pub mod problems;
 pub mod settings;
 pub mod units;

@@ -1,0 +1,6 @@
+//! Keeps house: what to delete and what to back up, and when. Owns schedules, plans, their execution and the record of runs.
+//! May touch the databases and folders that are named in the settings, through `host` and SQLite, in a process of their own.
+//! Must not delete what its plan did not list.
+
+pub mod plan;
+pub mod run;
