@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Each module and the modules it may import, in the order data flows through them: readings → verdict → action →
 /// effect, then what the outside sees, then what joins it up.
-const MAY_IMPORT: [(&str, &[&str]); 13] = [
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("config", &[]),
     // Only the plain values of the settings: a signal, three root folders.
     ("host", &["config"]),
@@ -18,10 +18,14 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("supervisor", &["config", "host", "sampling"]),
     ("actuators", &["config", "host", "sampling", "policy", "response", "supervisor"]),
     ("snapshot", &["host"]),
+    ("jobs", &["config", "host", "snapshot"]),
     ("metrics", &["host", "snapshot"]),
-    ("journal", &["config", "host"]),
+    ("journal", &["config", "host", "snapshot"]),
     ("http", &["config", "host", "snapshot", "metrics", "journal"]),
-    ("daemon", &["config", "host", "sampling", "policy", "response", "supervisor", "actuators", "snapshot", "metrics", "journal", "http"]),
+    (
+        "daemon",
+        &["config", "host", "sampling", "policy", "response", "supervisor", "actuators", "jobs", "snapshot", "metrics", "journal", "http"],
+    ),
     (
         "cli",
         &[
@@ -32,6 +36,7 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
             "response",
             "supervisor",
             "actuators",
+            "jobs",
             "snapshot",
             "metrics",
             "journal",

@@ -27,6 +27,6 @@ pub mod units;
 pub use layers::{ALIASES, BUILT_IN, Sources};
 pub use load::{Loaded, load, reload, runtime_dir, state_dir};
 pub use problems::{Place, Problem, Problems};
-pub use reference::{example, keys, reference, schema};
+pub use reference::{EXAMPLE_JOBS, example, keys, reference, schema};
 pub use settings::Settings;
 pub use show::Effective;

@@ -2,5 +2,13 @@
 //! May touch the databases and folders that are named in the settings, through `host` and SQLite, in a process of their own.
 //! Must not delete what its plan did not list.
 
+pub mod child;
+pub mod errand;
+pub mod kinds;
+pub mod ledger;
+pub mod patience;
 pub mod plan;
+pub mod queue;
 pub mod run;
+pub mod schedule;
+pub mod trigger;
