@@ -269,6 +269,10 @@ impl Guardian {
 
     /// Does all about jobs that is due now. Costs nothing where nothing is.
     pub fn tend_jobs(&mut self, now: Moment) {
+        if self.tally.tick == 0 {
+            // Nobody knows yet whether anything is high.
+            return;
+        }
         let mut is_news = std::mem::take(&mut self.jobs.is_stirred);
         while let Ok(heard) = self.jobs.heard.try_recv() {
             self.hear_job(heard, now);

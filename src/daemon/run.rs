@@ -89,6 +89,7 @@ impl Guardian {
             }
             self.supervisor.outputs.tend(now);
             self.tick(now);
+            self.tend_jobs(now);
             self.look_at_program(now);
             self.open_doors(now);
             if !self.settled {
