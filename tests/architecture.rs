@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// Each module and the modules it may import, in the order data flows through them: readings → verdict → action →
 /// effect, then what the outside sees, then what joins it up.
-const MAY_IMPORT: [(&str, &[&str]); 13] = [
+const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("config", &[]),
     // Only the plain values of the settings: a signal, three root folders.
     ("host", &["config"]),
@@ -16,6 +16,7 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("policy", &["config", "host", "sampling"]),
     ("response", &["config", "host", "sampling", "policy"]),
     ("supervisor", &["config", "host", "sampling"]),
+    ("jobs", &["config", "host"]),
     ("actuators", &["config", "host", "sampling", "policy", "response", "supervisor"]),
     ("snapshot", &["host"]),
     ("metrics", &["host", "snapshot"]),
