@@ -193,7 +193,11 @@ fn old_files_go_and_what_is_young_or_not_meant_stays() {
     assert_eq!(yard.names(), set(&["deep", "deep/er", "young.mp3", "old.txt", "keep", "keep/old.mp3", "copied.mp3"]));
     assert_eq!(crew.kept(), BTreeMap::from([("young".into(), 2), ("excluded".into(), 1)]));
     assert!(copied.exists());
-    let reasons: Vec<String> = crew.reports.iter().filter_map(|report| if let Report::Planned(item) = report { Some(item.reason.clone()) } else { None }).collect();
+    let reasons: Vec<String> = crew
+        .reports
+        .iter()
+        .filter_map(|report| if let Report::Planned(item) = report { Some(item.reason.clone()) } else { None })
+        .collect();
     assert!(reasons.iter().any(|reason| reason == "25 h old, kept for 24 h"), "{reasons:?}");
 
     let mut again = Crew::new();
@@ -276,7 +280,16 @@ fn a_group_goes_as_a_whole_or_not_at_all() {
     let outcome = go(&settings, &mut crew);
     end(reader);
     let stays = set(&[
-        "half.mp3", "half.json", "other.json", "sub", "sub/old.json", "linked.mp3", "linked.json", "served.mp3", "served.json", ".json",
+        "half.mp3",
+        "half.json",
+        "other.json",
+        "sub",
+        "sub/old.json",
+        "linked.mp3",
+        "linked.json",
+        "served.mp3",
+        "served.json",
+        ".json",
     ]);
     assert_eq!(yard.names(), stays);
     assert_eq!((outcome.deleted["file"], outcome.figures["files_open"]), (4, 2.0));
@@ -369,22 +382,29 @@ fn what_is_another_file_than_planned_stays() {
     let outside = yard.top.join("outside");
     fs::create_dir(&outside).unwrap();
     fs::write(outside.join("moved"), "precious").unwrap();
-    let outcome = go(&yard.settings(), &mut Crew::at_plan(|| {
-        fs::write(yard.top.join("new"), "new").unwrap();
-        fs::rename(yard.top.join("new"), at("replaced")).unwrap();
-        fs::write(at("written"), "more").unwrap();
-        File::options().write(true).open(at("touched")).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
-        fs::rename(at("renamed"), at("other-name")).unwrap();
-        fs::hard_link(at("linked"), yard.top.join("second-name")).unwrap();
-        fs::remove_file(at("symlinked")).unwrap();
-        symlink(outside.join("moved"), at("symlinked")).unwrap();
-        fs::remove_file(at("removed")).unwrap();
-        fs::remove_file(at("folder")).unwrap();
-        fs::create_dir(at("folder")).unwrap();
-        fs::rename(at("sub"), yard.top.join("sub")).unwrap();
-        symlink(&outside, at("sub")).unwrap();
-    }));
-    assert_eq!((outcome.deleted["file"], outcome.errors.clone(), outcome.figures["files_gone"]), (1, vec![], 2.0), "only `same` is what was planned");
+    let outcome = go(
+        &yard.settings(),
+        &mut Crew::at_plan(|| {
+            fs::write(yard.top.join("new"), "new").unwrap();
+            fs::rename(yard.top.join("new"), at("replaced")).unwrap();
+            fs::write(at("written"), "more").unwrap();
+            File::options().write(true).open(at("touched")).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+            fs::rename(at("renamed"), at("other-name")).unwrap();
+            fs::hard_link(at("linked"), yard.top.join("second-name")).unwrap();
+            fs::remove_file(at("symlinked")).unwrap();
+            symlink(outside.join("moved"), at("symlinked")).unwrap();
+            fs::remove_file(at("removed")).unwrap();
+            fs::remove_file(at("folder")).unwrap();
+            fs::create_dir(at("folder")).unwrap();
+            fs::rename(at("sub"), yard.top.join("sub")).unwrap();
+            symlink(&outside, at("sub")).unwrap();
+        }),
+    );
+    assert_eq!(
+        (outcome.deleted["file"], outcome.errors.clone(), outcome.figures["files_gone"]),
+        (1, vec![], 2.0),
+        "only `same` is what was planned"
+    );
     assert_eq!(outcome.figures["files_changed"], 7.0);
     assert!(outside.join("moved").exists() && yard.top.join("sub/moved").exists() && at("linked").exists());
     assert_eq!(fs::read_to_string(at("replaced")).unwrap(), "new");
@@ -471,7 +491,11 @@ fn a_rate_is_kept_and_a_run_stops_at_a_safe_point() {
     assert_eq!((outcome.end, outcome.deleted["file"]), (End::Done, 200 - gone));
     let least = Duration::from_millis((200 - gone - 2) * 20);
     assert!(crew.waited >= least - Duration::from_millis(200), "{:?} for {} files at 50 a second", crew.waited, 200 - gone);
-    let progress: Vec<(u64, Option<f64>)> = crew.reports.iter().filter_map(|report| if let Report::Progress { done, seconds_left, .. } = report { Some((*done, *seconds_left)) } else { None }).collect();
+    let progress: Vec<(u64, Option<f64>)> = crew
+        .reports
+        .iter()
+        .filter_map(|report| if let Report::Progress { done, seconds_left, .. } = report { Some((*done, *seconds_left)) } else { None })
+        .collect();
     assert!(progress.len() > 2 && progress.is_sorted_by(|a, b| a.0 <= b.0), "{progress:?}");
     let (done, left) = progress[progress.len() / 2];
     let expected = (200 - gone - done) as f64 / 50.0;
@@ -556,7 +580,8 @@ fn nobody_who_swaps_a_folder_for_a_symlink_leads_a_deletion_out_of_it() {
 /// Has the kernel refuse calls to this thread, as a sandbox does: each a number, an argument to compare (by place) and the error.
 fn refuse(calls: &[(libc::c_long, Option<(u32, u32)>, i32)]) {
     let code = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
-    let (load, equal, answer) = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::BPF_RET | libc::BPF_K);
+    let (load, equal, answer) =
+        (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::BPF_RET | libc::BPF_K);
     let mut program = Vec::new();
     for (number, argument, errno) in calls {
         program.push(code(load, 0, 0, 0));
@@ -569,9 +594,12 @@ fn refuse(calls: &[(libc::c_long, Option<(u32, u32)>, i32)]) {
     }
     program.push(code(answer, libc::SECCOMP_RET_ALLOW, 0, 0));
     let filter = libc::sock_fprog { len: u16::try_from(program.len()).unwrap(), filter: program.as_mut_ptr() };
+    let (one, none): (libc::c_ulong, libc::c_ulong) = (1, 0);
     // SAFETY: both calls take integers and a pointer to a filter that outlives them.
     let refused = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, std::ptr::from_ref(&filter), 0, 0) == 0
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, one, none, none, none) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::c_ulong::from(libc::SECCOMP_MODE_FILTER), std::ptr::from_ref(&filter), none, none)
+                == 0
     };
     assert!(refused, "{}", std::io::Error::last_os_error());
 }
@@ -581,7 +609,13 @@ fn where_the_sandbox_refuses_openat2_the_promises_are_kept_step_by_step() {
     for errno in [libc::EPERM, libc::ENOSYS] {
         std::thread::spawn(move || {
             refuse(&[(libc::SYS_openat2, None, errno)]);
-            let found = rustix::fs::openat2(rustix::fs::CWD, "/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty(), rustix::fs::ResolveFlags::empty());
+            let found = rustix::fs::openat2(
+                rustix::fs::CWD,
+                "/",
+                rustix::fs::OFlags::PATH,
+                rustix::fs::Mode::empty(),
+                rustix::fs::ResolveFlags::empty(),
+            );
             assert_eq!(found.unwrap_err().raw_os_error(), errno, "the call is not refused");
             race();
             let yard = Yard::new();

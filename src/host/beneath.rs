@@ -121,7 +121,8 @@ impl Directory {
             Way::StepByStep => {
                 let root = rustix::fs::open("/", LISTED, Mode::empty())?;
                 // The path itself may lead over mounts.
-                let below: Vec<&[u8]> = path.as_os_str().as_bytes().split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").collect();
+                let below: Vec<&[u8]> =
+                    path.as_os_str().as_bytes().split(|byte| *byte == b'/').filter(|name| !name.is_empty() && *name != b".").collect();
                 if below.is_empty() { root } else { steps(root.as_fd(), below.into_iter(), None)? }
             }
         };

@@ -149,6 +149,28 @@ impl Listing {
         Ok(Some(listing))
     }
 
+    /// A folder that was never read: each file with its name, when it was touched, and its sectors.
+    #[cfg(test)]
+    pub fn made_up(files: &[(&CStr, i64, u32)]) -> Listing {
+        let mut listing = Listing { roots: vec!["/made/up".into()], ..Listing::default() };
+        listing.add_folder(None, 0, c"", 1).unwrap();
+        for (place, (name, youngest, sectors)) in files.iter().enumerate() {
+            let (name_at, name_length) = (listing.add_name(name).unwrap(), u8::try_from(name.to_bytes().len()).unwrap());
+            let (youngest, sectors) = (*youngest, *sectors);
+            listing.files.push(File {
+                inode: place as u64,
+                youngest,
+                name_at,
+                folder: 0,
+                sectors,
+                name_length,
+                is_included: true,
+                has_links: false,
+            });
+        }
+        listing
+    }
+
     fn add_name(&mut self, name: &CStr) -> Result<u32, Failure> {
         let at = number(self.names.len())?;
         self.names.extend_from_slice(name.to_bytes_with_nul());
@@ -262,7 +284,9 @@ impl Reader<'_> {
         };
         if self.warned.insert(reason, ()).is_none() {
             let path = self.listing.folder_path(u32::try_from(at).unwrap_or(u32::MAX));
-            foreman.tell(Report::Warning { text: format!("{} is not searched: {words} (told for the first of such folders)", path.display()) });
+            foreman.tell(Report::Warning {
+                text: format!("{} is not searched: {words} (told for the first of such folders)", path.display()),
+            });
         }
     }
 

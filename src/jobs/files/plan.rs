@@ -87,8 +87,7 @@ pub fn floor(settings: &Files, order: &Order, begun: Moment) -> Option<i64> {
 }
 
 pub fn plan(listing: &Listing, settings: &Files, order: &Order, now: Moment) -> Plan {
-    let mut plan =
-        Plan { now: nanoseconds(now.wall), keep: keep_of(settings), min_age: length(settings.min_age), ..Plan::default() };
+    let mut plan = Plan { now: nanoseconds(now.wall), keep: keep_of(settings), min_age: length(settings.min_age), ..Plan::default() };
     let units = Units::of(listing, settings.groups);
     let mut choice = Choice { units: &units, is_chosen: vec![false; units.len()], chosen: Vec::new() };
     choice.take_old(plan.now, plan.keep);
@@ -125,7 +124,10 @@ fn brake(listing: &Listing, order: &Order, now: i64) -> Option<String> {
     let ahead = listing.ahead.as_ref().filter(|(time, _)| time.saturating_sub(now) > TOLERANCE);
     if let Some((time, path)) = ahead {
         let by = words(time.saturating_sub(now));
-        return Some(format!("{} is dated {by} ahead of now: either its date or the clock is wrong, and with it every age", path.display()));
+        return Some(format!(
+            "{} is dated {by} ahead of now: either its date or the clock is wrong, and with it every age",
+            path.display()
+        ));
     }
     order.clock_jumped.then(|| "the clock has jumped since the last run, so ages cannot be trusted".to_owned())
 }
@@ -350,7 +352,9 @@ impl Plan {
         for emptied in &self.folders {
             let Some(folder) = listing.folder(emptied.folder) else { continue };
             let reason = match emptied.was_empty {
-                true => format!("empty and untouched for {}, kept for {}", words(self.now - folder.youngest), words(self.keep)),
+                true => {
+                    format!("empty and untouched for {}, kept for {}", words(self.now.saturating_sub(folder.youngest)), words(self.keep))
+                }
                 false => "empty once its files are gone".to_owned(),
             };
             let name = listing.folder_path(emptied.folder).to_string_lossy().into_owned();
@@ -389,5 +393,115 @@ fn words(nanoseconds: i64) -> String {
         120..7_200 => format!("{} min", seconds / 60),
         7_200..172_800 => format!("{} h", seconds / 3_600),
         _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const HOUR: i64 = 3_600_000_000_000;
+
+    fn settings() -> Files {
+        Files {
+            paths: Vec::new(),
+            include: Vec::new(),
+            exclude: Vec::new(),
+            keep: Duration::from_secs(24 * 3600),
+            min_age: Duration::from_secs(600),
+            max_total: None,
+            max_files: None,
+            prune_empty: false,
+            groups: false,
+            rate: None,
+            owner: None,
+        }
+    }
+
+    fn at(nanoseconds: i64) -> Moment {
+        let since = Duration::from_nanos(nanoseconds.unsigned_abs());
+        let wall = if nanoseconds < 0 { SystemTime::UNIX_EPOCH - since } else { SystemTime::UNIX_EPOCH + since };
+        Moment { steady: Duration::ZERO, wall }
+    }
+
+    fn picked(plan: &Plan) -> Vec<(u32, Why)> {
+        plan.picks.iter().map(|pick| (pick.file, pick.why)).collect()
+    }
+
+    #[test]
+    fn each_file_goes_for_the_first_reason_there_is() {
+        let now = 1_000 * HOUR;
+        let listing = Listing::made_up(&[
+            (c"a", now - 24 * HOUR, 8),
+            (c"b", now - 24 * HOUR + 1, 8),
+            (c"c", now - 3 * HOUR, 800),
+            (c"d", now - 2 * HOUR, 8),
+            (c"e", now - HOUR, 8),
+        ]);
+        let plain = plan(&listing, &settings(), &Order::default(), at(now));
+        assert_eq!(picked(&plain), [(0, Why::Age)], "to the nanosecond");
+        assert_eq!(plain.kept["young"], Tally { count: 4, bytes: 824 * 512 });
+        let all = Files { max_files: Some(3), max_total: Some(20 * 512), ..settings() };
+        let order = Order { free_bytes: Some(824 * 512), ..Order::default() };
+        let all = plan(&listing, &all, &order, at(now));
+        assert_eq!(picked(&all), [(0, Why::Age), (1, Why::TooMany), (2, Why::TooMuch), (3, Why::Pressure(4))]);
+        assert_eq!(all.missing, 0);
+        let mut reasons = Vec::new();
+        let totals =
+            all.tell(&listing, &Files { max_files: Some(3), max_total: Some(20 * 512), ..settings() }, |item| reasons.push(item.reason));
+        assert_eq!(reasons[0], "24 h old, kept for 24 h");
+        assert_eq!(reasons[1], "23 h old, the oldest of more than 3 files");
+        assert_eq!(reasons[2], "3 h old, the oldest of more than 10KiB");
+        assert_eq!(reasons[3], "2 h old, kept for 90 min only while the disk is over its line");
+        assert_eq!((totals.deleted["file"].count, totals.kept["young"].count), (4, 1));
+    }
+
+    #[test]
+    fn extensions_alone_make_a_group() {
+        for (name, expected) in
+            [("a.mp3", "a"), ("a", "a"), ("a.mp3.json", "a.mp3"), (".hidden", ".hidden"), (".hidden.json", ".hidden"), ("a.", "a")]
+        {
+            assert_eq!(stem(name.as_bytes()), expected.as_bytes(), "{name}");
+        }
+    }
+
+    proptest! {
+        /// Whatever the times and limits, extreme ones too: no panic, nothing twice, nothing younger than min_age, and no more than
+        /// is needed.
+        #[test]
+        fn no_plan_takes_what_is_young_or_more_than_is_asked(
+            files in proptest::collection::vec((any::<i64>(), any::<u32>()), 0..60),
+            near in proptest::collection::vec((-200_i64..400, 0_u32..100), 0..60),
+            now in prop_oneof![Just(i64::MIN), Just(i64::MAX), -1_000_i64..1_000, 0_i64..i64::MAX],
+            (keep, min_age) in (0_u64..300, 0_u64..300),
+            (max_total, max_files, free) in (proptest::option::of(any::<u64>()), proptest::option::of(0_u64..80), proptest::option::of(any::<u64>())),
+            groups: bool,
+        ) {
+            let near = near.into_iter().map(|(hours, sectors)| (now.saturating_sub(hours.saturating_mul(HOUR)), sectors));
+            let rows: Vec<(&std::ffi::CStr, i64, u32)> = files.into_iter().chain(near).map(|(time, sectors)| (c"name", time, sectors)).collect();
+            let listing = Listing::made_up(&rows);
+            let settings = Files {
+                keep: Duration::from_secs(keep * 3600), min_age: Duration::from_secs(min_age * 3600), max_total, max_files, groups, ..settings()
+            };
+            let order = Order { free_bytes: free, ..Order::default() };
+            let moment = at(now);
+            let plan = plan(&listing, &settings, &order, moment);
+            let now = nanoseconds(moment.wall);
+            let mut seen = std::collections::BTreeSet::new();
+            for pick in &plan.picks {
+                prop_assert!(seen.insert(pick.file));
+                let age = now.saturating_sub(listing.file(pick.file).unwrap().youngest);
+                prop_assert!(age >= length(settings.min_age) && age >= 0);
+            }
+            let last = plan.picks.last().filter(|pick| matches!(pick.why, Why::Pressure(_)));
+            if let (Some(last), Some(free), false) = (last, free, groups) {
+                let bytes = |picks: &[Pick]| picks.iter().filter_map(|pick| listing.file(pick.file)).map(File::bytes).sum::<u64>();
+                prop_assert!(bytes(&plan.picks) - listing.file(last.file).unwrap().bytes() < free, "one too many");
+            }
+            plan.tell(&listing, &settings, |_| ());
+            prop_assert_eq!(plan.clone(), super::plan(&listing, &settings, &order, moment), "the same plan twice");
+        }
     }
 }

@@ -112,7 +112,8 @@ impl<'r> Removal<'r> {
         if hidden > 0 {
             self.outcome.errors.push(format!("and {hidden} more of such errors"));
         }
-        let figures = [("files_open", self.open), ("files_changed", self.changed), ("files_gone", self.gone), ("files_failed", self.failed)];
+        let figures =
+            [("files_open", self.open), ("files_changed", self.changed), ("files_gone", self.gone), ("files_failed", self.failed)];
         for (name, count) in figures {
             self.outcome.figures.insert(name.to_owned(), count as f64);
         }

@@ -58,13 +58,48 @@ impl Owners {
 
 /// Never searched themselves, though what lies in them may be.
 const CROWDED: [&str; 24] = [
-    "/bin", "/boot", "/dev", "/etc", "/home", "/lib", "/lib32", "/lib64", "/media", "/mnt", "/opt", "/proc", "/root", "/run", "/sbin",
-    "/srv", "/sys", "/usr", "/usr/local", "/usr/src", "/var", "/var/lib", "/var/log", "/var/spool",
+    "/bin",
+    "/boot",
+    "/dev",
+    "/etc",
+    "/home",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/media",
+    "/mnt",
+    "/opt",
+    "/proc",
+    "/root",
+    "/run",
+    "/sbin",
+    "/srv",
+    "/sys",
+    "/usr",
+    "/usr/local",
+    "/usr/src",
+    "/var",
+    "/var/lib",
+    "/var/log",
+    "/var/spool",
 ];
 /// Never searched, and nothing in them either.
 const SYSTEM: [&str; 15] = [
-    "/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/proc", "/sbin", "/sys", "/usr/bin", "/usr/include", "/usr/lib", "/usr/sbin",
-    "/usr/share", "/var/lib/dpkg",
+    "/bin",
+    "/boot",
+    "/etc",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/proc",
+    "/sbin",
+    "/sys",
+    "/usr/bin",
+    "/usr/include",
+    "/usr/lib",
+    "/usr/sbin",
+    "/usr/share",
+    "/var/lib/dpkg",
 ];
 
 /// What a folder is held against.
@@ -120,7 +155,11 @@ pub fn open(settings: &Files, ground: &Ground) -> Result<(Vec<Root>, Vec<String>
     for (place, path) in paths.iter().enumerate() {
         let others = paths.iter().enumerate().filter(|(other, _)| *other != place);
         if let Some((_, outer)) = others.into_iter().find(|(_, outer)| path.starts_with(outer)) {
-            return Err(Failure(format!("search {}: it lies in {}, which is searched too; name one of them", path.display(), outer.display())));
+            return Err(Failure(format!(
+                "search {}: it lies in {}, which is searched too; name one of them",
+                path.display(),
+                outer.display()
+            )));
         }
     }
     let (mut roots, mut absent) = (Vec::new(), Vec::new());
@@ -188,7 +227,8 @@ mod tests {
             let refusal = ground.refusal(Path::new(path), &facts(), 7).unwrap_or_default();
             assert!(refusal.contains(words), "{path}: {refusal}");
         }
-        for path in ["/home/app/audio", "/app/data/audio", "/tmp/audio", "/dev/shm/audio", "/usr/src/app/audio", "/homes", "/srv/databank"] {
+        for path in ["/home/app/audio", "/app/data/audio", "/tmp/audio", "/dev/shm/audio", "/usr/src/app/audio", "/homes", "/srv/databank"]
+        {
             assert_eq!(ground.refusal(Path::new(path), &facts(), 7), None, "{path}");
         }
         let same_as_top = Facts { device: 1, inode: 2, ..facts() };
