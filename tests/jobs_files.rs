@@ -649,6 +649,106 @@ fn where_leases_are_refused_the_process_table_says_what_is_open() {
     .unwrap();
 }
 
+/// Starts one of the tests below as a process of its own, with what comes before it on the command line. False where that is not
+/// to be had here.
+fn elsewhere(mut wrapped: Command, test: &str, top: &Path) -> bool {
+    let output = wrapped.args([test, "--exact", "--ignored", "--nocapture"]).env("RACE", top).output();
+    let Ok(output) = output else { return false };
+    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    // Its own words: what started it has failed otherwise.
+    assert!(output.status.success() || !text.contains("running 1 test"), "{text}");
+    output.status.success()
+}
+
+#[test]
+#[ignore = "needs mounts of its own; started by the test below"]
+fn mounted_world() {
+    let top = PathBuf::from(std::env::var("RACE").unwrap());
+    let audio = top.join("audio");
+    let world = Yard { _guard: tempfile::tempdir().unwrap(), top: top.clone(), audio: audio.clone() };
+    for name in ["disk/a.mp3", "bound/b.mp3"] {
+        world.file(name, AHEAD);
+    }
+    let outcome = |is_prune: bool| {
+        let mut crew = Crew::new();
+        let outcome = go(&Files { prune_empty: is_prune, ..world.settings() }, &mut crew);
+        assert_eq!(crew.kept(), BTreeMap::from([("other-device".into(), 3)]));
+        assert_eq!(world.names(), set(&["disk", "disk/a.mp3", "bound", "bound/b.mp3", "bound-file.mp3"]));
+        outcome.deleted.get("file").copied().unwrap_or_default()
+    };
+    world.file("own.mp3", AHEAD);
+    assert_eq!(outcome(false), 1);
+    let settings = Files { paths: vec![audio.join("disk")], ..world.settings() };
+    let refused = run(&settings, &Order::default(), &mut Crew::new()).unwrap_err().0;
+    assert!(refused.contains("is where another disk is mounted"), "{refused}");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            refuse(&[(libc::SYS_openat2, None, libc::EPERM)]);
+            world.file("own.mp3", AHEAD);
+            assert_eq!(outcome(true), 1, "step by step");
+        });
+    });
+}
+
+#[test]
+fn what_is_mounted_is_neither_entered_nor_searched() {
+    let yard = Yard::new();
+    for folder in ["audio/disk", "audio/bound", "outside"] {
+        fs::create_dir_all(yard.top.join(folder)).unwrap();
+    }
+    fs::write(yard.audio.join("bound-file.mp3"), "").unwrap();
+    fs::write(yard.top.join("file.mp3"), "precious").unwrap();
+    let script = "cd \"$RACE\" && mount -t tmpfs none audio/disk && mount --bind outside audio/bound && mount --bind file.mp3 audio/bound-file.mp3 && exec \"$0\" \"$@\"";
+    let mut unshare = Command::new("unshare");
+    unshare.args(["-m", "sh", "-c", script]).arg(std::env::current_exe().unwrap());
+    if !elsewhere(unshare, "mounted_world", &yard.top) {
+        eprintln!("skipped: nothing can be mounted here");
+        return;
+    }
+    assert!(yard.top.join("outside/b.mp3").exists() && yard.top.join("file.mp3").exists());
+}
+
+#[test]
+#[ignore = "needs another user; started by the test below"]
+fn plain_user() {
+    let top = PathBuf::from(std::env::var("RACE").unwrap());
+    let world = Yard { _guard: tempfile::tempdir().unwrap(), audio: top.join("audio"), top };
+    let mut crew = Crew::new();
+    let outcome = go(&world.settings(), &mut crew);
+    assert_eq!((outcome.deleted["file"], outcome.figures["files_open"], &outcome.errors), (2, 1.0, &vec![]));
+    assert_eq!(world.names(), set(&["served.mp3", "locked", "locked/a.mp3"]));
+    assert_eq!(crew.kept(), BTreeMap::from([("other-owner".into(), 1)]));
+    assert!(crew.warnings().contains("cannot be seen: an open one may be deleted"), "{}", crew.warnings());
+    assert!(crew.warnings().contains("locked is not searched: it belongs to somebody else"), "{}", crew.warnings());
+}
+
+#[test]
+fn a_plain_user_is_told_what_cannot_be_known() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    use std::os::unix::process::CommandExt;
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root becomes another user");
+        return;
+    }
+    let yard = Yard::new();
+    for name in ["own.mp3", "served.mp3", "foreign.mp3", "locked/a.mp3"] {
+        yard.file(name, AHEAD);
+    }
+    for path in ["audio", "audio/own.mp3", "audio/served.mp3"] {
+        chown(yard.top.join(path), Some(1000), Some(1000)).unwrap();
+    }
+    fs::set_permissions(yard.audio.join("foreign.mp3"), PermissionsExt::from_mode(0)).unwrap();
+    let program = yard.top.join("program");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::set_permissions(&yard.top, PermissionsExt::from_mode(0o755)).unwrap();
+    let reader = reader_of(&yard.audio.join("served.mp3"));
+    let mut user = Command::new(program);
+    user.uid(1000).gid(1000).current_dir("/").env("TMPDIR", "/tmp");
+    let was_run = elsewhere(user, "plain_user", &yard.top);
+    end(reader);
+    assert!(was_run);
+}
+
 /// One entry of a made-up folder: its folder, stem, extension, age in minutes, blocks, and whether it has a second name.
 type Entry = (u8, u8, u8, u32, u8, bool);
 

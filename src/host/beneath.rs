@@ -244,7 +244,11 @@ fn mount_of(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     if let Some(mount) = facts(fd, OsStr::new(""), AtFlags::EMPTY_PATH)?.mount {
         return Ok(mount);
     }
-    // Before Linux 5.8, and where the first call is refused.
+    mount_by_table(fd)
+}
+
+/// Before Linux 5.8, and where `statx` is refused.
+fn mount_by_table(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).map_err(|_| Errno::OPNOTSUPP)?;
     let mount = text.lines().find_map(|line| line.strip_prefix("mnt_id:")?.trim().parse().ok());
     mount.ok_or(Errno::OPNOTSUPP)
@@ -280,7 +284,7 @@ fn facts(at: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> Result<Facts, Errn
 /// Where `statx` is refused: without the time of making, and without mounts.
 fn plain_facts(at: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> Result<Facts, Errno> {
     let found = rustix::fs::statat(at, name, flags)?;
-    let modified = nanoseconds(found.st_mtime, found.st_mtime_nsec.cast_signed());
+    let modified = nanoseconds(found.st_mtime, i64::try_from(found.st_mtime_nsec).unwrap_or_default());
     Ok(Facts {
         kind: FileType::from_raw_mode(found.st_mode).into(),
         device: found.st_dev,
@@ -288,7 +292,7 @@ fn plain_facts(at: BorrowedFd<'_>, name: &OsStr, flags: AtFlags) -> Result<Facts
         links: u32::try_from(found.st_nlink).unwrap_or(u32::MAX),
         owner: found.st_uid,
         sectors: u64::try_from(found.st_blocks).unwrap_or_default(),
-        youngest: modified.max(nanoseconds(found.st_ctime, found.st_ctime_nsec.cast_signed())),
+        youngest: modified.max(nanoseconds(found.st_ctime, i64::try_from(found.st_ctime_nsec).unwrap_or_default())),
         is_mount_root: None,
         mount: None,
     })
@@ -367,6 +371,10 @@ mod tests {
             let root = Directory::open_by(Path::new("/"), way).unwrap();
             assert_eq!(root.descend(b"proc/self").map(|_| ()).map_err(|error| error == Errno::XDEV || error == Errno::LOOP), Err(true));
             assert_eq!(root.descend(b"proc").map(|_| ()).unwrap_err(), Errno::XDEV, "{way:?}");
+        }
+        for path in ["/", "/proc"] {
+            let folder = Directory::open(Path::new(path)).unwrap();
+            assert_eq!(mount_by_table(folder.fd.as_fd()), mount_of(folder.fd.as_fd()), "{path}");
         }
     }
 
