@@ -18,7 +18,7 @@ use super::units::{
 
 mod jobs;
 
-pub use jobs::{Job, SessionTable, WhenHigh};
+pub use jobs::Job;
 
 /// Settings of Plimsoll.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

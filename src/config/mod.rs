@@ -19,6 +19,7 @@ mod show;
 mod text;
 mod tree;
 
+pub mod globs;
 pub mod jobs;
 pub mod problems;
 pub mod settings;

@@ -8,6 +8,10 @@ use crate::config::jobs::Kind;
 /// # Errors
 /// What kept the run from going on; what it had done is done.
 pub fn run(kind: &Kind, order: &Order, foreman: &mut dyn Foreman) -> Result<Outcome, Failure> {
-    let _ = (order, foreman);
-    Err(Failure(format!("do it: kind {:?} is not available in this version yet", kind.name().word())))
+    match kind {
+        Kind::Files(settings) => super::files::run(settings, order, foreman),
+        Kind::Sessions(_) | Kind::Backup(_) => {
+            Err(Failure(format!("do it: kind {:?} is not available in this version yet", kind.name().word())))
+        }
+    }
 }

@@ -4,6 +4,7 @@
 
 pub mod child;
 pub mod errand;
+pub mod files;
 pub mod kinds;
 pub mod ledger;
 pub mod patience;

@@ -9,13 +9,14 @@ use jiff::tz::TimeZone;
 
 use super::Sense;
 use crate::config::file::{self, File};
+use crate::config::globs::Glob;
 use crate::config::jobs::{
     Backup, Compress, Files, Format, FormatName, Job, Kind, KindName, Sessions, Table, Verify, WhenHigh, read_schedule,
 };
 use crate::config::units::{Compression, Size, Span, nearest};
 
 /// Kinds that this version does not carry out yet. A kind that is there is taken out of this list, and nothing else.
-const LATER: [KindName; 3] = [KindName::Files, KindName::Sessions, KindName::Backup];
+const LATER: [KindName; 2] = [KindName::Sessions, KindName::Backup];
 
 /// The keys that are of use for some kinds alone, and for which.
 const OF_KIND: [(&str, &[KindName]); 26] = {
@@ -174,11 +175,11 @@ impl Sense<'_> {
         }
         for (name, globs) in [("include", &job.include), ("exclude", &job.exclude)] {
             for (index, glob) in globs.iter().enumerate() {
-                if glob.is_empty() || glob.starts_with('/') || glob.split('/').any(|part| part == "..") {
+                if let Err(why) = Glob::parse(glob) {
                     let item = self.item(&format!("{key}.{name}"), index);
                     self.refuse(
                         &item,
-                        format!("{glob:?} matches nothing"),
+                        format!("{glob:?} {why}"),
                         "a glob of a name (\"*.mp3\") or of a path below the folder (\"old/*.mp3\")",
                     );
                 }

@@ -195,7 +195,7 @@ fn listen(text: Vec<u8>, errand: OwnedFd, reports: OwnedFd, tell: SyncSender<Hea
         // A process that is gone already is heard of below.
         let _ = pipe.write_all(&text);
         drop(pipe);
-        let mut say = |heard| {
+        let say = |heard| {
             // The loop may have ended.
             let _ = tell.send(heard);
             ring();
