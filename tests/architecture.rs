@@ -16,7 +16,6 @@ const MAY_IMPORT: [(&str, &[&str]); 14] = [
     ("policy", &["config", "host", "sampling"]),
     ("response", &["config", "host", "sampling", "policy"]),
     ("supervisor", &["config", "host", "sampling"]),
-    ("jobs", &["config", "host"]),
     ("actuators", &["config", "host", "sampling", "policy", "response", "supervisor"]),
     ("snapshot", &["host"]),
     ("jobs", &["config", "host", "snapshot"]),

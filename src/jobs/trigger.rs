@@ -91,7 +91,9 @@ mod tests {
     #[test]
     fn it_rings_once_for_each_moment_and_not_for_one_that_was_replaced() {
         let (tell, rung) = mpsc::channel();
-        let trigger = Trigger::start(Arc::new(move || drop(tell.send(Moment::now())))).unwrap();
+        let trigger = Trigger::start(Arc::new(move || {
+            let _ = tell.send(Moment::now());
+        })).unwrap();
         let begun = Moment::now();
         trigger.set(Some(begun.steady + Duration::from_secs(3600)));
         trigger.set(Some(begun.steady + Duration::from_millis(2500)));
