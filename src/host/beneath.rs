@@ -60,7 +60,7 @@ pub struct Facts {
     pub youngest: i64,
     /// `None` where the kernel does not say (before Linux 5.8).
     pub is_mount_root: Option<bool>,
-    mount: Option<u64>,
+    pub mount: Option<u64>,
 }
 
 impl Facts {

@@ -93,7 +93,8 @@ mod tests {
         let (tell, rung) = mpsc::channel();
         let trigger = Trigger::start(Arc::new(move || {
             let _ = tell.send(Moment::now());
-        })).unwrap();
+        }))
+        .unwrap();
         let begun = Moment::now();
         trigger.set(Some(begun.steady + Duration::from_secs(3600)));
         trigger.set(Some(begun.steady + Duration::from_millis(2500)));
