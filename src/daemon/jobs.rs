@@ -39,7 +39,7 @@ const HEARD: usize = 64;
 /// Runs that are remembered of each job.
 pub const REMEMBERED: usize = 20;
 /// The loop looks by itself so long after a moment that the trigger should have rung at.
-const SLACK: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_secs(1);
 /// Kinds of deleted things that are counted apart: kinds of jobs have a handful.
 const MOST_WHATS: usize = 16;
 /// While a run is told to stop at the end, it is looked at this often at least.

@@ -32,7 +32,7 @@ fn has_jumped(run: &JobRun, now: Moment, boot: Option<&str>) -> bool {
         let steady = now.steady.as_secs_f64() - run.started_steady;
         return (since - steady).abs() > JUMP;
     }
-    since < 0.0 || since > LONGEST_OFF
+    !(0.0..=LONGEST_OFF).contains(&since)
 }
 
 /// Seconds since 1970 as a moment of the wall clock; `None` for what is none.

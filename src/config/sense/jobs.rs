@@ -64,16 +64,21 @@ impl Sense<'_> {
         let mut jobs = Vec::new();
         for (name, job) in &mut file.jobs {
             let key = format!("jobs.{name}");
-            self.fits_kind(&key, job);
-            if !self.is_set(&format!("{key}.kind")) && !self.is_spoiled(&format!("{key}.kind")) {
-                let place = self.place_of_key(&key);
-                self.push(&format!("{key}.kind"), place, "is missing".to_owned(), "\"files\", \"sessions\" or \"backup\"", None);
+            let kind_key = format!("{key}.kind");
+            if self.is_spoiled(&kind_key) {
+                // What it needs depends on that.
                 continue;
             }
-            if LATER.contains(&job.kind) && !self.is_spoiled(&format!("{key}.kind")) {
+            if !self.is_set(&kind_key) {
+                let place = self.place_of_key(&key);
+                self.push(&kind_key, place, "is missing".to_owned(), "\"files\", \"sessions\" or \"backup\"", None);
+                continue;
+            }
+            self.fits_kind(&key, job);
+            if LATER.contains(&job.kind) {
                 let message = format!("{:?} is not available in this version yet", job.kind.word());
                 let there: Vec<&str> = KindName::ALL.into_iter().filter(|kind| !LATER.contains(kind)).map(KindName::word).collect();
-                self.refuse(&format!("{key}.kind"), message, &there.join(", "));
+                self.refuse(&kind_key, message, &there.join(", "));
             }
             for (index, other) in job.after.iter().flatten().enumerate() {
                 let item = self.item(&format!("{key}.after"), index);

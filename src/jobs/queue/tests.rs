@@ -81,12 +81,12 @@ impl World {
         self.look_with(None)
     }
 
-    /// Time goes on, looked at every ten minutes; runs end at once unless they are kept.
+    /// Time goes on, looked at every four minutes; runs end at once unless they are kept.
     fn pass(&mut self, time: Duration) -> Vec<String> {
         let mut told = Vec::new();
         let mut left = time;
         while left > Duration::ZERO {
-            let step = left.min(Duration::from_secs(600));
+            let step = left.min(Duration::from_secs(240));
             left -= step;
             self.now = self.now.after(step);
             told.extend(self.run_all());
