@@ -247,3 +247,99 @@ fn a_disk_over_its_line_begins_the_job_that_is_to_free_it() {
     assert_eq!((&action["resource"], &action["outcome"]), (&Value::from("disk:/"), &Value::from("done")));
     assert!(stage.metric("plimsoll_actions_total{resource=\"disk:/\",action=\"job\"}").is_some_and(|count| count >= 1.0));
 }
+
+/// A run that takes its time: so many files at two a second.
+fn slow(more: &str, files: usize) -> Stage {
+    let stage = Stage::new(&tidy(&format!("rate = 2\n{more}")));
+    let names: Vec<String> = (0..files).map(|number| format!("{number}.tmp")).collect();
+    put(&stage, &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let is_old = || fs::metadata(stage.path("data/0.tmp")).unwrap().created().unwrap().elapsed().is_ok_and(|age| age.as_secs() >= 2);
+    wait_for("the files are old enough", || is_old().then_some(()));
+    stage
+}
+
+fn running(stage: &Stage) -> Value {
+    wait_for("a run that has begun to delete", || {
+        let jobs = stage.get("/admin/jobs")?;
+        Some(jobs["jobs"][0]["running"].clone()).filter(|running| running["done"].as_u64().is_some_and(|done| done > 0))
+    })
+}
+
+#[test]
+fn a_run_whose_time_is_up_stops_and_the_next_goes_on() {
+    let mut stage = slow("schedule = \"never\"\ntimeout = \"3s\"", 200);
+    stage.start();
+    let run = stage.ask(&["jobs", "run", "tidy", "--yes", "--json"]);
+    assert_eq!(run.status.code(), Some(1), "{}", said(&run));
+    let run = json(&run);
+    assert_eq!(run["outcome"], "stopped", "{run:#}");
+    let deleted = run["run"]["deleted"]["file"].as_u64().unwrap();
+    let seconds = run["run"]["seconds"].as_f64().unwrap();
+    assert!((1..100).contains(&deleted) && (2.0..12.0).contains(&seconds), "{deleted} in {seconds} s");
+    assert_eq!(left(&stage).len() as u64, 200 - deleted, "what is done is done, and nothing else");
+    assert!(run["run"]["detail"].as_str().unwrap().contains("its time was up"), "{run:#}");
+}
+
+#[test]
+fn a_daemon_that_ends_stops_its_run_at_a_safe_point() {
+    let mut stage = slow("schedule = \"never\"", 200);
+    stage.start();
+    assert_eq!(stage.request("POST", "/admin/jobs/tidy/run?yes=true&wait=0s").unwrap().status, 202);
+    let going = running(&stage);
+    assert!(going["of"].as_u64().unwrap() >= 199 && going["seconds_left"].is_number(), "{going}");
+    assert_eq!(stage.metric("plimsoll_job_running{name=\"tidy\"}"), Some(1.0));
+    assert_eq!(stage.request("POST", "/admin/jobs/tidy/run").unwrap().status, 409, "one at a time");
+    let pid = going["pid"].as_i64().unwrap() as i32;
+    // Behind everybody else: nice 19 and, where the kernel tells, the policy for the idle.
+    let (nice, policy) = outside::priority(pid).unwrap();
+    assert_eq!((nice, policy), (19, 5));
+    assert_eq!(stage.stop(), 0);
+    assert!(outside::process(pid).is_none(), "it has ended with the daemon");
+    let finished = stage.events_named("job_finished");
+    assert_eq!(finished[0]["outcome"], "stopped", "{finished:?}");
+    let step = stage.events_named("shutdown_step").into_iter().find(|step| step["step"] == "jobs").unwrap();
+    assert!(step["ok"] == true && step["took_seconds"].as_f64().unwrap() < 5.0, "{step}");
+}
+
+#[test]
+fn a_run_that_is_killed_is_told_and_the_daemon_goes_on() {
+    let mut stage = slow("schedule = \"never\"", 200);
+    stage.start();
+    assert_eq!(stage.request("POST", "/admin/jobs/tidy/run?yes=true&wait=0s").unwrap().status, 202);
+    let pid = running(&stage)["pid"].as_i64().unwrap() as i32;
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL).unwrap();
+    let finished = stage.event("job_finished", |_| true);
+    assert_eq!(finished["outcome"], "failed");
+    assert!(finished["detail"].as_str().unwrap().contains("SIGKILL"), "{finished}");
+    assert_eq!(stage.metric("plimsoll_job_runs_total{name=\"tidy\",outcome=\"failed\"}"), Some(1.0));
+    assert_eq!(stage.stop(), 0);
+}
+
+#[test]
+fn killed_in_the_middle_of_a_run_the_next_daemon_catches_up_on_it() {
+    let mut stage = slow("schedule = \"*/5 * * * * *\"", 60);
+    stage.start();
+    let pid = running(&stage)["pid"].as_i64().unwrap() as i32;
+    stage.kill();
+    wait_for("its run stops by itself", || outside::process(pid).is_none_or(|process| process.state == 'Z').then_some(()));
+    let before = left(&stage).len();
+    assert!(before > 10, "{before}");
+    // From here on it is due at no time soon: whatever runs is the one that was interrupted.
+    stage.write(&tidy("rate = 50\nschedule = \"0 0 3 1 1 *\""));
+    stage.start();
+    let started = stage.event("job_started", |_| true);
+    assert_eq!(started["cause"], "catch_up");
+    ended(&stage, "done");
+    assert_eq!(left(&stage).len(), 1);
+    assert_eq!(stage.events_named("job_started").len(), 1);
+}
+
+#[test]
+fn a_job_that_is_due_while_it_runs_is_not_begun_twice() {
+    let mut stage = slow("schedule = \"* * * * * *\"", 12);
+    stage.start();
+    let skipped = stage.event("job_skipped", |event| event["reason"] == "running");
+    assert_eq!(skipped["job"], "tidy");
+    ended(&stage, "done");
+    assert!(stage.metric("plimsoll_job_skips_total{name=\"tidy\",reason=\"running\"}").is_some_and(|count| count >= 1.0));
+}
