@@ -60,7 +60,8 @@ pub struct Facts {
     pub youngest: i64,
     /// `None` where the kernel does not say (before Linux 5.8).
     pub is_mount_root: Option<bool>,
-    mount: Option<u64>,
+    /// Which mount it lies on, where the kernel says (Linux 5.8): two mounts of one device differ in it.
+    pub mount: Option<u64>,
 }
 
 impl Facts {
@@ -239,7 +240,7 @@ fn steps<'n>(from: BorrowedFd<'_>, names: impl Iterator<Item = &'n [u8]>, mount:
     held.ok_or(Errno::INVAL)
 }
 
-/// Which mount a descriptor lies on: two mounts of one device differ in it.
+/// Which mount a descriptor lies on.
 fn mount_of(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     if let Some(mount) = facts(fd, OsStr::new(""), AtFlags::EMPTY_PATH)?.mount {
         return Ok(mount);
