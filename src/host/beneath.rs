@@ -60,6 +60,7 @@ pub struct Facts {
     pub youngest: i64,
     /// `None` where the kernel does not say (before Linux 5.8).
     pub is_mount_root: Option<bool>,
+    /// Which mount it lies on, where the kernel says (Linux 5.8): two mounts of one device differ in it.
     pub mount: Option<u64>,
 }
 
@@ -141,7 +142,7 @@ impl Directory {
     /// Nothing opens this one anew.
     ///
     /// # Errors
-    /// `ELOOP` or `ENOTDIR` for what is no folder (any more), `EXDEV` for another mount, `ENOENT` for what is gone, else what the
+    /// `ELOOP` or `ENOTDIR` for what is no folder (any more), `EXDEV` for another mount and for what was moved out meanwhile, `ENOENT` for what is gone, else what the
     /// kernel said.
     pub fn descend(&self, relative: &[u8]) -> Result<Directory, Errno> {
         let fd = if relative.is_empty() {
@@ -151,9 +152,23 @@ impl Directory {
             again(|| rustix::fs::openat2(&self.fd, OsStr::from_bytes(relative), LISTED, Mode::empty(), resolve))?
         } else {
             let mount = self.facts.mount.map_or_else(|| mount_of(self.fd.as_fd()), Ok)?;
-            steps(self.fd.as_fd(), relative.split(|byte| *byte == b'/'), Some(mount))?
+            let found = steps(self.fd.as_fd(), relative.split(|byte| *byte == b'/'), Some(mount))?;
+            // As the kernel does at the end of its walk: what was moved out meanwhile is not beneath.
+            self.climb(found.as_fd(), relative.split(|byte| *byte == b'/').count())?;
+            found
         };
         Directory::holding(fd, self.way)
+    }
+
+    /// Makes sure that so many steps up from a folder lead to this one.
+    fn climb(&self, from: BorrowedFd<'_>, steps: usize) -> Result<(), Errno> {
+        let mut held: Option<OwnedFd> = None;
+        for _ in 0..steps {
+            let at = held.as_ref().map_or(from, AsFd::as_fd);
+            held = Some(rustix::fs::openat(at, "..", PASSED, Mode::empty())?);
+        }
+        let top = rustix::fs::fstat(held.as_ref().map_or(from, AsFd::as_fd))?;
+        if (top.st_dev, top.st_ino) == (self.facts.device, self.facts.inode) { Ok(()) } else { Err(Errno::XDEV) }
     }
 
     pub fn facts(&self) -> &Facts {
@@ -239,7 +254,7 @@ fn steps<'n>(from: BorrowedFd<'_>, names: impl Iterator<Item = &'n [u8]>, mount:
     held.ok_or(Errno::INVAL)
 }
 
-/// Which mount a descriptor lies on: two mounts of one device differ in it.
+/// Which mount a descriptor lies on.
 fn mount_of(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
     if let Some(mount) = facts(fd, OsStr::new(""), AtFlags::EMPTY_PATH)?.mount {
         return Ok(mount);
@@ -428,7 +443,7 @@ mod tests {
                             assert_eq!(found.facts().inode, real, "led out of the folder");
                             inside += 1;
                         }
-                        Err(Errno::LOOP | Errno::NOTDIR | Errno::AGAIN) => refused += 1,
+                        Err(Errno::LOOP | Errno::NOTDIR | Errno::AGAIN | Errno::XDEV) => refused += 1,
                         Err(errno) => panic!("{errno:?}"),
                     }
                 }

@@ -130,6 +130,18 @@ mod tests {
         Command::new("sleep").arg("1000").stdin(file).stdout(Stdio::null()).spawn().unwrap()
     }
 
+    /// Waits for it: processes that other tests start have everything open until they have become another program.
+    fn alone(folder: &Directory) -> Hold {
+        let mut held = None;
+        let is_alone = || {
+            held = Some(hold(folder, c"file").unwrap());
+            Ok(matches!(held, Some(Held::Alone(_))))
+        };
+        crate::host::clock::until(std::time::Duration::from_secs(10), is_alone).unwrap();
+        let Some(Held::Alone(hold)) = held else { panic!("somebody has it open: {held:?}") };
+        hold
+    }
+
     #[test]
     fn a_file_is_in_use_while_another_process_has_it_open() {
         let guard = tempfile::tempdir().unwrap();
@@ -137,7 +149,7 @@ mod tests {
         std::fs::write(path.join("file"), "x").unwrap();
         let folder = Directory::open(&path).unwrap();
         let facts = folder.look(c"file").unwrap();
-        assert!(matches!(hold(&folder, c"file").unwrap(), Held::Alone(_)));
+        drop(alone(&folder));
         assert!(!OpenFiles::read(&Paths::default()).unwrap().has(facts.device, facts.inode));
 
         let mut child = reader(&path.join("file"));
@@ -145,7 +157,7 @@ mod tests {
         assert!(OpenFiles::read(&Paths::default()).unwrap().has(facts.device, facts.inode));
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(matches!(hold(&folder, c"file").unwrap(), Held::Alone(_)));
+        drop(alone(&folder));
         assert_eq!(hold(&folder, c"gone").map(|_| ()).unwrap_err(), Errno::NOENT);
     }
 
@@ -155,7 +167,7 @@ mod tests {
         let path = guard.path().canonicalize().unwrap();
         std::fs::write(path.join("file"), "x").unwrap();
         let folder = Directory::open(&path).unwrap();
-        let Held::Alone(held) = hold(&folder, c"file").unwrap() else { panic!("nobody has it open") };
+        let held = alone(&folder);
         let name = path.join("file");
         let opener = std::thread::spawn(move || std::fs::read_to_string(name));
         // It asks for the file, and the kernel tells us so: a signal that does not end us.

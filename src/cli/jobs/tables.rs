@@ -28,7 +28,7 @@ pub fn lines(jobs: &[JobState], now: Moment, style: Style) -> Vec<String> {
     let row = |cells: [&str; 6]| {
         let [name, kind, state, schedule, next, last] = cells;
         clip(
-            format!("{} {} {} {} {next:>14}  {last}", cell(name, 18), cell(kind, 8), cell(state, 8), cell(schedule, 14)).trim_end(),
+            format!("{} {} {} {} {next:>12}  {last}", cell(name, 16), cell(kind, 8), cell(state, 8), cell(schedule, 13)).trim_end(),
             style.width,
         )
     };

@@ -363,7 +363,8 @@ impl Sense<'_> {
         }
         for job in jobs {
             let Kind::Files(files) = &job.kind else { continue };
-            for (index, path) in files.paths.iter().enumerate() {
+            // Of the root enough is said.
+            for (index, path) in files.paths.iter().enumerate().filter(|(_, path)| path.parent().is_some()) {
                 let takes_all = files.include.is_empty();
                 let hit = own.iter().find(|(_, own)| own.starts_with(path) || path.starts_with(own)).map(|(key, _)| (*key).to_owned());
                 let hit = hit.or_else(|| kept.iter().find(|(_, kept)| takes_all && kept.starts_with(path)).map(|(key, _)| key.clone()));

@@ -338,7 +338,8 @@ impl Reader<'_> {
             kind => kind,
         };
         let is_included = kind == Kind::Folder || self.look.globs.includes(bytes, &self.path);
-        if !is_included && !(self.look.groups && kind == Kind::File) {
+        let may_be_in_a_group = self.look.groups && kind == Kind::File;
+        if !is_included && !may_be_in_a_group {
             return Ok(());
         }
         if self.look.globs.excludes(bytes, &self.path) {

@@ -109,7 +109,8 @@ pub fn plan(listing: &Listing, settings: &Files, order: &Order, now: Moment) -> 
     if settings.prune_empty {
         plan.folders = emptied(listing, &plan);
     }
-    if !order.yes && !(plan.picks.is_empty() && plan.folders.is_empty()) {
+    let does_nothing = plan.picks.is_empty() && plan.folders.is_empty();
+    if !order.yes && !does_nothing {
         plan.brake = brake(listing, order, plan.now);
     }
     plan
