@@ -4,3 +4,5 @@
 
 pub mod plan;
 pub mod run;
+pub mod sessions;
+pub mod sqlite;
