@@ -605,6 +605,49 @@ fn free_pages_are_given_back_where_the_database_is_set_up_for_it() {
     }
 }
 
+#[test]
+fn the_owner_of_the_database_owns_everything_beside_it() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    use std::os::unix::process::CommandExt;
+    const OWNER: u32 = 54_321;
+    let stage = Stage::new(&CURRENT);
+    if std::fs::metadata(stage.path()).unwrap().uid() != 0 {
+        println!("skipped: only root can give a file away");
+        return;
+    }
+    stage.session("old", 9.0, 2, 10);
+    stage.session("young", 1.0, 2, 10);
+    let Stage { folder, app, .. } = stage;
+    // The application closes its database in order: nothing stays but the file.
+    drop(app);
+    let path = folder.path().join("memory.db");
+    chown(&path, Some(OWNER), Some(OWNER)).unwrap();
+    let run = |uid: u32| {
+        #[expect(clippy::disallowed_methods, reason = "a process of another user")]
+        let mut child = Command::new("/proc/self/exe");
+        child.args(["--exact", "child", "--ignored"]).env("PLIMSOLL_TEST_DATABASE", &path).uid(uid).gid(uid).output().unwrap()
+    };
+    // Everybody may write, and yet nobody else can use the database without leaving files of his own.
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o777)).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o666)).unwrap();
+    let refused = run(OWNER + 1);
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned() + &String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains(&format!("belongs to user {OWNER} and we are user {}", OWNER + 1)), "{said}");
+    let beside = || -> BTreeSet<String> {
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert_eq!(beside(), names(&["memory.db"]));
+    // Root leaves them with the owner of the database.
+    let done = run(0);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+    assert!(beside().contains("memory.db-wal"), "{:?}", beside());
+    for file in beside().iter().filter(|name| name.starts_with("memory.db")) {
+        assert_eq!(std::fs::metadata(folder.path().join(file)).unwrap().uid(), OWNER, "{file}");
+    }
+    let app = Connection::open(&path).unwrap();
+    assert_eq!(app.query_row("SELECT count(DISTINCT thread_id) FROM checkpoints", [], |row| row.get::<_, i64>(0)).unwrap(), 1);
+}
+
 /// Commits every 10 ms until it is told to stop; answers with how long each took, the longest last.
 fn write_steadily(path: PathBuf, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<Vec<Duration>> {
     std::thread::spawn(move || {
@@ -656,6 +699,42 @@ fn a_writer_hardly_notices_that_400_000_rows_go() {
     );
     assert_eq!((outcome.deleted["session"], outcome.deleted["checkpoint"], outcome.deleted["write"]), (2000, 200_000, 200_000));
     assert!(max < Duration::from_millis(60), "the writer stood still for {max:?}");
+}
+
+/// Heavy: `cargo test --release --test jobs_sessions -- --ignored`. Prints how long it takes to find the old among many.
+#[test]
+#[ignore = "takes a minute and 600 MB of disk"]
+fn candidates_among_two_million_rows_are_found_at_once() {
+    let stage = Stage::new(&CURRENT);
+    stage.app.execute_batch("PRAGMA synchronous = OFF; PRAGMA cache_size = -400000; BEGIN").unwrap();
+    let sql = "INSERT INTO checkpoints (thread_id, checkpoint_id, type, checkpoint, metadata) VALUES (?1, ?2, 'msgpack', zeroblob(60), '{\"step\":1}')";
+    let mut insert = stage.app.prepare(sql).unwrap();
+    for step in 0..100 {
+        for thread in 0..20_000 {
+            let days = if thread % 10 == 0 { 9.0 } else { 1.0 };
+            let id = id(days + f64::from(100 - step) * 1e-5, i64::from(step), 7);
+            insert.execute(params![format!("0c9d3a52-77aa-4ff0-b0b1-{thread:012}"), id]).unwrap();
+        }
+    }
+    drop(insert);
+    stage.app.execute_batch("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    let database = plimsoll::jobs::sqlite::Database::open(&stage.path()).unwrap();
+    let layout = sessions::layout::Layout::detect(&database, &Format::Auto).unwrap();
+    let limits = sessions::survey::Limits::new(now(), Duration::from_secs(7 * 86_400));
+    let mut took = Duration::MAX;
+    for _ in 0..3 {
+        let mut survey = sessions::survey::Survey::default();
+        let begun = Instant::now();
+        assert!(sessions::survey::find_candidates(&database, &layout, &mut survey, &mut Boss::new()).unwrap());
+        took = took.min(begun.elapsed());
+        let old = survey.sessions.iter().filter(|seen| sessions::survey::is_old(seen.age, &limits)).count();
+        assert_eq!((survey.sessions.len(), old), (20_000, 2000));
+    }
+    let begun = Instant::now();
+    let survey = sessions::survey::take(&database, &layout, &limits, &mut Boss::new()).unwrap().unwrap();
+    println!("2,000 old of 20,000 sessions among 2,000,000 rows: {took:?}; verified and weighed: {:?}", begun.elapsed());
+    assert_eq!(survey.checkpoints, 2_000_000);
+    assert!(took < Duration::from_millis(200), "{took:?}");
 }
 
 /// The job in a process of its own, to be killed: not a test of its own.

@@ -27,6 +27,7 @@ const LEVEL: i32 = 3;
 /// Nothing SQLite holds in one value is longer.
 const LONGEST_VALUE: u64 = 2_147_483_647;
 const LONGEST_LABEL: u32 = 1024 * 1024;
+const TOLERATED_AHEAD: Duration = Duration::from_secs(5 * 60);
 
 /// In front of each session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -430,9 +431,12 @@ fn time_in_name(rest: &[u8]) -> Option<Stamp> {
     seconds.checked_mul(10_000_000).map(Stamp)
 }
 
-/// Those that have been kept for long enough. One from the future stays.
+/// Those that have been kept for long enough: none while one lies in the future, because then the clock may be wrong.
 pub fn expired(kept: Vec<Kept>, now: Stamp, keep: Duration) -> Vec<Kept> {
     let cutoff = now.before(keep);
+    if kept.iter().any(|one| one.at > now.after(TOLERATED_AHEAD)) {
+        return Vec::new();
+    }
     kept.into_iter().filter(|one| one.at < cutoff).collect()
 }
 
@@ -577,7 +581,9 @@ mod tests {
         let day = Duration::from_secs(86_400);
         assert_eq!(expired(all.clone(), AT.after(day), day).len(), 0);
         assert_eq!(expired(all.clone(), AT.after(day * 2), day).len(), 2);
-        assert_eq!(expired(all, AT.before(day), day).len(), 0);
+        assert_eq!(expired(all.clone(), AT.before(day), day).len(), 0);
+        let ahead = Kept { at: AT.after(day * 3), path: PathBuf::from("ahead"), bytes: 0 };
+        assert_eq!(expired(all.into_iter().chain([ahead]).collect(), AT.after(day * 2), day).len(), 0);
         assert_eq!(kept(&folder.join("none"), stage.database.path()).unwrap(), []);
     }
 

@@ -45,10 +45,14 @@ pub struct Copy {
 /// The verified copies of `database` that lie below `folder` and are as long as their manifests say.
 ///
 /// # Errors
-/// When the folder cannot be read. A manifest that cannot be read is no proof, and nothing more.
+/// When the folder cannot be read; one that is not there holds nothing. A manifest that cannot be read is no proof, and nothing more.
 pub fn copies(folder: &Path, database: &Path) -> std::io::Result<Vec<Copy>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(found),
+        entries => entries?,
+    };
+    for entry in entries {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "json")
             && let Ok(text) = std::fs::read(&path)

@@ -169,7 +169,7 @@ fn unreadable(database: &Database, error: &rusqlite::Error) -> Failure {
 }
 
 /// Columns of `checkpoints` with their primary key, and how each dates its rows.
-const CHECKPOINTS: [(&[&str], &[&str], Dating); 6] = [
+static CHECKPOINTS: [(&[&str], &[&str], Dating); 6] = [
     (&["thread_id", "checkpoint"], &["thread_id"], Dating::Never),
     (&["thread_id", "thread_ts", "checkpoint"], &["thread_id", "thread_ts"], BY_TS),
     (&["thread_id", "thread_ts", "parent_ts", "checkpoint"], &["thread_id", "thread_ts"], BY_TS),

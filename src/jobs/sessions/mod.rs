@@ -76,7 +76,9 @@ pub fn run(settings: &Sessions, order: &Order, foreman: &mut dyn Foreman) -> Res
         restored: restore::recent(settings, &database, now)?,
     };
     let mut plan = plan::make(&survey, &circumstances);
-    let expired = expired_archives(settings, &database, now)?;
+    // Archives have ages too, and are as little to be trusted with them when the clock is in doubt.
+    let is_in_doubt = !order.yes && (order.clock_jumped || plan.totals.kept.contains_key("future"));
+    let expired = if is_in_doubt { Vec::new() } else { expired_archives(settings, &database, now)? };
     tell_plan(&survey, &mut plan, &circumstances, &expired, foreman);
 
     let mut outcome = Outcome { figures: figures(&survey, &sizes), ..Outcome::default() };

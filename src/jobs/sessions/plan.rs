@@ -47,11 +47,12 @@ pub fn make(survey: &Survey, circumstances: &Circumstances<'_>) -> Plan {
         kept.bytes = kept.bytes.saturating_add(survey.odd.bytes);
     }
     plan.delete.sort_by_key(|place| survey.sessions.get(*place).map(|seen| (latest(seen), *place)));
+    let mut totals = std::mem::take(&mut plan.totals);
     for item in items(survey, &plan, circumstances) {
-        plan.totals.count(&item);
+        totals.count(&item);
     }
-    plan.totals.brake = brake(survey, &plan.totals, future, circumstances);
-    plan
+    totals.brake = brake(survey, &totals, future, circumstances);
+    Plan { totals, ..plan }
 }
 
 /// The plan told item by item.
@@ -83,7 +84,6 @@ fn reason_to_keep(seen: &Seen, circumstances: &Circumstances<'_>) -> Option<&'st
         Age::Unknown(Doubt::Id | Doubt::Time) => Some("unverified-age"),
         Age::Unknown(Doubt::Step) => Some("unverified-step"),
         Age::Unknown(Doubt::NoCheckpoint) => Some("no-checkpoint"),
-        Age::Unknown(Doubt::OddId) => Some("odd-id"),
         Age::Known { .. } if is_of_the_future(seen, &circumstances.limits) => Some("future"),
         Age::Known { .. } if !is_old(seen.age, &circumstances.limits) => Some("young"),
         // Whoever was not looked at row by row is not deleted, whatever else is said of him.

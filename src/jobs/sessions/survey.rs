@@ -24,6 +24,9 @@ use crate::jobs::sqlite::{Database, patiently, quoted, told};
 const CHUNK: usize = 2000;
 /// An id may lie so far ahead: two machines' clocks are never quite the same.
 const TOLERATED_AHEAD: Duration = Duration::from_secs(5 * 60);
+/// 2024-01-01: there was no checkpointer before. An id that says so was made while a clock stood at its beginning, and may
+/// be of yesterday.
+const FIRST: Stamp = Stamp(1_704_067_200 * 10_000_000);
 
 /// Between which moments a session is young.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +68,6 @@ pub enum Doubt {
     Time,
     /// Rows of a session that has no checkpoint.
     NoCheckpoint,
-    /// A session whose id is no text and no number.
-    OddId,
 }
 
 /// One session.
@@ -220,7 +221,7 @@ fn newest_of(layout: &Layout) -> Option<String> {
 
 fn dated(id: ValueRef<'_>) -> Age {
     let id = if let ValueRef::Text(id) = id { parse(id) } else { None };
-    id.map_or(Age::Unknown(Doubt::Id), |id| Age::at(id.made))
+    id.filter(|id| id.made >= FIRST).map_or(Age::Unknown(Doubt::Id), |id| Age::at(id.made))
 }
 
 /// Looks at every row of a session, over all namespaces: the newest is not always one of the root, and one id that is not
@@ -456,6 +457,7 @@ pub mod tests {
             ("upper", text(old.to_uppercase()), good(3), Doubt::Id),
             ("blob", Value::Blob(old.clone().into_bytes()), good(3), Doubt::Id),
             ("words", text("latest".to_owned()), good(3), Doubt::Id),
+            ("1970", text(write(Stamp(DAY), 3, 7)), good(3), Doubt::Id),
             ("another step", text(old.clone()), good(5), Doubt::Step),
             ("no step", text(old.clone()), Value::Text("{}".to_owned()), Doubt::Step),
             ("no metadata", text(old.clone()), Value::Null, Doubt::Step),
