@@ -131,7 +131,7 @@ pub fn recent(settings: &Sessions, database: &Database, now: Stamp) -> Result<Ve
     let path = notes(folder, database.path());
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
         Err(error) => return Err(Failure(format!("read {}: {error}", path.display()))),
     };
     let cutoff = now.before(settings.keep).unix_seconds();
