@@ -775,45 +775,54 @@ fn killed_at_any_moment_it_leaves_no_half_session() {
         }
         counts
     };
-    let all = stage.content();
     let start = |database: &Path| {
         #[expect(clippy::disallowed_methods, reason = "a process to be killed")]
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", "child", "--ignored", "--nocapture"]).env("PLIMSOLL_TEST_DATABASE", database);
         child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
     };
-    // How long the whole of it takes, on a copy.
-    let copy = tempfile::tempdir().unwrap();
-    stage.app.execute("VACUUM INTO ?1", [copy.path().join("memory.db").to_str().unwrap()]).unwrap();
+    let copy = || {
+        let folder = tempfile::tempdir().unwrap();
+        stage.app.execute("VACUUM INTO ?1", [folder.path().join("memory.db").to_str().unwrap()]).unwrap();
+        let app = Connection::open(folder.path().join("memory.db")).unwrap();
+        Stage { folder, app, shape: &CURRENT }
+    };
+    // How long the whole of it takes.
+    let first = copy();
     let begun = Instant::now();
-    assert!(start(&copy.path().join("memory.db")).wait().unwrap().success());
+    assert!(start(&first.path()).wait().unwrap().success());
     let whole = begun.elapsed();
-    let (mut kills, mut seed, mut partly) = (0, 0x9E37_79B9_7F4A_7C15_u64, 0);
-    while stage.threads().len() > 1 {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let delay = if kills < 40 { whole.mul_f64((seed >> 33) as f64 / f64::from(1_u32 << 31)) } else { Duration::from_secs(60) };
-        kills += 1;
-        let mut child = start(&stage.path());
-        let begun = Instant::now();
-        while begun.elapsed() < delay && child.try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_micros(200));
+    let (mut kills, mut partly, mut seed) = (0, 0, 0x9E37_79B9_7F4A_7C15_u64);
+    for (round, mode) in ["wal", "delete", "wal"].iter().enumerate() {
+        let stage = copy();
+        stage.app.execute_batch(&format!("PRAGMA journal_mode = {mode}")).unwrap();
+        let all = stage.content();
+        while stage.threads().len() > 1 {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let delay = if kills < 100 { whole.mul_f64((seed >> 33) as f64 / f64::from(1_u32 << 31)) } else { Duration::from_secs(60) };
+            let mut child = start(&stage.path());
+            let begun = Instant::now();
+            while begun.elapsed() < delay && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            kills += usize::from(child.try_wait().unwrap().is_none());
+            let _ = child.kill();
+            child.wait().unwrap();
+            let left = content(&stage.app);
+            for (thread, counts) in &left {
+                assert_eq!(*counts, if thread == "young" { (2, 2) } else { (10, 10) }, "{thread} after {delay:?} in {mode}");
+            }
+            partly += usize::from(left.len() > 1 && left.len() <= OLD);
+            assert!(kills < 110, "it never comes to its end");
         }
-        let _ = child.kill();
-        child.wait().unwrap();
-        let left = content(&stage.app);
-        for (thread, counts) in &left {
-            assert_eq!(*counts, if thread == "young" { (2, 2) } else { (10, 10) }, "{thread} after {delay:?}");
+        let check: String = stage.app.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(check, "ok", "round {round}");
+        let settings = Sessions { archive: Some(stage.folder.path().join("archive")), ..stage.settings() };
+        for old in 0..OLD {
+            sessions::restore(&settings, &format!("old-{old:02}"), Moment::now()).unwrap();
         }
-        partly += usize::from(left.len() > 1 && left.len() <= OLD);
-        assert!(kills < 45, "it never comes to its end");
+        assert_eq!(stage.content(), all, "what was deleted is in the archives");
     }
     println!("killed {kills} times, {partly} times in the middle of the work");
     assert!(partly > 0, "no kill met the run at work: {kills}");
-    let check: String = stage.app.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
-    assert_eq!(check, "ok");
-    let settings = Sessions { archive: Some(stage.folder.path().join("archive")), ..stage.settings() };
-    for old in 0..OLD {
-        sessions::restore(&settings, &format!("old-{old:02}"), Moment::now()).unwrap();
-    }
-    assert_eq!(stage.content(), all, "what was deleted is in the archives");
 }
