@@ -684,7 +684,7 @@ fn a_writer_hardly_notices_that_400_000_rows_go() {
             stage.put(&format!("thread-{thread:05}"), "", days + f64::from(100 - step) * 1e-5, i64::from(step), 600);
         }
     }
-    stage.app.execute_batch("COMMIT").unwrap();
+    stage.app.execute_batch("COMMIT; PRAGMA synchronous = FULL; PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let writer = write_steadily(stage.path(), stop.clone());
     let begun = Instant::now();

@@ -248,24 +248,25 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn nothing_goes_that_is_not_old_for_certain(ages in proptest::collection::vec((any_age(), 0_u64..1000, any::<bool>()), 0..40), yes: bool) {
-            let sessions = ages.iter().enumerate().map(|(place, (age, bytes, looked))| {
-                let seen = seen(&format!("{place:03}"), *age, *bytes);
-                if *looked { seen } else { Seen { look: None, ..seen } }
-            });
-            let all = survey(sessions.collect());
-            let plan = make(&all, &circumstances(Order { yes, ..Order::default() }));
-            for place in &plan.delete {
-                let seen = &all.sessions[*place];
-                prop_assert!(matches!(seen.age, Age::Known { latest, .. } if latest.0 < NOW.0 - 7 * DAY) && seen.look.is_some());
-            }
-            let kept: u64 = plan.totals.kept.values().map(|tally| tally.count).sum();
-            prop_assert_eq!(kept + plan.delete.len() as u64, all.count());
-            let deleted = plan.totals.deleted.get("session").copied().unwrap_or_default();
-            if plan.totals.brake.is_none() && !yes {
-                prop_assert!(deleted.count * 2 <= all.count().max(1) || deleted.count == 0);
+            #[test]
+            fn nothing_goes_that_is_not_old_for_certain(ages in proptest::collection::vec((any_age(), 0_u64..1000, any::<bool>()), 0..40), yes: bool) {
+                let sessions = ages.iter().enumerate().map(|(place, (age, bytes, looked))| {
+                    let seen = seen(&format!("{place:03}"), *age, *bytes);
+                    if *looked { seen } else { Seen { look: None, ..seen } }
+                });
+                let all = survey(sessions.collect());
+                let plan = make(&all, &circumstances(Order { yes, ..Order::default() }));
+                for place in &plan.delete {
+                    let seen = &all.sessions[*place];
+    let is_old = matches!(seen.age, Age::Known { latest, .. } if latest.0 < NOW.0 - 7 * DAY);
+                    prop_assert!(is_old && seen.look.is_some());
+                }
+                let kept: u64 = plan.totals.kept.values().map(|tally| tally.count).sum();
+                prop_assert_eq!(kept + plan.delete.len() as u64, all.count());
+                let deleted = plan.totals.deleted.get("session").copied().unwrap_or_default();
+                if plan.totals.brake.is_none() && !yes {
+                    prop_assert!(deleted.count * 2 <= all.count().max(1) || deleted.count == 0);
+                }
             }
         }
-    }
 }
