@@ -1,5 +1,6 @@
 //! Real databases in every shape the LangGraph checkpointer ever wrote, and applications' own tables: what a run deletes,
 //! what it never touches, and what a living application notices of it.
+#![expect(clippy::disallowed_methods, reason = "a real application at work: threads, clocks, and processes to be killed")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -625,7 +626,6 @@ fn the_owner_of_the_database_owns_everything_beside_it() {
     let path = folder.path().join("memory.db");
     chown(&path, Some(OWNER), Some(OWNER)).unwrap();
     let run = |uid: u32| {
-        #[expect(clippy::disallowed_methods, reason = "a process of another user")]
         let mut child = Command::new("/proc/self/exe");
         child.args(["--exact", "child", "--ignored"]).env("PLIMSOLL_TEST_DATABASE", &path).uid(uid).gid(uid).output().unwrap()
     };
@@ -743,7 +743,6 @@ fn candidates_among_two_million_rows_are_found_at_once() {
 #[test]
 #[ignore = "started by another test"]
 fn child() {
-    #[expect(clippy::disallowed_methods, reason = "the way from the test that starts this one")]
     let path = PathBuf::from(std::env::var("PLIMSOLL_TEST_DATABASE").unwrap());
     let archive = path.with_file_name("archive");
     let settings =
@@ -776,7 +775,6 @@ fn killed_at_any_moment_it_leaves_no_half_session() {
         counts
     };
     let start = |database: &Path| {
-        #[expect(clippy::disallowed_methods, reason = "a process to be killed")]
         let mut child = Command::new(std::env::current_exe().unwrap());
         child.args(["--exact", "child", "--ignored", "--nocapture"]).env("PLIMSOLL_TEST_DATABASE", database);
         child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()

@@ -127,11 +127,17 @@ pub mod tests {
 
     #[test]
     fn ids_of_the_real_library_are_read() {
-        // Written by langgraph 1.0: checkpoint["ts"] was 2024-08-06T10:17:51.463217+00:00, the input of a run, step -1.
-        let id = parse(b"1ef53d97-7d0c-6c1a-bfff-1e8c9a6a3f01").unwrap();
-        assert_eq!(id.sequence, 0x3FFF);
-        assert!(agrees(id.sequence, -1) && agrees(id.sequence, 0) && !agrees(id.sequence, 1));
-        assert!(id.made.told().starts_with("2024-08-06T"), "{}", id.made.told());
+        // The input of a run and its first two steps, by langgraph 1.2.22; its `ts` is 2026-11-29T07:41:07.5…
+        for (text, step, micros) in [
+            ("1f1ebc83-d0d7-6c30-bfff-134dfedf064c", -1, 547_641),
+            ("1f1ebc83-d0e2-6b7d-8000-90b4eaa8d65d", 0, 552_111),
+            ("1f1ebc83-d0eb-6ba4-8001-d65c1163641a", 1, 555_803),
+        ] {
+            let id = parse(text.as_bytes()).unwrap();
+            assert!(agrees(id.sequence, step) && !agrees(id.sequence, step - 1) && !agrees(id.sequence, step + 2), "{text}");
+            let ts = Stamp((1_795_938_067 * 1_000_000 + micros) * 10);
+            assert!(ts.since(id.made) < Duration::from_millis(1) && id.made < ts, "{text}: {:?}", id.made);
+        }
     }
 
     #[test]
