@@ -10,7 +10,8 @@ use crate::config::jobs::Kind;
 pub fn run(kind: &Kind, order: &Order, foreman: &mut dyn Foreman) -> Result<Outcome, Failure> {
     match kind {
         Kind::Files(settings) => super::files::run(settings, order, foreman),
-        Kind::Sessions(_) | Kind::Backup(_) => {
+        Kind::Sessions(settings) => super::sessions::run(settings, order, foreman),
+        Kind::Backup(_) => {
             Err(Failure(format!("do it: kind {:?} is not available in this version yet", kind.name().word())))
         }
     }

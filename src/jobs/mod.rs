@@ -12,4 +12,6 @@ pub mod plan;
 pub mod queue;
 pub mod run;
 pub mod schedule;
+pub mod sessions;
+pub mod sqlite;
 pub mod trigger;
