@@ -246,6 +246,17 @@ pub enum JobsCommand {
     },
     /// Says which job comes next, and when
     Next,
+    /// Brings a session that was deleted back from the archive of its job
+    #[command(
+        after_help = "The rows go back as they were, all or none; refused where the database has rows of that session again. A session that\nwas brought back is kept as long as a young one."
+    )]
+    RestoreSession {
+        #[arg(value_name = "ID")]
+        id: String,
+        /// The job that deleted it; only needed where several keep an archive
+        #[arg(long, value_name = "JOB")]
+        job: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -14,7 +14,7 @@ use super::arguments::JobsCommand;
 use super::client::{Client, ClientError};
 use super::{FAILED, NOT_PERMITTED, Session, complain, escaped, pretty, print_line};
 use crate::config::Loaded;
-use crate::config::jobs::Job;
+use crate::config::jobs::{Job, Kind};
 use crate::daemon::folders::{self, Folders};
 use crate::daemon::jobs::running::{Hindrance, take_lock};
 use crate::daemon::jobs::{Jobs, REMEMBERED};
@@ -24,7 +24,7 @@ use crate::jobs::patience::Patience;
 use crate::jobs::plan::{Item, Totals};
 use crate::jobs::queue::Cause;
 use crate::jobs::run::{End, Failure, Order, Outcome};
-use crate::jobs::{kinds, ledger};
+use crate::jobs::{kinds, ledger, sessions};
 use crate::journal::runs::{self, Book, Entry, Known};
 use crate::snapshot::jobs::{JobRun, JobState};
 use progress::{Bar, Terminal};
@@ -67,6 +67,44 @@ impl Session {
             JobsCommand::Next => self.show_jobs(tables::next),
             JobsCommand::Run { job, dry_run, yes } => self.run_job(&job, Order { dry_run, yes, ..Order::default() }),
             JobsCommand::History { job, limit } => self.history_of_jobs(job.as_deref(), limit),
+            JobsCommand::RestoreSession { id, job } => self.restore_session(&id, job.as_deref()),
+        }
+    }
+
+    /// In this very process: it is one transaction, and whatever a run does meanwhile, its own looks see it.
+    fn restore_session(&self, id: &str, job: Option<&str>) -> u8 {
+        let loaded = match self.load(&self.sources(Vec::new())) {
+            Ok(loaded) => loaded,
+            Err(code) => return code,
+        };
+        let keeps_archive = |job: &Job| match &job.kind {
+            Kind::Sessions(settings) if settings.archive.is_some() => Some((job.name.clone(), settings.clone())),
+            _ => None,
+        };
+        let all: Vec<_> = loaded.settings.jobs.iter().filter_map(|job| keeps_archive(job)).collect();
+        let meant: Vec<_> = all.iter().filter(|(name, _)| job.is_none_or(|job| **name == *job)).collect();
+        let [(name, settings)] = meant.as_slice() else {
+            let names: Vec<&str> = all.iter().map(|(name, _)| &**name).collect();
+            complain(&match (job, names.as_slice()) {
+                (_, []) => "no job of kind \"sessions\" keeps an archive (set `archive`)".to_owned(),
+                (Some(job), names) => format!("no job {job:?} keeps an archive; those that do: {}", names.join(", ")),
+                (None, names) => format!("which job's archive? --job with one of {}", names.join(", ")),
+            });
+            return FAILED;
+        };
+        match sessions::restore(settings, id, Moment::now()) {
+            Ok(outcome) => {
+                let rows = outcome.figures.get("rows_restored").copied().unwrap_or_default();
+                print_line(&if self.common.json() {
+                    pretty(&json!({ "job": name, "session": id, "rows_restored": rows }))
+                } else {
+                    format!("restored the session {id}: {rows} rows")
+                })
+            }
+            Err(Failure(why)) => {
+                complain(&format!("could not {why}"));
+                FAILED
+            }
         }
     }
 
