@@ -388,3 +388,19 @@ fn a_lock_that_daemons_share_lets_one_of_them_run() {
     drop(lock);
     assert_eq!(stage.request("POST", "/admin/jobs/tidy/run").unwrap().status, 200);
 }
+
+#[test]
+fn a_daemon_that_becomes_another_program_has_its_run_stop_and_catches_up_on_it() {
+    let mut stage = slow("schedule = \"*/4 * * * * *\"", 100);
+    stage.start();
+    let pid = running(&stage)["pid"].as_i64().unwrap() as i32;
+    let upgraded = stage.ask(&["upgrade"]);
+    assert!(upgraded.status.success(), "{}", said(&upgraded));
+    wait_for("the run stops", || outside::process(pid).is_none_or(|process| process.state == 'Z').then_some(()));
+    let again = stage.event("job_started", |event| event["cause"] == "catch_up");
+    assert_ne!(again["pid"].as_i64().unwrap() as i32, pid);
+    let runs = stage.get("/admin/jobs/tidy/runs").unwrap();
+    let interrupted = runs["runs"].as_array().unwrap().iter().find(|run| run["outcome"] == "failed").cloned().unwrap_or_default();
+    assert!(interrupted["detail"].as_str().is_some_and(|detail| detail.contains("the daemon ended before the run did")), "{runs:#}");
+    assert_eq!(stage.stop(), 0);
+}
