@@ -658,8 +658,11 @@ fn a_run_that_is_killed_leaves_nothing_behind_that_the_next_does_not_find() {
     assert_eq!(left(), 0);
 }
 
-/// Has the kernel refuse calls to this thread, as a sandbox does: each a number, an argument to compare (by place) and the error.
-fn refuse(calls: &[(libc::c_long, Option<(u32, u32)>, i32)]) {
+/// A call by its number, an argument it must have (its place and value), and the error it is answered with.
+type Refused = (libc::c_long, Option<(u32, u32)>, i32);
+
+/// Has the kernel refuse calls to this thread, as a sandbox does.
+fn refuse(calls: &[Refused]) {
     let code = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
     let (load, equal, answer) =
         (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::BPF_RET | libc::BPF_K);
@@ -819,7 +822,7 @@ fn a_plain_user_is_told_what_cannot_be_known() {
     for path in ["audio", "audio/own.mp3", "audio/served.mp3"] {
         chown(yard.top.join(path), Some(1000), Some(1000)).unwrap();
     }
-    fs::set_permissions(yard.audio.join("foreign.mp3"), PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(yard.audio.join("foreign.mp3"), PermissionsExt::from_mode(0o000)).unwrap();
     let program = yard.top.join("program");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     fs::set_permissions(&yard.top, PermissionsExt::from_mode(0o755)).unwrap();
