@@ -794,6 +794,61 @@ fn what_is_mounted_is_neither_entered_nor_searched() {
 }
 
 #[test]
+#[ignore = "needs mounts of its own; started by the test below"]
+fn overlay_world() {
+    let top = PathBuf::from(std::env::var("RACE").unwrap());
+    let world = Yard { _guard: tempfile::tempdir().unwrap(), audio: top.join("merged/audio"), top };
+    world.file("upper.mp3", AHEAD);
+    let reader = reader_of(&world.audio.join("served.mp3"));
+    let settings = Files { prune_empty: true, ..world.settings() };
+    let outcome = go(&settings, &mut Crew::new());
+    assert_eq!((outcome.deleted["file"], outcome.deleted["folder"], outcome.figures["files_open"]), (3, 1, 1.0), "{outcome:?}");
+    assert_eq!(world.names(), set(&["served.mp3"]));
+    end(reader);
+    assert_eq!(go(&settings, &mut Crew::new()).deleted["file"], 1);
+    assert_eq!(world.names(), set(&[]));
+}
+
+/// Where containers keep what is on no volume.
+#[test]
+fn files_of_an_image_and_of_its_container_go_alike() {
+    let yard = Yard::new();
+    for folder in ["lower/audio/sub", "upper", "work", "merged"] {
+        fs::create_dir_all(yard.top.join(folder)).unwrap();
+    }
+    for name in ["old.mp3", "served.mp3", "sub/low.mp3"] {
+        fs::write(yard.top.join("lower/audio").join(name), "x").unwrap();
+    }
+    let options = "-o lowerdir=\"$RACE/lower\",upperdir=\"$RACE/upper\",workdir=\"$RACE/work\"";
+    let script = format!("mount -t overlay none {options} \"$RACE/merged\" && exec \"$0\" \"$@\"");
+    let mut unshare = Command::new("unshare");
+    unshare.args(["-m", "sh", "-c", &script]).arg(std::env::current_exe().unwrap());
+    if !elsewhere(unshare, "overlay_world", &yard.top) {
+        eprintln!("skipped: no layers can be mounted here");
+        return;
+    }
+    assert_eq!(names_below(&yard.top.join("lower/audio")).len(), 4, "what is in the image stays in it");
+}
+
+#[test]
+fn a_way_longer_than_the_kernel_takes_is_gone_step_by_step() {
+    let yard = Yard::new();
+    let name = "n".repeat(200);
+    let (flags, mode) = (rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::RWXU);
+    let mut at = rustix::fs::open(&yard.audio, flags, rustix::fs::Mode::empty()).unwrap();
+    for _ in 0..40 {
+        rustix::fs::mkdirat(&at, &name, mode).unwrap();
+        at = rustix::fs::openat(&at, &name, flags, rustix::fs::Mode::empty()).unwrap();
+    }
+    let create = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+    while_nobody_starts(|| drop(rustix::fs::openat(&at, "deep.mp3", create, mode).unwrap()));
+    drop(at);
+    let outcome = go(&Files { prune_empty: true, ..yard.settings() }, &mut Crew::new());
+    assert_eq!((outcome.deleted["file"], outcome.deleted["folder"], outcome.errors), (1, 40, vec![]));
+    assert_eq!(yard.names(), set(&[]));
+}
+
+#[test]
 #[ignore = "needs another user; started by the test below"]
 fn plain_user() {
     let top = PathBuf::from(std::env::var("RACE").unwrap());
