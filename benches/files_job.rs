@@ -92,6 +92,7 @@ fn fill(folder: &Path, count: usize, clock: Clock) {
 }
 
 /// How long a command takes, and the largest resident size it had, in kB.
+#[expect(clippy::zombie_processes, reason = "it is waited for by a call that tells what it has used")]
 fn measure(command: &mut Command) -> (Duration, u64) {
     let begun = Moment::now();
     let child = command.stdout(Stdio::null()).spawn().expect("a program that is there");

@@ -622,8 +622,47 @@ fn nobody_who_swaps_a_folder_for_a_symlink_leads_a_deletion_out_of_it() {
     race();
 }
 
-/// Has the kernel refuse calls to this thread, as a sandbox does: each a number, an argument to compare (by place) and the error.
-fn refuse(calls: &[(libc::c_long, Option<(u32, u32)>, i32)]) {
+#[test]
+#[ignore = "is killed; started by the test below"]
+fn doomed() {
+    let top = PathBuf::from(std::env::var("RACE").unwrap());
+    let world = Yard { _guard: tempfile::tempdir().unwrap(), audio: top.join("audio"), top };
+    go(&Files { include: vec!["*.mp3".into()], groups: true, ..world.settings() }, &mut Crew::new());
+}
+
+#[test]
+fn a_run_that_is_killed_leaves_nothing_behind_that_the_next_does_not_find() {
+    const GROUPS: usize = 1500;
+    let yard = Yard::new();
+    for number in 0..GROUPS {
+        for extension in ["mp3", "json", "vtt"] {
+            yard.file(&format!("{number}.{extension}"), AHEAD);
+        }
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["doomed", "--exact", "--ignored"]).env("RACE", &yard.top).stdout(Stdio::null());
+    let mut child = start(&mut child).unwrap();
+    let left = || fs::read_dir(&yard.audio).unwrap().count();
+    while left() > 3 * GROUPS - 200 {
+        assert!(child.try_wait().unwrap().is_none() || left() == 0, "it has ended and deleted nothing");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eprintln!("killed with {} of {} files left", left(), 3 * GROUPS);
+    let names = yard.names();
+    for name in names.iter().filter(|name| !name.ends_with(".mp3")) {
+        let audio = format!("{}.mp3", name.split('.').next().unwrap());
+        assert!(names.contains(&audio), "{name} is nobody's any more and would stay for ever");
+    }
+    go(&Files { include: vec!["*.mp3".into()], groups: true, ..yard.settings() }, &mut Crew::new());
+    assert_eq!(left(), 0);
+}
+
+/// A call by its number, an argument it must have (its place and value), and the error it is answered with.
+type Refused = (libc::c_long, Option<(u32, u32)>, i32);
+
+/// Has the kernel refuse calls to this thread, as a sandbox does.
+fn refuse(calls: &[Refused]) {
     let code = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter { code: code as u16, jt, jf, k };
     let (load, equal, answer) =
         (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, libc::BPF_RET | libc::BPF_K);
@@ -755,6 +794,61 @@ fn what_is_mounted_is_neither_entered_nor_searched() {
 }
 
 #[test]
+#[ignore = "needs mounts of its own; started by the test below"]
+fn overlay_world() {
+    let top = PathBuf::from(std::env::var("RACE").unwrap());
+    let world = Yard { _guard: tempfile::tempdir().unwrap(), audio: top.join("merged/audio"), top };
+    world.file("upper.mp3", AHEAD);
+    let reader = reader_of(&world.audio.join("served.mp3"));
+    let settings = Files { prune_empty: true, ..world.settings() };
+    let outcome = go(&settings, &mut Crew::new());
+    assert_eq!((outcome.deleted["file"], outcome.deleted["folder"], outcome.figures["files_open"]), (3, 1, 1.0), "{outcome:?}");
+    assert_eq!(world.names(), set(&["served.mp3"]));
+    end(reader);
+    assert_eq!(go(&settings, &mut Crew::new()).deleted["file"], 1);
+    assert_eq!(world.names(), set(&[]));
+}
+
+/// Where containers keep what is on no volume.
+#[test]
+fn files_of_an_image_and_of_its_container_go_alike() {
+    let yard = Yard::new();
+    for folder in ["lower/audio/sub", "upper", "work", "merged"] {
+        fs::create_dir_all(yard.top.join(folder)).unwrap();
+    }
+    for name in ["old.mp3", "served.mp3", "sub/low.mp3"] {
+        fs::write(yard.top.join("lower/audio").join(name), "x").unwrap();
+    }
+    let options = "-o lowerdir=\"$RACE/lower\",upperdir=\"$RACE/upper\",workdir=\"$RACE/work\"";
+    let script = format!("mount -t overlay none {options} \"$RACE/merged\" && exec \"$0\" \"$@\"");
+    let mut unshare = Command::new("unshare");
+    unshare.args(["-m", "sh", "-c", &script]).arg(std::env::current_exe().unwrap());
+    if !elsewhere(unshare, "overlay_world", &yard.top) {
+        eprintln!("skipped: no layers can be mounted here");
+        return;
+    }
+    assert_eq!(names_below(&yard.top.join("lower/audio")).len(), 4, "what is in the image stays in it");
+}
+
+#[test]
+fn a_way_longer_than_the_kernel_takes_is_gone_step_by_step() {
+    let yard = Yard::new();
+    let name = "n".repeat(200);
+    let (flags, mode) = (rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::RWXU);
+    let mut at = rustix::fs::open(&yard.audio, flags, rustix::fs::Mode::empty()).unwrap();
+    for _ in 0..40 {
+        rustix::fs::mkdirat(&at, &name, mode).unwrap();
+        at = rustix::fs::openat(&at, &name, flags, rustix::fs::Mode::empty()).unwrap();
+    }
+    let create = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC;
+    while_nobody_starts(|| drop(rustix::fs::openat(&at, "deep.mp3", create, mode).unwrap()));
+    drop(at);
+    let outcome = go(&Files { prune_empty: true, ..yard.settings() }, &mut Crew::new());
+    assert_eq!((outcome.deleted["file"], outcome.deleted["folder"], outcome.errors), (1, 40, vec![]));
+    assert_eq!(yard.names(), set(&[]));
+}
+
+#[test]
 #[ignore = "needs another user; started by the test below"]
 fn plain_user() {
     let top = PathBuf::from(std::env::var("RACE").unwrap());
@@ -783,7 +877,7 @@ fn a_plain_user_is_told_what_cannot_be_known() {
     for path in ["audio", "audio/own.mp3", "audio/served.mp3"] {
         chown(yard.top.join(path), Some(1000), Some(1000)).unwrap();
     }
-    fs::set_permissions(yard.audio.join("foreign.mp3"), PermissionsExt::from_mode(0)).unwrap();
+    fs::set_permissions(yard.audio.join("foreign.mp3"), PermissionsExt::from_mode(0o000)).unwrap();
     let program = yard.top.join("program");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     fs::set_permissions(&yard.top, PermissionsExt::from_mode(0o755)).unwrap();

@@ -343,3 +343,64 @@ fn a_job_that_is_due_while_it_runs_is_not_begun_twice() {
     ended(&stage, "done");
     assert!(stage.metric("plimsoll_job_skips_total{name=\"tidy\",reason=\"running\"}").is_some_and(|count| count >= 1.0));
 }
+
+#[test]
+fn a_plan_that_follows_a_clock_jump_is_held_until_somebody_says_yes() {
+    let mut stage = slow("schedule = \"never\"", 3);
+    fs::write(stage.path("data/only.tmp"), "x").unwrap();
+    // A run of its own, so that there is something to compare the clocks with.
+    stage.start();
+    assert!(stage.ask(&["jobs", "run", "tidy"]).status.success());
+    assert_eq!(stage.stop(), 0);
+    // As if the wall clock had been a day behind then.
+    let database = rusqlite::Connection::open(stage.path("state/plimsoll.db")).unwrap();
+    let changed =
+        database.execute("UPDATE job_runs SET body = json_set(body, '$.started', json_extract(body, '$.started') - 86400)", []).unwrap();
+    assert_eq!(changed, 1);
+    drop(database);
+    put(&stage, &["a.tmp", "b.tmp", "c.tmp"]);
+    let is_old = || fs::metadata(stage.path("data/c.tmp")).unwrap().modified().unwrap().elapsed().is_ok_and(|age| age.as_secs() >= 2);
+    wait_for("the files are old enough", || is_old().then_some(()));
+    stage.start();
+    let before = left(&stage);
+    let held = stage.ask(&["jobs", "run", "tidy", "--json"]);
+    assert_eq!(held.status.code(), Some(1), "{}", said(&held));
+    assert_eq!(json(&held)["outcome"], "held", "{}", said(&held));
+    assert_eq!(left(&stage), before, "nothing is deleted");
+    assert_eq!(stage.metric("plimsoll_job_held{name=\"tidy\"}"), Some(1.0));
+    assert!(said(&stage.ask(&["jobs"])).contains("--yes"), "{}", said(&stage.ask(&["jobs"])));
+    let done = stage.ask(&["jobs", "run", "tidy", "--yes", "--json"]);
+    assert_eq!(json(&done)["outcome"], "done", "{}", said(&done));
+    assert!(left(&stage).len() < before.len());
+    assert_eq!(stage.metric("plimsoll_job_held{name=\"tidy\"}"), Some(0.0));
+}
+
+#[test]
+fn a_lock_that_daemons_share_lets_one_of_them_run() {
+    let mut stage = Stage::new(&tidy("schedule = \"never\"\nlock = \"{here}/shared.lock\""));
+    put(&stage, &[]);
+    stage.start();
+    let lock = fs::File::options().create(true).truncate(false).write(true).open(stage.path("shared.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    let refused = stage.request("POST", "/admin/jobs/tidy/run").unwrap();
+    assert_eq!(refused.status, 409, "{}", refused.body);
+    assert!(refused.body.contains("shared.lock"), "{}", refused.body);
+    drop(lock);
+    assert_eq!(stage.request("POST", "/admin/jobs/tidy/run").unwrap().status, 200);
+}
+
+#[test]
+fn a_daemon_that_becomes_another_program_has_its_run_stop_and_catches_up_on_it() {
+    let mut stage = slow("schedule = \"*/4 * * * * *\"", 100);
+    stage.start();
+    let pid = running(&stage)["pid"].as_i64().unwrap() as i32;
+    let upgraded = stage.ask(&["upgrade"]);
+    assert!(upgraded.status.success(), "{}", said(&upgraded));
+    wait_for("the run stops", || outside::process(pid).is_none_or(|process| process.state == 'Z').then_some(()));
+    let again = stage.event("job_started", |event| event["cause"] == "catch_up");
+    assert_ne!(again["pid"].as_i64().unwrap() as i32, pid);
+    let runs = stage.get("/admin/jobs/tidy/runs").unwrap();
+    let interrupted = runs["runs"].as_array().unwrap().iter().find(|run| run["outcome"] == "failed").cloned().unwrap_or_default();
+    assert!(interrupted["detail"].as_str().is_some_and(|detail| detail.contains("the daemon ended before the run did")), "{runs:#}");
+    assert_eq!(stage.stop(), 0);
+}

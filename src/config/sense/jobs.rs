@@ -382,13 +382,16 @@ impl Sense<'_> {
 /// Who goes after whom: as it is said, else a sessions job after every backup, so that what it deletes is in a copy; but for one
 /// that is to go after the sessions job itself.
 fn orders(jobs: &BTreeMap<String, file::Job>) -> BTreeMap<String, Vec<String>> {
-    let said: BTreeMap<String, Vec<String>> =
-        jobs.iter().map(|(name, job)| (name.clone(), job.after.clone().unwrap_or_default())).collect();
+    // One that names itself is told apart.
+    let named = |name: &String, job: &file::Job| -> Option<Vec<String>> {
+        job.after.as_ref().map(|after| after.iter().filter(|other| *other != name).cloned().collect())
+    };
+    let said: BTreeMap<String, Vec<String>> = jobs.iter().map(|(name, job)| (name.clone(), named(name, job).unwrap_or_default())).collect();
     let usual = |name: &String, job: &file::Job| -> Vec<String> {
         let backups = jobs.iter().filter(|(_, other)| job.kind == KindName::Sessions && other.kind == KindName::Backup);
         backups.filter(|(backup, _)| !leads_to(&said, backup, name)).map(|(backup, _)| backup.clone()).collect()
     };
-    jobs.iter().map(|(name, job)| (name.clone(), job.after.clone().unwrap_or_else(|| usual(name, job)))).collect()
+    jobs.iter().map(|(name, job)| (name.clone(), named(name, job).unwrap_or_else(|| usual(name, job)))).collect()
 }
 
 /// True when one comes, by way of others or at once, after the other.
