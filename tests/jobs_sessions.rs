@@ -685,22 +685,27 @@ fn a_writer_hardly_notices_that_400_000_rows_go() {
         }
     }
     stage.app.execute_batch("COMMIT; PRAGMA synchronous = FULL; PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
-    let stop = Arc::new(AtomicBool::new(false));
-    let writer = write_steadily(stage.path(), stop.clone());
-    let begun = Instant::now();
-    let outcome = stage.run(&Sessions { second_look: Duration::ZERO, ..stage.settings() }, &YES, &mut Boss::new());
-    let took = begun.elapsed();
-    stop.store(true, Ordering::Relaxed);
-    let stalls = writer.join().unwrap();
-    let (p50, p99, max) = (stalls[stalls.len() / 2], stalls[stalls.len() * 99 / 100], stalls[stalls.len() - 1]);
-    println!(
-        "400,000 rows in {took:?}; writer of {} commits: p50 {p50:?}, p99 {p99:?}, max {max:?}; longest lock {} s, WAL {} bytes",
-        stalls.len(),
-        outcome.figures["longest_lock_seconds"],
-        outcome.figures["database_wal_bytes"],
-    );
+    let beside = |work: &dyn Fn()| {
+        let stop = Arc::new(AtomicBool::new(false));
+        let writer = write_steadily(stage.path(), stop.clone());
+        let begun = Instant::now();
+        work();
+        let took = begun.elapsed();
+        stop.store(true, Ordering::Relaxed);
+        let stalls = writer.join().unwrap();
+        let (p50, p99, max) = (stalls[stalls.len() / 2], stalls[stalls.len() * 99 / 100], stalls[stalls.len() - 1]);
+        println!("{took:?}: writer of {} commits: p50 {p50:?}, p99 {p99:?}, max {max:?}", stalls.len());
+        max
+    };
+    let alone = beside(&|| std::thread::sleep(Duration::from_secs(5)));
+    let outcome = std::cell::RefCell::new(Outcome::default());
+    let settings = Sessions { second_look: Duration::ZERO, ..stage.settings() };
+    let max = beside(&|| drop(outcome.replace(stage.run(&settings, &YES, &mut Boss::new()))));
+    let outcome = outcome.into_inner();
+    let (lock, wal) = (outcome.figures["longest_lock_seconds"], outcome.figures["database_wal_bytes"]);
+    println!("400,000 rows: longest lock {lock} s, log {wal} bytes");
     assert_eq!((outcome.deleted["session"], outcome.deleted["checkpoint"], outcome.deleted["write"]), (2000, 200_000, 200_000));
-    assert!(max < Duration::from_millis(60), "the writer stood still for {max:?}");
+    assert!(max < Duration::from_millis(60).max(alone), "the writer stood still for {max:?}, alone for {alone:?}");
 }
 
 /// Heavy: `cargo test --release --test jobs_sessions -- --ignored`. Prints how long it takes to find the old among many.
