@@ -20,8 +20,9 @@ use crate::jobs::sqlite::{Database, is_busy, patiently, told, write_log_back};
 /// A batch is prepared as a whole: so much is written or read before the first of it is deleted.
 const BATCH_SESSIONS: usize = 64;
 const BATCH_BYTES: u64 = 8 * 1024 * 1024;
-/// So many transactions go to the log before it is written back.
-const WRITE_BACK_EVERY: u32 = 8;
+/// So many rows go to the log before it is written back. In an old database each stands on a page of its own, and at a
+/// thousand pages the application would do it, in the middle of its own commit.
+const WRITE_BACK_ROWS: u64 = 250;
 /// Others may keep the lock for good: then it is asked for so seldom.
 const AFTER_BUSY: Duration = Duration::from_millis(100);
 /// Errors of single sessions that are told; the rest is counted.
@@ -63,7 +64,8 @@ pub struct Purge<'a> {
     archive: Option<&'a mut Archive>,
     pace: Pace,
     done: Done,
-    since_write_back: u32,
+    /// Rows that are in the log.
+    since_write_back: u64,
 }
 
 /// How a transaction ended.
@@ -225,6 +227,7 @@ impl<'a> Purge<'a> {
 
     fn note(&mut self, taken: &Taken<'_>, freed: u64) {
         self.done.transactions += 1;
+        self.since_write_back += taken.rows_checked;
         self.done.freed_pages += freed;
         self.done.touched += taken.touched;
         for (one, counts) in &taken.deleted {
@@ -245,8 +248,7 @@ impl<'a> Purge<'a> {
 
     /// The log of changes goes to the database between our transactions, when no lock of ours is held.
     fn write_back(&mut self) {
-        self.since_write_back += 1;
-        if self.database.is_wal() && self.since_write_back >= WRITE_BACK_EVERY {
+        if self.database.is_wal() && self.since_write_back >= WRITE_BACK_ROWS {
             self.since_write_back = 0;
             // Nothing depends on it: the application does the same at its own commits.
             let _ = write_log_back(&self.database.connection);
@@ -299,7 +301,10 @@ impl<'a> Purge<'a> {
                     self.roll_back();
                     return Ok(());
                 }
-                Ok(given) => self.done.given_back_pages += given,
+                Ok(given) => {
+                    self.done.given_back_pages += given;
+                    self.since_write_back += given;
+                }
                 Err(error) => {
                     self.roll_back();
                     if !is_busy(&error) {

@@ -22,6 +22,8 @@ use crate::jobs::sqlite::{Database, patiently, quoted, told};
 
 /// Rows read by one statement.
 const CHUNK: usize = 2000;
+/// Sessions found in one transaction.
+const JUMPS: usize = 256;
 /// An id may lie so far ahead: two machines' clocks are never quite the same.
 const TOLERATED_AHEAD: Duration = Duration::from_secs(5 * 60);
 /// 2024-01-01: there was no checkpointer before. An id that says so was made while a clock stood at its beginning, and may
@@ -175,40 +177,49 @@ pub fn find_candidates(database: &Database, layout: &Layout, survey: &mut Survey
     // The id is bound back as what it is: a blob is never equal to a text.
     let next = format!("SELECT {id} FROM {table} WHERE {id} > ?1 ORDER BY {id} LIMIT 1");
     let newest = newest_of(layout);
+    let mut first = database.connection.prepare(&first)?;
+    let mut next = database.connection.prepare(&next)?;
+    let mut newest = newest.map(|newest| database.connection.prepare(&newest)).transpose()?;
     let mut last: Option<Value> = None;
-    let mut step = || -> rusqlite::Result<Option<(Value, Option<Age>)>> {
-        let found: Option<Value> = match &last {
-            None => database.connection.prepare_cached(&first)?.query_row([], |row| row.get(0)).optional()?,
-            Some(last) => database.connection.prepare_cached(&next)?.query_row(params![last], |row| row.get(0)).optional()?,
-        };
-        let Some(found) = found else { return Ok(None) };
-        let age = match (&found, &newest) {
-            (Value::Text(_), Some(newest)) => {
-                let age = |row: &rusqlite::Row<'_>| row.get_ref(0).map(dated);
-                let age = database.connection.prepare_cached(newest)?.query_row(params![found], age).optional()?;
-                // No root checkpoint: nothing that says it is young.
-                Some(age.unwrap_or(Age::at(Stamp(i64::MIN))))
-            }
-            (Value::Text(_), None) => Some(Age::Unknown(Doubt::Time)),
-            _ => None,
-        };
-        last = Some(found.clone());
-        Ok(Some((found, age)))
+    // Many jumps in one transaction: taking the lock anew for each would be most of the work.
+    let mut jump = || -> rusqlite::Result<Vec<(Value, Option<Age>)>> {
+        let mut jumped = Vec::with_capacity(JUMPS);
+        while jumped.len() < JUMPS {
+            let found: Option<Value> = match &last {
+                None => first.query_row([], |row| row.get(0)).optional()?,
+                Some(last) => next.query_row(params![last], |row| row.get(0)).optional()?,
+            };
+            let Some(found) = found else { break };
+            let age = match (&found, &mut newest) {
+                (Value::Text(_), Some(newest)) => {
+                    let age = newest.query_row(params![found], |row| row.get_ref(0).map(dated)).optional()?;
+                    // No root checkpoint: nothing that says it is young.
+                    Some(age.unwrap_or(Age::at(Stamp(i64::MIN))))
+                }
+                (Value::Text(_), None) => Some(Age::Unknown(Doubt::Time)),
+                _ => None,
+            };
+            last = Some(found.clone());
+            jumped.push((found, age));
+        }
+        Ok(jumped)
     };
-    for turn in 0_u64.. {
-        if turn % 256 == 0 && foreman.is_to_stop() {
+    loop {
+        if foreman.is_to_stop() {
             return Ok(false);
         }
-        match patiently(foreman, &mut step)? {
-            None => return Ok(false),
-            Some(None) => break,
-            Some(Some((Value::Text(id), Some(age)))) => {
-                survey.sessions.push(Seen { id: SessionId::Text(id), age, bytes: 0, look: None });
+        let Some(jumped) = patiently(foreman, || at_once(database, &mut jump))? else { return Ok(false) };
+        let is_last = jumped.len() < JUMPS;
+        for found in jumped {
+            match found {
+                (Value::Text(id), Some(age)) => survey.sessions.push(Seen { id: SessionId::Text(id), age, bytes: 0, look: None }),
+                _ => survey.odd.count += 1,
             }
-            Some(Some(_)) => survey.odd.count += 1,
+        }
+        if is_last {
+            return Ok(true);
         }
     }
-    Ok(true)
 }
 
 /// Asks for the id that sorts last among the checkpoints of the root; `None` where ids tell no time.
