@@ -20,6 +20,7 @@ const MAY_IMPORT: [(&str, &[&str]); 13] = [
     ("snapshot", &["host"]),
     ("metrics", &["host", "snapshot"]),
     ("journal", &["config", "host"]),
+    ("jobs", &["config", "host"]),
     ("http", &["config", "host", "snapshot", "metrics", "journal"]),
     ("daemon", &["config", "host", "sampling", "policy", "response", "supervisor", "actuators", "snapshot", "metrics", "journal", "http"]),
     (

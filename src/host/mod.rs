@@ -8,6 +8,7 @@ pub mod cgroupfs;
 pub mod clock;
 pub mod cputime;
 pub mod diag;
+pub mod durable;
 pub mod filesystem;
 pub mod folder;
 pub mod foreign;

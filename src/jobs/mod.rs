@@ -2,5 +2,6 @@
 //! May touch the databases and folders that are named in the settings, through `host` and SQLite, in a process of their own.
 //! Must not delete what its plan did not list.
 
+pub mod backup;
 pub mod plan;
 pub mod run;
