@@ -62,8 +62,8 @@ impl Census {
     fn page(&mut self, page: &[u8]) {
         let begins = if self.pages.is_empty() { FILE_HEADER } else { 0 };
         let header = page.get(begins..).unwrap_or_default();
-        let (kind, cells) = match (header.first(), number_of_two(header, 3)) {
-            (Some(kind @ (INNER_INDEX | INNER_TABLE | LEAF_INDEX | LEAF_TABLE)), Some(cells)) => (*kind, cells),
+        let (kind, cells) = match (header.first().copied(), number_of_two(header, 3)) {
+            (Some(kind @ (INNER_INDEX | INNER_TABLE | LEAF_INDEX | LEAF_TABLE)), Some(cells)) => (kind, cells),
             _ => (0, 0),
         };
         self.pages.push((kind, cells));
