@@ -397,7 +397,7 @@ pub(super) mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// A pair made with age-keygen for these tests alone.
+    /// The pair of age's own tests.
     pub const RECIPIENT: &str = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
     pub const IDENTITY: &str = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
 
