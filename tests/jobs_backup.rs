@@ -115,7 +115,7 @@ impl Stage {
     }
 
     fn copies(&self) -> Vec<Copy> {
-        backup::list(&self.settings.to).unwrap()
+        if self.settings.to.exists() { backup::list(&self.settings.to).unwrap() } else { Vec::new() }
     }
 
     /// Every file in the folder of copies.
@@ -128,7 +128,7 @@ impl Stage {
         for ending in ["", "-wal", "-shm"] {
             let _ = fs::remove_file(format!("{}{ending}", to.display()));
         }
-        let request = Request { name: name.to_owned(), to: Some(to.clone()), force: false };
+        let request = Request { name: name.to_owned(), to: Some(to.clone()), force: false, key_file: None };
         backup::restore(&self.settings.to, &request, &mut Follower::default()).unwrap();
         to
     }
@@ -377,13 +377,13 @@ fn a_changed_byte_anywhere_in_a_copy_is_found() {
             file.seek(SeekFrom::Start(place)).unwrap();
             file.write_all(&[byte[0] ^ 0x20]).unwrap();
         };
-        let verify = || backup::verify(&stage.settings.to, &copy.name, Verify::Quick, None, &mut Follower::default()).unwrap();
+        let verify = || backup::verify(&stage.settings.to, &copy.name, Verify::Quick, None, None, &mut Follower::default()).unwrap();
         flip();
         let proof = verify();
         assert!(matches!(proof, Proof::Damaged(_)), "a changed byte at {place}: {proof:?}");
         // It counts for nothing now, and nobody brings it back.
         assert!(matches!(stage.copies()[0].state, State::Damaged(_)));
-        let request = Request { name: copy.name.clone(), to: Some(stage.base.path().join("x.db")), force: false };
+        let request = Request { name: copy.name.clone(), to: Some(stage.base.path().join("x.db")), force: false, key_file: None };
         assert!(backup::restore(&stage.settings.to, &request, &mut Follower::default()).is_err());
         assert!(!stage.base.path().join("x.db").exists());
         flip();
@@ -429,7 +429,7 @@ fn restore_overwrites_nothing_unless_it_is_forced_and_then_keeps_it_aside() {
     assert!(fs::metadata(&wal).unwrap().len() > 0);
     let before = (fs::read(&stage.database).unwrap(), fs::read(&wal).unwrap());
     let restore = |force| {
-        let request = Request { name: name.clone(), to: None, force };
+        let request = Request { name: name.clone(), to: None, force, key_file: None };
         backup::restore(&stage.settings.to, &request, &mut Follower::default())
     };
     let failure = restore(false).unwrap_err();
@@ -479,7 +479,7 @@ fn a_run_that_is_killed_at_any_moment_leaves_no_half_copy_that_counts() {
     println!("{:?}", follower.warnings());
     assert!(stage.files().iter().all(|name| !name.contains(".partial")), "{:?}", stage.files());
     for copy in stage.copies() {
-        let proof = backup::verify(&stage.settings.to, &copy.name, Verify::Full, None, &mut Follower::default()).unwrap();
+        let proof = backup::verify(&stage.settings.to, &copy.name, Verify::Full, None, None, &mut Follower::default()).unwrap();
         assert_eq!(proof, Proof::Good("integrity_check".into()));
     }
     assert_eq!(stage.files().len(), 2 * stage.copies().len());
@@ -572,11 +572,56 @@ fn unproven_copies_never_push_a_good_one_out() {
     assert_eq!((copies.len(), &copies[9].state), (10, &State::Unverified));
     // Once two of them are proven, three good ones are newer than the old ones after the next run.
     for copy in &copies[8..] {
-        backup::verify(&stage.settings.to, &copy.name, Verify::Quick, None, &mut Follower::default()).unwrap();
+        backup::verify(&stage.settings.to, &copy.name, Verify::Quick, None, None, &mut Follower::default()).unwrap();
     }
     let mut follower = Follower { later: Duration::from_secs(10 * 86400), ..Follower::default() };
     backup::run(&stage.settings, &Order::default(), &mut follower).unwrap();
     assert_eq!(stage.copies().len(), 3);
+}
+
+/// The pair of age's own tests.
+const RECIPIENT: &str = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
+const IDENTITY: &str = "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
+
+#[test]
+fn sealed_copies_open_with_the_identity_alone_and_with_age_itself() {
+    let mut stage = Stage::new("wal", 4096, 500);
+    let (identity, recipient) = (stage.base.path().join("identity"), stage.base.path().join("recipient"));
+    fs::write(&identity, format!("# for a test\n{IDENTITY}\n")).unwrap();
+    fs::write(&recipient, RECIPIENT).unwrap();
+    let before = digest(&stage.database);
+    for (key_file, how) in [(&identity, "stream"), (&recipient, "sealed")] {
+        stage.settings.key_file = Some(key_file.clone());
+        let (_, follower) = stage.run().unwrap();
+        assert_eq!(follower.event()["verified_by"], how);
+        let copy = stage.copies().pop().unwrap();
+        assert!(copy.name.ends_with(".db.zst.age") && copy.state == State::Good, "{}", copy.name);
+        let verify =
+            |keys: Option<&Path>| backup::verify(&stage.settings.to, &copy.name, Verify::Full, None, keys, &mut Follower::default());
+        for keys in [None, Some(recipient.as_path())] {
+            let proof = verify(keys).unwrap();
+            assert!(matches!(&proof, Proof::Unknown(reason) if reason.contains("no key_file holds an identity")), "{proof:?}");
+        }
+        assert_eq!(verify(Some(&identity)).unwrap(), Proof::Good("integrity_check".into()));
+        let to = stage.base.path().join(format!("{how}.db"));
+        let request = Request { name: copy.name.clone(), to: Some(to.clone()), force: false, key_file: Some(identity.clone()) };
+        backup::restore(&stage.settings.to, &request, &mut Follower::default()).unwrap();
+        assert_eq!(digest(&to), before);
+        let opened = Command::new("age").arg("-d").arg("-i").arg(&identity).arg(stage.settings.to.join(&copy.name)).output();
+        match opened {
+            Ok(output) => {
+                assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+                fs::write(stage.base.path().join("open.zst"), &output.stdout).unwrap();
+                let unpacked = Command::new("zstd").args(["-d", "-c"]).arg(stage.base.path().join("open.zst")).output().unwrap();
+                assert!(unpacked.stdout == fs::read(&to).unwrap());
+            }
+            Err(error) => skip(&format!("age itself is not here: {error}")),
+        }
+    }
+    fs::write(&recipient, "no key").unwrap();
+    let failure = stage.run().err().expect("no key");
+    assert!(failure.0.contains("line 1 is neither a recipient"), "{failure}");
+    assert_eq!(stage.copies().len(), 2);
 }
 
 /// A disk of so many bytes, gone with the value.

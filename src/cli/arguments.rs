@@ -242,6 +242,9 @@ pub enum BackupsCommand {
         /// Where the temporary file is made; otherwise beside the copies
         #[arg(long, value_name = "FOLDER")]
         scratch: Option<PathBuf>,
+        /// What opens copies that are sealed; otherwise the key_file of the job
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
         #[command(flatten)]
         folders: Folders,
     },
@@ -261,6 +264,9 @@ pub enum BackupsCommand {
         /// Replaces the database that is there, and keeps it beside
         #[arg(long)]
         force: bool,
+        /// What opens a copy that is sealed; otherwise the key_file of the job
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
         #[command(flatten)]
         folders: Folders,
     },

@@ -43,12 +43,18 @@ impl Session {
         }
         let done = match command {
             BackupsCommand::List { .. } => self.list_backups(&found),
-            BackupsCommand::Verify { copies, all, check, scratch, .. } => {
-                let how = |folder: &Path| check.map_or_else(|| check_of(&jobs, folder), Check::verify);
-                self.verify_backups(&found, &copies, all, how, scratch.as_deref())
+            BackupsCommand::Verify { copies, all, check, scratch, key_file, .. } => {
+                let how = |folder: &Path| Looking {
+                    check: check.map_or_else(|| check_of(&jobs, folder), Check::verify),
+                    scratch: scratch.clone(),
+                    key_file: key_file.clone().or_else(|| key_file_of(&jobs, folder)),
+                };
+                self.verify_backups(&found, &copies, all, how)
             }
-            BackupsCommand::Restore { copy, database, to, force, .. } => {
-                self.restore_backup(&found, copy.as_deref(), database.as_deref(), Request { name: String::new(), to, force })
+            BackupsCommand::Restore { copy, database, to, force, key_file, .. } => {
+                let keys = |folder: &Path| key_file.clone().or_else(|| key_file_of(&jobs, folder));
+                let request = Request { name: String::new(), to, force, key_file: None };
+                self.restore_backup(&found, copy.as_deref(), database.as_deref(), request, keys)
             }
         };
         code.max(done)
@@ -60,7 +66,10 @@ impl Session {
             return Ok((named.to_vec(), Vec::new()));
         }
         let settings = self.load(&self.sources(Vec::new()))?.settings;
-        let all: Vec<std::sync::Arc<crate::config::jobs::Job>> = { let _ = settings; Vec::new() }; // TEMPORARY
+        let all: Vec<std::sync::Arc<crate::config::jobs::Job>> = {
+            let _ = settings;
+            Vec::new()
+        }; // TEMPORARY
         let jobs: Vec<Backup> = all
             .iter()
             .filter_map(|job| match &job.kind {
@@ -84,7 +93,7 @@ impl Session {
         print_line(pages.join("\n\n").trim_end())
     }
 
-    fn verify_backups(&self, found: &[Folder], names: &[String], all: bool, how: impl Fn(&Path) -> Verify, scratch: Option<&Path>) -> u8 {
+    fn verify_backups(&self, found: &[Folder], names: &[String], all: bool, how: impl Fn(&Path) -> Looking) -> u8 {
         let mut code = 0;
         for name in names.iter().filter(|name| !found.iter().any(|folder| has(folder, name))) {
             complain(&format!("there is no copy {name}; `plimsoll backups list` shows them"));
@@ -98,7 +107,8 @@ impl Session {
                 .filter(|copy| if names.is_empty() { all || is_newest(folder, copy) } else { names.contains(&copy.name) })
             {
                 let mut progress = Progress::new(&copy.name);
-                let proof = backup::verify(&folder.path, &copy.name, how(&folder.path), scratch, &mut progress);
+                let Looking { check, scratch, key_file } = how(&folder.path);
+                let proof = backup::verify(&folder.path, &copy.name, check, scratch.as_deref(), key_file.as_deref(), &mut progress);
                 progress.end();
                 let (word, detail) = match proof {
                     Ok(Proof::Good(check)) => ("good", check),
@@ -124,7 +134,14 @@ impl Session {
         code
     }
 
-    fn restore_backup(&self, found: &[Folder], copy: Option<&str>, database: Option<&Path>, request: Request) -> u8 {
+    fn restore_backup(
+        &self,
+        found: &[Folder],
+        copy: Option<&str>,
+        database: Option<&Path>,
+        request: Request,
+        keys: impl Fn(&Path) -> Option<PathBuf>,
+    ) -> u8 {
         let chosen = match copy {
             Some(name) => match found.iter().find(|folder| has(folder, name)) {
                 Some(folder) => Ok((folder, name.to_owned())),
@@ -140,7 +157,7 @@ impl Session {
             }
         };
         let mut progress = Progress::new(&name);
-        let restored = backup::restore(&folder.path, &Request { name, ..request }, &mut progress);
+        let restored = backup::restore(&folder.path, &Request { name, key_file: keys(&folder.path), ..request }, &mut progress);
         progress.end();
         match restored {
             Ok(restored) => {
@@ -189,6 +206,17 @@ fn newest<'f>(found: &'f [Folder], database: Option<&Path>) -> Result<(&'f Folde
     let name = restore::newest(&all, database.as_deref())?;
     let folder = found.iter().find(|folder| has(folder, &name)).ok_or("there is no verified copy")?;
     Ok((folder, name))
+}
+
+/// How copies of one folder are looked at.
+struct Looking {
+    check: Verify,
+    scratch: Option<PathBuf>,
+    key_file: Option<PathBuf>,
+}
+
+fn key_file_of(jobs: &[Backup], folder: &Path) -> Option<PathBuf> {
+    jobs.iter().find(|job| job.to == folder)?.key_file.clone()
 }
 
 /// As the job that makes them has it.

@@ -29,6 +29,7 @@ pub mod process;
 pub mod procfs;
 pub mod program;
 pub mod psi;
+pub mod random;
 pub mod scan;
 pub mod scheduling;
 pub mod sockets;

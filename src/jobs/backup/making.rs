@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::manifest::{FORMAT, Manifest};
 use super::rotation::{self, Fate, Keep, Known};
+use super::sealing::{AGE, Keys};
 use super::shelf::{Copy, Shelf};
 use super::snapshot::{self, Shot, Way};
 use super::source::Source;
@@ -127,13 +128,15 @@ fn plan(
 }
 
 fn carry_out(settings: &Backup, shelf: &Shelf, copies: &[Copy], tasks: &[Task], foreman: &mut dyn Foreman) -> Result<Outcome, Failure> {
+    // Before anything is read: a job that cannot seal makes nothing.
+    let keys = settings.key_file.as_deref().map(Keys::read).transpose().map_err(|reason| cannot_begin(Halt::Failed(reason)))?;
     let mut outcome = Outcome::default();
     let mut failures = Vec::new();
     // Read once and proven once.
     let of = 2 * tasks.iter().map(|task| task.database_bytes).sum::<u64>();
     let mut watch = Watch::new(foreman, of);
     for task in tasks {
-        match make(settings, shelf, copies, task, &mut watch, &mut outcome.figures) {
+        match make(settings, shelf, keys.as_ref(), copies, task, &mut watch, &mut outcome.figures) {
             Ok(()) => take_away(shelf, task, &mut outcome),
             Err(Halt::Stopped) => {
                 outcome.end = End::Stopped;
@@ -150,6 +153,7 @@ fn carry_out(settings: &Backup, shelf: &Shelf, copies: &[Copy], tasks: &[Task], 
 fn make(
     settings: &Backup,
     shelf: &Shelf,
+    keys: Option<&Keys>,
     copies: &[Copy],
     task: &Task,
     watch: &mut Watch<'_>,
@@ -161,21 +165,27 @@ fn make(
     let space = filesystem::space(&settings.to).map_err(|error| Halt::Failed(format!("{}: {error}", settings.to.display())))?;
     room::judge(&space, task.estimate.saturating_add(if source.gives_pages { 0 } else { task.database_bytes })).map_err(Halt::Failed)?;
     watch.floor = Some((settings.to.clone(), room::reserve(&space)));
-    let name = shelf.free_name(&task.source, begun.wall, settings.compress)?;
+    let name = shelf.free_name(&task.source, begun.wall, settings.compress, keys.is_some())?;
     let partial = Shelf::partial(&name);
     let way = Way {
         compress: settings.compress,
-        verify: settings.verify,
+        // What cannot be brought back here is checked where it is.
+        verify: match (settings.verify, keys.is_none_or(Keys::can_open)) {
+            (Verify::Full, false) => Verify::Quick,
+            (verify, _) => verify,
+        },
         longest_lock: settings.longest_lock,
         longest_wal: settings.longest_wal,
+        keys: keys.cloned(),
     };
     let made = snapshot::take(&mut source, &way, &shelf.folder, &partial, watch).and_then(|shot| {
         // The application's database is let go before the copy is proven.
         let owner = source.owner;
         drop(source);
         let mut manifest = describe(&task.source, &name, settings.compress, owner, &shot);
+        manifest.encryption = keys.map(|_| AGE.to_owned());
         watch.before += task.database_bytes;
-        let proven = prove(settings, shelf, &partial, &mut manifest, &shot, watch);
+        let proven = prove(&Proving { settings, shelf, keys, partial: &partial, shot: &shot }, &mut manifest, watch);
         watch.before -= task.database_bytes;
         proven?;
         shelf.place(&manifest)?;
@@ -223,20 +233,39 @@ fn describe(source: &Path, name: &str, compress: Compress, owner: super::manifes
     }
 }
 
+/// What is needed to prove a copy.
+struct Proving<'a> {
+    settings: &'a Backup,
+    shelf: &'a Shelf,
+    keys: Option<&'a Keys>,
+    partial: &'a str,
+    shot: &'a Shot,
+}
+
 /// Proves the copy that was made, and writes the proof into its manifest.
-fn prove(settings: &Backup, shelf: &Shelf, partial: &str, manifest: &mut Manifest, shot: &Shot, watch: &mut Watch<'_>) -> Result<(), Halt> {
-    let (how, check) = match (settings.verify, &shot.checked) {
-        (Verify::None, _) => {
-            verify::by_stream(shelf, partial, manifest, watch)?;
-            ("stream", "none".to_owned())
-        }
-        // SQLite has checked the very state that was copied, and the copy is that state to the last byte.
-        (Verify::Quick, Some(check)) => {
-            verify::by_stream(shelf, partial, manifest, watch)?;
-            ("stream", check.clone())
-        }
-        (how, _) => ("restored", verify::restored(shelf, partial, manifest, how, &shelf.folder, watch)?),
+fn prove(of: &Proving<'_>, manifest: &mut Manifest, watch: &mut Watch<'_>) -> Result<(), Halt> {
+    let Proving { settings, shelf, keys, partial, shot } = of;
+    let by_stream = |manifest: &Manifest, watch: &mut Watch<'_>| match keys {
+        Some(keys) if !keys.can_open() => verify::sealed(shelf, partial, manifest, watch).map(|()| "sealed"),
+        _ => verify::by_stream(shelf, partial, manifest, *keys, watch).map(|()| "stream"),
     };
+    let can_open = keys.is_none_or(Keys::can_open);
+    let (how, check) = match (settings.verify, &shot.checked) {
+        (Verify::None, _) => (by_stream(manifest, watch)?, "none".to_owned()),
+        // SQLite has checked the very state that was copied, and the copy is that state to the last byte.
+        (Verify::Quick, Some(check)) => (by_stream(manifest, watch)?, check.clone()),
+        (_, checked) if !can_open => (by_stream(manifest, watch)?, checked.clone().unwrap_or_else(|| "none".to_owned())),
+        (how, _) => {
+            let place = verify::Place { folder: &shelf.folder, keys: *keys };
+            ("restored", verify::restored(shelf, partial, manifest, how, &place, watch)?)
+        }
+    };
+    if !can_open {
+        watch.warn(format!(
+            "{}: key_file holds no identity, so the copy cannot be opened here; proven is that the file is what was written",
+            manifest.source.display()
+        ));
+    }
     if check.contains("not possible") {
         watch.warn(format!("{}: {check}; the copy is the same to the last byte", manifest.source.display()));
     }
@@ -245,7 +274,9 @@ fn prove(settings: &Backup, shelf: &Shelf, partial: &str, manifest: &mut Manifes
 }
 
 fn tell(manifest: &Manifest, seconds: f64, earlier: usize, watch: &mut Watch<'_>) {
-    let Some(verified) = &manifest.verified else { return };
+    let Some(verified) = &manifest.verified else {
+        return;
+    };
     let fields = json!({
         "database": manifest.source,
         "file": manifest.file,

@@ -89,7 +89,9 @@ impl Content {
     /// Where two differ, for people; `None` when both hold the same.
     pub fn difference(&self, other: &Content) -> Option<String> {
         for (name, table) in &self.tables {
-            let Some(found) = other.tables.get(name) else { return Some(format!("the table {name} is missing")) };
+            let Some(found) = other.tables.get(name) else {
+                return Some(format!("the table {name} is missing"));
+            };
             // What could not be counted when the copy was made proves nothing now.
             if table.rows.is_some() && table.rows != found.rows {
                 let say = |rows: Option<u64>| rows.map_or("an unknown number of".to_owned(), |rows| rows.to_string());
@@ -102,7 +104,7 @@ impl Content {
         if let Some(name) = other.tables.keys().find(|name| !self.tables.contains_key(*name)) {
             return Some(format!("there is a table {name} that should not be there"));
         }
-        (self.newest_checkpoint != other.newest_checkpoint).then(|| "the newest checkpoint is another one".to_owned())
+        (self.newest_checkpoint.is_some() && self.newest_checkpoint != other.newest_checkpoint).then(|| "the newest checkpoint is another one".to_owned())
     }
 }
 
@@ -130,7 +132,7 @@ impl From<Ownership> for Owner {
 pub struct Verification {
     #[serde(with = "stamp")]
     pub at: SystemTime,
-    /// `stream`: read back whole, compared and its rows counted as it went by; `restored`: brought back to a temporary file and asked.
+    /// `sealed`: the file is what was written, and cannot be opened here; `stream`: read back whole, compared and its rows counted as it went by; `restored`: brought back to a temporary file and asked.
     pub how: String,
     /// `quick_check`, `integrity_check`, `none` where none was asked for; what kept it from being done, where the database needs something only the application has.
     pub check: String,

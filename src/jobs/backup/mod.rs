@@ -13,6 +13,7 @@
 //! | `room`, `watch` | whether the disk has room; what is looked at meanwhile |
 //! | `making` | one run |
 //! | `restore` | brings a copy back |
+//! | `sealing` | encrypts copies as age does |
 
 mod census;
 mod content;
@@ -22,6 +23,7 @@ pub mod manifest;
 pub mod restore;
 mod room;
 pub mod rotation;
+pub mod sealing;
 pub mod shelf;
 mod snapshot;
 mod source;
@@ -36,6 +38,7 @@ use crate::jobs::run::{Failure, Foreman, Order, Outcome};
 
 pub use manifest::Manifest;
 pub use restore::{Request, Restored};
+use sealing::Keys;
 use shelf::Shelf;
 pub use shelf::{Copy, State};
 use watch::{Halt, Watch};
@@ -70,16 +73,27 @@ pub enum Proof {
 ///
 /// # Errors
 /// When the folder cannot be taken, there is no such copy, or what was found cannot be written down.
-pub fn verify(folder: &Path, name: &str, how: Verify, scratch: Option<&Path>, foreman: &mut dyn Foreman) -> Result<Proof, Failure> {
+pub fn verify(
+    folder: &Path,
+    name: &str,
+    how: Verify,
+    scratch: Option<&Path>,
+    key_file: Option<&Path>,
+    foreman: &mut dyn Foreman,
+) -> Result<Proof, Failure> {
     let failed = |halt| failure(&format!("verify {name}"), halt);
     let shelf = Shelf::take(folder).map_err(failed)?;
     let copy = shelf.copy(name);
     let Some(mut manifest) = copy.manifest else {
-        let State::Damaged(reason) = copy.state else { return Err(failed(Halt::because("there is no manifest"))) };
+        let State::Damaged(reason) = copy.state else {
+            return Err(failed(Halt::because("there is no manifest")));
+        };
         return Ok(Proof::Damaged(reason));
     };
     let place = Directory::open(scratch.unwrap_or(folder)).map_err(|error| failed(Halt::because(error)))?;
+    let keys = key_file.map(Keys::read).transpose().map_err(|reason| failed(Halt::Failed(reason)))?;
     let mut watch = Watch::new(foreman, manifest.database_bytes);
+    let place = verify::Place { folder: &place, keys: keys.as_ref() };
     let proof = match verify::restored(&shelf, name, &manifest, how, &place, &mut watch) {
         Ok(check) => Proof::Good(check),
         Err(verify::Fault::Damaged(reason)) => Proof::Damaged(reason),

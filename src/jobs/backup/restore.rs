@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::manifest::Manifest;
+use super::sealing::Keys;
 use super::shelf::{Copy, Shelf, State};
 use super::verify::{self, Fault};
 use super::watch::{Halt, Watch, megabytes};
@@ -32,6 +33,8 @@ pub struct Request {
     pub to: Option<PathBuf>,
     /// What is there may be replaced.
     pub force: bool,
+    /// What opens a copy that is sealed.
+    pub key_file: Option<PathBuf>,
 }
 
 /// What was done.
@@ -54,9 +57,12 @@ pub fn restore(shelf: &Shelf, request: &Request, watch: &mut Watch<'_>) -> Resul
     let copy = shelf.copy(&request.name);
     let manifest = match (copy.manifest, copy.state) {
         (Some(manifest), State::Good | State::Unverified) => manifest,
-        (_, State::Damaged(reason)) => return Err(Halt::Failed(format!("{} is damaged: {reason}", request.name))),
+        (_, State::Damaged(reason)) => {
+            return Err(Halt::Failed(format!("{} is damaged: {reason}", request.name)));
+        }
         (None, _) => return Err(Halt::Failed(format!("{} has no manifest", request.name))),
     };
+    let keys = request.key_file.as_deref().map(Keys::read).transpose().map_err(Halt::Failed)?;
     let to = request.to.clone().unwrap_or_else(|| manifest.source.clone());
     let (folder, name) = place_of(&to)?;
     let parts = parts_of(&folder, &name)?;
@@ -79,7 +85,7 @@ pub fn restore(shelf: &Shelf, request: &Request, watch: &mut Watch<'_>) -> Resul
     let work = format!(".{name}.restored");
     folder.remove(&work).map_err(|error| Halt::Failed(format!("{work}: {error}")))?;
     let mut notes = Vec::new();
-    let done = make(shelf, &manifest, &folder, &name, &work, &mut notes, watch).and_then(|()| {
+    let done = make(&Opened { shelf, manifest: &manifest, keys: keys.as_ref() }, &folder, &name, &work, &mut notes, watch).and_then(|()| {
         let stamp = jiff::Timestamp::try_from(watch.foreman.now().wall).map(|at| at.strftime("%Y%m%dT%H%M%SZ").to_string());
         swap(&folder, &name, &work, &parts, &stamp.map_err(Halt::because)?)
     });
@@ -137,25 +143,27 @@ fn parts_of(folder: &Directory, name: &str) -> Result<Vec<String>, Halt> {
         match folder.entry(&part).map_err(|error| Halt::Failed(format!("{part}: {error}")))? {
             None => {}
             Some(entry) if entry.is_file => found.push(part),
-            Some(_) => return Err(Halt::Failed(format!("{} is no regular file", folder.path().join(part).display()))),
+            Some(_) => {
+                return Err(Halt::Failed(format!("{} is no regular file", folder.path().join(part).display())));
+            }
         }
     }
     Ok(found)
 }
 
+/// A copy, and what opens it.
+struct Opened<'a> {
+    shelf: &'a Shelf,
+    manifest: &'a Manifest,
+    keys: Option<&'a Keys>,
+}
+
 /// Makes the new file beside its place, and proves it.
-fn make(
-    shelf: &Shelf,
-    manifest: &Manifest,
-    folder: &Directory,
-    name: &str,
-    work: &str,
-    notes: &mut Vec<String>,
-    watch: &mut Watch<'_>,
-) -> Result<(), Halt> {
+fn make(copy: &Opened<'_>, folder: &Directory, name: &str, work: &str, notes: &mut Vec<String>, watch: &mut Watch<'_>) -> Result<(), Halt> {
+    let Opened { shelf, manifest, keys } = copy;
     let cannot = |error: std::io::Error| Halt::Failed(format!("{}: {error}", folder.path().join(work).display()));
     let mut file = folder.create(work).map_err(cannot)?;
-    let unpacked = verify::unpack(shelf, &manifest.file, manifest, watch, |piece| file.write_all(piece).map_err(cannot));
+    let unpacked = verify::unpack(shelf, &manifest.file, manifest, *keys, watch, |piece| file.write_all(piece).map_err(cannot));
     unpacked.map_err(|fault| explained(fault, &manifest.file))?;
     verify::ask(&folder.path().join(work), manifest, Verify::Quick).map_err(|fault| explained(fault, &manifest.file))?;
     // As the one it replaces; as the one that was copied where nothing is left of it.

@@ -71,7 +71,9 @@ pub fn plan(copies: &[Known], keep: &Keep, now: SystemTime) -> Vec<Fate> {
     let mut months = Calendar::new(keep.monthly, Date::first_of_month);
     let mut fates = vec![Fate::Stays("paused"); copies.len()];
     for place in order {
-        let (Some(copy), Some(fate)) = (copies.get(place), fates.get_mut(place)) else { continue };
+        let (Some(copy), Some(fate)) = (copies.get(place), fates.get_mut(place)) else {
+            continue;
+        };
         if is_ahead(copy) {
             *fate = Fate::Stays("future");
             continue;

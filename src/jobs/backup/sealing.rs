@@ -120,7 +120,8 @@ impl<W: Write> Sealer<W> {
     }
 
     fn seal(&mut self, is_last: bool) -> io::Result<()> {
-        let sealed = self.stream.cipher.encrypt(&self.stream.next(is_last).into(), self.chunk.as_slice());
+        let nonce = self.stream.next(is_last);
+        let sealed = self.stream.cipher.encrypt(&nonce.into(), self.chunk.as_slice());
         self.chunk.clear();
         self.out.write_all(&sealed.map_err(|_| io::Error::other("a chunk cannot be sealed"))?)
     }
@@ -188,7 +189,8 @@ impl<R: Read> Opener<R> {
         let is_last = self.sealed.len() <= CHUNK + TAG;
         let length = self.sealed.len().min(CHUNK + TAG);
         let chunk = self.sealed.get(..length).unwrap_or_default();
-        let open = self.stream.cipher.decrypt(&self.stream.next(is_last).into(), chunk);
+        let nonce = self.stream.next(is_last);
+        let open = self.stream.cipher.decrypt(&nonce.into(), chunk);
         self.open = open.map_err(|_| io::Error::other("what is sealed was changed or cut off"))?;
         // An empty chunk is the whole of nothing, and never the end of something.
         if self.open.is_empty() && !self.is_first {

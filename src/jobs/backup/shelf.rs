@@ -15,6 +15,8 @@ use super::watch::Halt;
 use crate::config::jobs::Compress;
 use crate::host::durable::Directory;
 
+/// Behind the name of a copy that is sealed.
+const SEALED: &str = ".age";
 const PARTIAL: &str = ".partial";
 /// Of a database that is brought back, or copied, for a while.
 const WORK: [&str; 3] = [".partial", ".partial.scratch", ".partial.scratch-journal"];
@@ -95,7 +97,9 @@ impl Shelf {
     pub fn copy(&self, name: &str) -> Copy {
         let manifest = match self.manifest(name) {
             Ok(manifest) => manifest,
-            Err(reason) => return Copy { name: name.to_owned(), state: State::Damaged(reason), manifest: None },
+            Err(reason) => {
+                return Copy { name: name.to_owned(), state: State::Damaged(reason), manifest: None };
+            }
         };
         let state = match (self.folder.entry(name), &manifest.damaged) {
             (Err(error), _) => State::Damaged(error.to_string()),
@@ -127,9 +131,10 @@ impl Shelf {
     ///
     /// # Errors
     /// When the folder cannot be asked.
-    pub fn free_name(&self, source: &Path, made: SystemTime, compress: Compress) -> Result<String, Halt> {
+    pub fn free_name(&self, source: &Path, made: SystemTime, compress: Compress, is_sealed: bool) -> Result<String, Halt> {
         for number in 1..10_000 {
-            let name = name_of(source, made, compress, number);
+            let ending = if is_sealed { SEALED } else { "" };
+            let name = format!("{}{ending}", name_of(source, made, compress, number));
             let wanted = [name.clone(), format!("{name}{}", manifest::SUFFIX)];
             let mut is_taken = false;
             for name in &wanted {
@@ -207,7 +212,9 @@ impl Shelf {
     pub fn sweep(&self) -> Result<Vec<String>, Halt> {
         let mut swept = Vec::new();
         for name in self.folder.names().map_err(Halt::because)? {
-            let Some(made) = WORK.iter().find_map(|ending| name.strip_suffix(ending)) else { continue };
+            let Some(made) = WORK.iter().find_map(|ending| name.strip_suffix(ending)) else {
+                continue;
+            };
             let copy = made.strip_suffix(manifest::SUFFIX);
             if !is_copy(copy.unwrap_or(made)) {
                 continue;
@@ -242,7 +249,10 @@ fn name_of(source: &Path, made: SystemTime, compress: Compress, number: u32) -> 
 
 /// True for a name as [`name_of`] makes them.
 pub fn is_copy(name: &str) -> bool {
-    let Some(name) = name.strip_suffix(".db").or_else(|| name.strip_suffix(".db.zst")) else { return false };
+    let name = name.strip_suffix(SEALED).unwrap_or(name);
+    let Some(name) = name.strip_suffix(".db").or_else(|| name.strip_suffix(".db.zst")) else {
+        return false;
+    };
     if name.contains('/') || name.starts_with('.') {
         return false;
     }
@@ -251,7 +261,9 @@ pub fn is_copy(name: &str) -> bool {
         Some((rest, number)) if is_number(number) => rest,
         _ => name,
     };
-    let Some((stem, stamp)) = name.rsplit_once('-') else { return false };
+    let Some((stem, stamp)) = name.rsplit_once('-') else {
+        return false;
+    };
     let shape = |(place, byte): (usize, u8)| match place {
         8 => byte == b'T',
         15 => byte == b'Z',
@@ -273,7 +285,7 @@ mod tests {
     }
 
     fn place(shelf: &Shelf, made: u64) -> Manifest {
-        let name = shelf.free_name(Path::new("/app/memory.db"), manifest(made).made, Compress::Zstd(3)).unwrap();
+        let name = shelf.free_name(Path::new("/app/memory.db"), manifest(made).made, Compress::Zstd(3), false).unwrap();
         shelf.folder.create(&Shelf::partial(&name)).unwrap().write_all(&[7; 100]).unwrap();
         let manifest = Manifest { file: name, ..manifest(made) };
         shelf.place(&manifest).unwrap();
@@ -290,7 +302,7 @@ mod tests {
         assert_eq!(name("/app/.a b\n/c.sqlite", 1), "c-20251124T160000Z.db.zst");
         assert_eq!(name("/app/.\u{1b}[1m;.db", 1), "__1m_-20251124T160000Z.db.zst");
         for source in ["/app/memory.db", "/app/.hidden", "/app/a-b-1", "/app/ä.db", &format!("/{}", "x".repeat(250))] {
-            assert!(is_copy(&name(source, 1)) && is_copy(&name(source, 77)), "{source}");
+            assert!(is_copy(&name(source, 1)) && is_copy(&name(source, 77)) && is_copy(&format!("{}.age", name(source, 1))), "{source}");
         }
         for other in [
             "memory.db",

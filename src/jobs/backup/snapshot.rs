@@ -18,6 +18,7 @@ use rusqlite::backup::{Backup, StepResult};
 use super::content::{self, Listed};
 use super::copy::{Packed, Packer};
 use super::manifest::{Content, Table};
+use super::sealing::Keys;
 use super::source::{self, Source};
 use super::watch::{Halt, Wal, Watch};
 use crate::config::jobs::{Compress, Verify};
@@ -37,13 +38,15 @@ const BACKUP_PAGES: i32 = 256;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// How a copy is to be made.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Way {
     pub compress: Compress,
     pub verify: Verify,
     pub longest_lock: Duration,
     /// Bytes.
     pub longest_wal: u64,
+    /// Copies are sealed with them.
+    pub keys: Option<Keys>,
 }
 
 /// One state of a database, packed and forced to the disk, under a name that is not yet that of a copy.
@@ -175,7 +178,9 @@ fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str,
             }
             while next <= content.pages && held.len() < LOCKED_BYTES {
                 let mut rows = page.query([next as i64])?;
-                let Some(row) = rows.next()? else { return Err(Halt::Failed(format!("page {next} cannot be read"))) };
+                let Some(row) = rows.next()? else {
+                    return Err(Halt::Failed(format!("page {next} cannot be read")));
+                };
                 held.extend_from_slice(row.get_ref(0)?.as_blob().map_err(Halt::because)?);
                 next += 1;
                 if watch.foreman.now().since(begun) >= way.longest_lock {
@@ -196,8 +201,17 @@ fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str,
         }
     }
     for table in listed {
-        let Some(counted) = count_between_locks(connection, &table, version, way.longest_lock, watch)? else { return Ok(None) };
+        let Some(counted) = count_between_locks(connection, &table, version, way.longest_lock, watch)? else {
+            return Ok(None);
+        };
         content.tables.insert(table.name, counted);
+    }
+    // Looked for where an index as long was gone through within one lock.
+    if content.tables.get("checkpoints").is_some_and(|table| table.rows.is_some()) {
+        content.newest_checkpoint = within(connection, |connection| {
+            let is_same = self::version(connection)? == version;
+            Ok(is_same.then(|| content::newest_checkpoint(connection)).flatten())
+        })?;
     }
     let packed = finish(packer, &content)?;
     Ok(Some(Shot { made, content, packed, method: "pages-between-locks", checked: None }))
@@ -309,7 +323,7 @@ pub fn read_pieces(mut from: impl std::io::Read, mut take: impl FnMut(&[u8], u64
 
 fn start(folder: &Directory, name: &str, way: &Way, content: &Content) -> Result<Packer<File>, Halt> {
     let file = folder.create(name).map_err(|error| Halt::Failed(format!("{name} cannot be made: {error}")))?;
-    Packer::start(file, way.compress, content.pages.saturating_mul(u64::from(content.page_size))).map_err(Halt::because)
+    Packer::start(file, way.compress, way.keys.clone(), content.pages.saturating_mul(u64::from(content.page_size))).map_err(Halt::because)
 }
 
 /// A packer that has given up says why when it is finished.
@@ -335,7 +349,8 @@ mod tests {
     use super::*;
     use crate::jobs::run::Report;
 
-    const WAY: Way = Way { compress: Compress::None, verify: Verify::Quick, longest_lock: Duration::from_millis(10), longest_wal: 1 << 30 };
+    const WAY: Way =
+        Way { compress: Compress::None, verify: Verify::Quick, longest_lock: Duration::from_millis(10), longest_wal: 1 << 30, keys: None };
 
     fn database(mode: &str, rows: u32) -> (tempfile::TempDir, std::path::PathBuf) {
         let base = tempfile::tempdir().unwrap();

@@ -15,6 +15,7 @@ use super::census::Census;
 use super::content;
 use super::copy::{Unpacker, hexadecimal};
 use super::manifest::{Manifest, Verification};
+use super::sealing::Keys;
 use super::shelf::Shelf;
 use super::snapshot::read_pieces;
 use super::source;
@@ -48,9 +49,9 @@ impl From<Fault> for Halt {
 ///
 /// # Errors
 /// See [`Fault`].
-pub fn by_stream(shelf: &Shelf, name: &str, manifest: &Manifest, watch: &mut Watch<'_>) -> Result<(), Fault> {
+pub fn by_stream(shelf: &Shelf, name: &str, manifest: &Manifest, keys: Option<&Keys>, watch: &mut Watch<'_>) -> Result<(), Fault> {
     let mut census = Census::new(manifest.content.page_size);
-    unpack(shelf, name, manifest, watch, |piece| {
+    unpack(shelf, name, manifest, keys, watch, |piece| {
         census.read(piece);
         Ok(())
     })?;
@@ -66,7 +67,14 @@ pub fn by_stream(shelf: &Shelf, name: &str, manifest: &Manifest, watch: &mut Wat
     Ok(())
 }
 
-/// Brings the copy back to a temporary file in `folder`, has SQLite check it as `how` says, and compares what it holds. Answers with the
+/// Where a copy is brought back for a while, and the keys that open it.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    pub folder: &'a Directory,
+    pub keys: Option<&'a Keys>,
+}
+
+/// Brings the copy back to a temporary file in a folder, has SQLite check it as `how` says, and compares what it holds. Answers with the
 /// words of [`content::check`].
 ///
 /// # Errors
@@ -76,9 +84,10 @@ pub fn restored(
     name: &str,
     manifest: &Manifest,
     how: Verify,
-    folder: &Directory,
+    place: &Place<'_>,
     watch: &mut Watch<'_>,
 ) -> Result<String, Fault> {
+    let folder = place.folder;
     let unknown = |reason: String| Fault::Unknown(Halt::Failed(reason));
     let needed = manifest.database_bytes.saturating_add(MARGIN);
     let space = filesystem::space(folder.path()).map_err(|error| unknown(format!("{}: {error}", folder.path().display())))?;
@@ -94,9 +103,10 @@ pub fn restored(
     let cannot = |error: std::io::Error| unknown(format!("{work} in {}: {error}", folder.path().display()));
     folder.remove(&work).map_err(cannot)?;
     let mut file = folder.create(&work).map_err(cannot)?;
-    let answer =
-        unpack(shelf, name, manifest, watch, |piece| file.write_all(piece).map_err(|error| Halt::because(format!("{work}: {error}"))))
-            .and_then(|()| ask(&folder.path().join(&work), manifest, how));
+    let answer = unpack(shelf, name, manifest, place.keys, watch, |piece| {
+        file.write_all(piece).map_err(|error| Halt::because(format!("{work}: {error}")))
+    })
+    .and_then(|()| ask(&folder.path().join(&work), manifest, how));
     // What is left of it goes at the beginning of the next run too.
     let _ = folder.remove(&work);
     answer
@@ -128,11 +138,22 @@ pub fn unpack(
     shelf: &Shelf,
     name: &str,
     manifest: &Manifest,
+    keys: Option<&Keys>,
     watch: &mut Watch<'_>,
     mut take: impl FnMut(&[u8]) -> Result<(), Halt>,
 ) -> Result<(), Fault> {
     let file = shelf.folder.file(name).map_err(|error| Fault::Unknown(Halt::Failed(format!("{name}: {error}"))))?;
-    let mut unpacker = Unpacker::new(file, &manifest.compression).map_err(|error| Fault::Unknown(Halt::because(error)))?;
+    let keys = match &manifest.encryption {
+        None => None,
+        Some(_) => match keys.filter(|keys| keys.can_open()) {
+            Some(keys) => Some(keys),
+            None => {
+                return Err(Fault::Unknown(Halt::because("it is sealed, and no key_file holds an identity that opens it")));
+            }
+        },
+    };
+    // With keys the header is read here: one that does not open may be damaged, or sealed for somebody else.
+    let mut unpacker = Unpacker::new(file, &manifest.compression, keys).map_err(|error| Fault::Unknown(Halt::because(error)))?;
     let mut content = Sha256::new();
     let mut longer = false;
     let mut halted = false;
@@ -150,15 +171,37 @@ pub fn unpack(
         Ok(bytes) => bytes,
         Err(halt) if halted => return Err(Fault::Unknown(halt)),
         Err(Halt::Failed(reason)) if longer => return Err(Fault::Damaged(reason)),
-        Err(Halt::Failed(reason)) => return Err(Fault::Damaged(format!("it cannot be unpacked: {reason}"))),
+        Err(Halt::Failed(reason)) => {
+            return Err(Fault::Damaged(format!("it cannot be unpacked: {reason}")));
+        }
         Err(Halt::Stopped) => return Err(Fault::Unknown(Halt::Stopped)),
     };
     let (file_bytes, file_sha256) = unpacker.finish().map_err(|error| Fault::Unknown(Halt::because(error)))?;
-    let compare = |what: &str, is: bool| if is { Ok(()) } else { Err(Fault::Damaged(format!("{what} is not what was written"))) };
+    let compare = |what: &str, is: bool| {
+        if is { Ok(()) } else { Err(Fault::Damaged(format!("{what} is not what was written"))) }
+    };
     compare("its length", file_bytes == manifest.file_bytes)?;
     compare("its SHA-256", file_sha256 == manifest.file_sha256)?;
     compare("the length of what comes out of it", bytes == manifest.database_bytes)?;
     compare("the SHA-256 of what comes out of it", hexadecimal(&content.finalize()) == manifest.database_sha256)
+}
+
+/// All that can be proven of a copy that cannot be opened here: that the file is what was written.
+///
+/// # Errors
+/// See [`Fault`].
+pub fn sealed(shelf: &Shelf, name: &str, manifest: &Manifest, watch: &mut Watch<'_>) -> Result<(), Fault> {
+    let file = shelf.folder.file(name).map_err(|error| Fault::Unknown(Halt::Failed(format!("{name}: {error}"))))?;
+    let mut sha256 = Sha256::new();
+    let bytes = read_pieces(file, |piece, done| {
+        sha256.update(piece);
+        watch.look(done, 0)
+    });
+    let bytes = bytes.map_err(Fault::Unknown)?;
+    if bytes != manifest.file_bytes || hexadecimal(&sha256.finalize()) != manifest.file_sha256 {
+        return Err(Fault::Damaged("it is not what was written".to_owned()));
+    }
+    Ok(())
 }
 
 /// What is written down of a proof.
