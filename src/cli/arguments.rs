@@ -118,6 +118,14 @@ pub enum Command {
         #[command(subcommand)]
         command: BackupsCommand,
     },
+    /// Controls jobs: what is deleted and backed up, and when
+    #[command(
+        after_help = "`run` works without a daemon too, on the settings file; nobody else may run a job on the same state folder meanwhile.\nA dry run prints the plan and does nothing. --yes carries out a plan that a brake holds, and does not wait for a second look.\nExit 1 when the run failed, was stopped, or is held until somebody says --yes."
+    )]
+    Jobs {
+        #[command(subcommand)]
+        command: Option<JobsCommand>,
+    },
     /// Says why something is as it is, what was done about it, and what ends it
     #[command(
         after_help = "Without an argument: everything that is not normal, and a line for each thing that is.\nA resource is cpu, memory, disk or disk:PATH; a worker is called by its name, worker:NAME where a resource has the same."
@@ -304,6 +312,34 @@ impl Check {
             Check::Full => Verify::Full,
         }
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum JobsCommand {
+    /// Shows every job; this is what no command does
+    List,
+    /// Runs one now, and shows how far it is
+    Run {
+        #[arg(value_name = "JOB")]
+        job: String,
+        /// Prints what would be done, and does nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Somebody has looked at the plan: no brake holds it
+        #[arg(long, conflicts_with = "dry_run")]
+        yes: bool,
+    },
+    /// Prints how earlier runs ended, the latest last; works without a daemon too
+    History {
+        /// Only of this job
+        #[arg(value_name = "JOB")]
+        job: Option<String>,
+        /// The last so many
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        limit: usize,
+    },
+    /// Says which job comes next, and when
+    Next,
 }
 
 #[derive(Debug, Args)]

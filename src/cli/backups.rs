@@ -66,11 +66,8 @@ impl Session {
             return Ok((named.to_vec(), Vec::new()));
         }
         let settings = self.load(&self.sources(Vec::new()))?.settings;
-        let all: Vec<std::sync::Arc<crate::config::jobs::Job>> = {
-            let _ = settings;
-            Vec::new()
-        }; // TEMPORARY
-        let jobs: Vec<Backup> = all
+        let jobs: Vec<Backup> = settings
+            .jobs
             .iter()
             .filter_map(|job| match &job.kind {
                 Kind::Backup(backup) => Some(backup.clone()),

@@ -4,8 +4,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 /// What one `[jobs.NAME]` keeps doing.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Job {
     pub name: Arc<str>,
     pub kind: Kind,
@@ -26,25 +29,27 @@ pub struct Job {
     pub lock: Option<PathBuf>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum CatchUp {
     Once,
     Skip,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WhenHigh {
     pub wait: Duration,
     pub then: Then,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Then {
     Run,
     Skip,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Kind {
     Files(Files),
     Sessions(Sessions),
@@ -52,7 +57,7 @@ pub enum Kind {
 }
 
 /// Deletes old files.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Files {
     /// Absolute folders; everything below them that matches.
     pub paths: Vec<PathBuf>,
@@ -75,7 +80,7 @@ pub struct Files {
 }
 
 /// Deletes old sessions of an application's database.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sessions {
     pub database: PathBuf,
     pub format: Format,
@@ -92,7 +97,7 @@ pub struct Sessions {
     pub backed_up_in: Option<PathBuf>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Format {
     Auto,
     Langgraph,
@@ -100,7 +105,7 @@ pub enum Format {
 }
 
 /// A table with one row, or several, for each session.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Table {
     pub table: String,
     pub id: String,
@@ -110,7 +115,7 @@ pub struct Table {
 }
 
 /// Copies databases.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Backup {
     pub databases: Vec<PathBuf>,
     pub to: PathBuf,
@@ -131,15 +136,82 @@ pub struct Backup {
     pub longest_lock: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Compress {
     Zstd(i32),
     None,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Verify {
     Quick,
     Full,
     None,
+}
+
+/// The kinds by their words in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum KindName {
+    Files,
+    Sessions,
+    Backup,
+}
+
+impl KindName {
+    pub const ALL: [KindName; 3] = [KindName::Files, KindName::Sessions, KindName::Backup];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            KindName::Files => "files",
+            KindName::Sessions => "sessions",
+            KindName::Backup => "backup",
+        }
+    }
+}
+
+impl Kind {
+    pub fn name(&self) -> KindName {
+        match self {
+            Kind::Files(_) => KindName::Files,
+            Kind::Sessions(_) => KindName::Sessions,
+            Kind::Backup(_) => KindName::Backup,
+        }
+    }
+
+    /// True for what deletes something that is not its own: a backup only deletes older copies.
+    pub fn frees_disk(&self) -> bool {
+        !matches!(self, Kind::Backup(_))
+    }
+}
+
+/// How sessions stand in a database, by the word in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum FormatName {
+    Auto,
+    Langgraph,
+    Table,
+}
+
+/// Reads a schedule; `None` for `never`.
+///
+/// # Errors
+/// Why it is none, for people.
+pub fn read_schedule(text: &str) -> Result<Option<croner::Cron>, String> {
+    let text = text.trim();
+    if text.eq_ignore_ascii_case("never") {
+        return Ok(None);
+    }
+    let nicknames = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@midnight", "@hourly"];
+    if text.starts_with('@') && !nicknames.iter().any(|known| text.eq_ignore_ascii_case(known)) {
+        return Err(format!("is none of {}", nicknames.join(", ")));
+    }
+    if !text.starts_with('@') && !(5..=6).contains(&text.split_whitespace().count()) {
+        return Err(format!("has {} fields", text.split_whitespace().count()));
+    }
+    // Without the year of a seventh field nothing ends for ever. Day and weekday together mean either, as cron means it.
+    let parser = croner::parser::CronParser::builder().year(croner::parser::Year::Disallowed).build();
+    parser.parse(text).map(Some).map_err(|error| format!("cannot be read: {error}"))
 }

@@ -29,6 +29,13 @@ pub fn find(user: &str, group: Option<&str>) -> io::Result<Account> {
     resolve(user, group, &text_of(USERS), &text_of(GROUPS))
 }
 
+/// Where the users of this machine are at home, as far as that is a folder of their own.
+pub fn homes() -> Vec<PathBuf> {
+    let text = text_of(USERS);
+    let homes = text.lines().filter_map(user_of).map(|(.., home)| PathBuf::from(home));
+    homes.filter(|home| home.is_absolute() && home.parent().is_some()).collect()
+}
+
 /// By bytes: a comment in another encoding hides nobody.
 fn text_of(file: &str) -> String {
     String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned()

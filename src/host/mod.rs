@@ -4,6 +4,7 @@
 
 pub mod accounts;
 pub mod advice;
+pub mod beneath;
 pub mod cgroupfs;
 pub mod clock;
 pub mod cputime;
@@ -22,6 +23,7 @@ pub mod kept;
 pub mod ksm;
 pub mod memory_group;
 pub mod mounts;
+pub mod open_files;
 pub mod pages;
 pub mod paths;
 pub mod probe;

@@ -3,5 +3,14 @@
 //! Must not delete what its plan did not list.
 
 pub mod backup;
+pub mod child;
+pub mod errand;
+pub mod files;
+pub mod kinds;
+pub mod ledger;
+pub mod patience;
 pub mod plan;
+pub mod queue;
 pub mod run;
+pub mod schedule;
+pub mod trigger;
