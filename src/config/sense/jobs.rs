@@ -16,7 +16,7 @@ use crate::config::jobs::{
 use crate::config::units::{Compression, Size, Span, nearest};
 
 /// Kinds that this version does not carry out yet. A kind that is there is taken out of this list, and nothing else.
-const LATER: [KindName; 2] = [KindName::Sessions, KindName::Backup];
+const LATER: [KindName; 1] = [KindName::Sessions];
 
 /// The keys that are of use for some kinds alone, and for which.
 const OF_KIND: [(&str, &[KindName]); 26] = {

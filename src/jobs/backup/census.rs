@@ -151,7 +151,8 @@ mod tests {
             tables.query_map([], |row| Ok((row.get(0)?, row.get(1)?))).unwrap().collect::<Result<_, _>>().unwrap();
         let mut census = Census::new(page_size);
         std::fs::read(&path).unwrap().chunks(pieces).for_each(|piece| census.read(piece));
-        let rows = |name: &str| connection.query_row(&format!("SELECT count(*) FROM {name}"), [], |row| row.get::<_, i64>(0)).unwrap() as u64;
+        let rows =
+            |name: &str| connection.query_row(&format!("SELECT count(*) FROM {name}"), [], |row| row.get::<_, i64>(0)).unwrap() as u64;
         tables.into_iter().map(|(name, root)| (name.clone(), rows(&name), census.rows(root))).collect()
     }
 

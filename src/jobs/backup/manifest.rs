@@ -104,7 +104,8 @@ impl Content {
         if let Some(name) = other.tables.keys().find(|name| !self.tables.contains_key(*name)) {
             return Some(format!("there is a table {name} that should not be there"));
         }
-        (self.newest_checkpoint.is_some() && self.newest_checkpoint != other.newest_checkpoint).then(|| "the newest checkpoint is another one".to_owned())
+        (self.newest_checkpoint.is_some() && self.newest_checkpoint != other.newest_checkpoint)
+            .then(|| "the newest checkpoint is another one".to_owned())
     }
 }
 
@@ -246,14 +247,23 @@ pub(super) mod tests {
             content.difference(&other).expect("a difference")
         };
         let table = |rows, newest| Table { rows, root: 2, newest };
-        let fewer = move |rows, newest| move |content: &mut Content| drop(content.tables.insert("checkpoints".into(), table(rows, newest)));
+        let fewer = move |rows, newest| {
+            move |content: &mut Content| {
+                content.tables.insert("checkpoints".into(), table(rows, newest));
+            }
+        };
         let mut other = content.clone();
         fewer(Some(2), Some(3))(&mut other);
         assert_eq!(content.difference(&other).unwrap(), "the table checkpoints has 2 rows and should have 3");
         fewer(Some(3), Some(4))(&mut other);
         assert_eq!(content.difference(&other).unwrap(), "the newest row of the table checkpoints is another one");
         assert_eq!(change(|content| content.tables.clear()), "the table checkpoints is missing");
-        assert!(change(|content| drop(content.tables.insert("more".into(), Table::default()))).contains("table more"));
+        assert!(
+            change(|content| {
+                content.tables.insert("more".into(), Table::default());
+            })
+            .contains("table more")
+        );
         assert!(change(|content| content.newest_checkpoint = None).contains("newest checkpoint"));
     }
 }

@@ -128,8 +128,8 @@ pub fn restore(folder: &Path, request: &Request, foreman: &mut dyn Foreman) -> R
 /// # Errors
 /// When the folder cannot be read.
 pub fn newest_good(folder: &Path, source: &Path) -> Result<Option<Manifest>, Failure> {
-    let copies = list(folder)?.into_iter().filter(|copy| copy.state == State::Good).filter_map(|copy| copy.manifest);
-    Ok(copies.filter(|manifest| manifest.source == source).next_back())
+    let mut copies = list(folder)?.into_iter().filter(|copy| copy.state == State::Good).filter_map(|copy| copy.manifest);
+    Ok(copies.rfind(|manifest| manifest.source == source))
 }
 
 /// Those of one database, the oldest first.
