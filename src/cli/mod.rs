@@ -2,6 +2,7 @@
 //! exit code. May read the environment and the working folder, once. Must not act on the machine by itself.
 
 pub mod arguments;
+pub mod backups;
 pub mod client;
 pub mod demo;
 pub mod doctor;
@@ -119,6 +120,7 @@ impl Session {
             },
             Command::Status => self.status(),
             Command::Workers { command } => self.workers(command.unwrap_or(WorkersCommand::List)),
+            Command::Backups { command } => self.backups(command),
             Command::Jobs { command } => self.jobs(command.unwrap_or(JobsCommand::List)),
             Command::Explain { of } => self.explain(of.as_deref()),
             Command::Events { follow, since, limit, names } => {

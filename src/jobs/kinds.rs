@@ -11,8 +11,6 @@ pub fn run(kind: &Kind, order: &Order, foreman: &mut dyn Foreman) -> Result<Outc
     match kind {
         Kind::Files(settings) => super::files::run(settings, order, foreman),
         Kind::Sessions(settings) => super::sessions::run(settings, order, foreman),
-        Kind::Backup(_) => {
-            Err(Failure(format!("do it: kind {:?} is not available in this version yet", kind.name().word())))
-        }
+        Kind::Backup(settings) => super::backup::run(settings, order, foreman),
     }
 }

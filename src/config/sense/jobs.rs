@@ -15,9 +15,6 @@ use crate::config::jobs::{
 };
 use crate::config::units::{Compression, Size, Span, nearest};
 
-/// Kinds that this version does not carry out yet. A kind that is there is taken out of this list, and nothing else.
-const LATER: [KindName; 1] = [KindName::Backup];
-
 /// The keys that are of use for some kinds alone, and for which.
 const OF_KIND: [(&str, &[KindName]); 26] = {
     use KindName::{Backup, Files, Sessions};
@@ -75,11 +72,6 @@ impl Sense<'_> {
                 continue;
             }
             self.fits_kind(&key, job);
-            if LATER.contains(&job.kind) {
-                let message = format!("{:?} is not available in this version yet", job.kind.word());
-                let there: Vec<&str> = KindName::ALL.into_iter().filter(|kind| !LATER.contains(kind)).map(KindName::word).collect();
-                self.refuse(&kind_key, message, &there.join(", "));
-            }
             for (index, other) in job.after.iter().flatten().enumerate() {
                 let item = self.item(&format!("{key}.after"), index);
                 if other == name {
