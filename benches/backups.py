@@ -116,20 +116,38 @@ class Disk:
         return self.most
 
 
+def largest(session):
+    """The largest peak in MiB of any process of a session; what wait4 tells holds the memory of Python before the exec."""
+    most = 0
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                if os.getsid(int(entry.name)) == session:
+                    peak = [line for line in open(f"/proc/{entry.name}/status") if line.startswith("VmHWM")]
+                    most = max([most, *(int(line.split()[1]) / 1024 for line in peak)])
+            except OSError:
+                pass
+    return most
+
+
 def run(command, patience):
     """Seconds (None when it was given up) and the largest resident set in MiB."""
     begun = time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     timer = threading.Timer(patience, lambda: os.killpg(process.pid, signal.SIGKILL))
     timer.start()
-    _, status, usage = os.wait4(process.pid, 0)
+    most = 0
+    while (waited := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+        most = max(most, largest(process.pid))
+        time.sleep(0.01)
+    status = waited[1]
     timer.cancel()
     process.returncode = os.waitstatus_to_exitcode(status)
     taken = time.monotonic() - begun
     if process.returncode == -signal.SIGKILL and taken >= patience:
-        return None, usage.ru_maxrss / 1024
+        return None, most
     assert process.returncode == 0, f"{command}: exit {process.returncode}"
-    return taken, usage.ru_maxrss / 1024
+    return taken, most
 
 
 def contestants(binary, database, folder, settings):
