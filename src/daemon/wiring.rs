@@ -186,6 +186,7 @@ pub fn wire(
     });
     let own_roster = roster::path_in(&folders.runtime, pid);
     let mut leftovers = Vec::new();
+    roster::remove_half_written(&folders.runtime);
     let rosters = roster::left_in(&folders.runtime, &own_roster);
     if parcel.as_ref().is_none_or(|parcel| parcel.workers.is_none()) {
         // Of the same pid: we have replaced ourselves, and what was handed over is not understood.

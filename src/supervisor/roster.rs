@@ -78,7 +78,7 @@ impl Roster {
             for entry in &entries {
                 text.push_str(&line(entry)?);
             }
-            let beside = self.path.with_extension("new");
+            let beside = self.path.with_extension(NEW);
             File::create(&beside)?.write_all(text.as_bytes())?;
             std::fs::rename(&beside, &self.path)?;
         }
@@ -204,6 +204,9 @@ fn is_ended(entry: &mut Entry, processes: &[Stat], is_first: bool, waited: Durat
 /// The part of a roster's name before the pid.
 const ROSTER: &str = "workers-";
 
+/// What the name of one ends with that is not whole yet.
+const NEW: &str = "new";
+
 /// The roster of the daemon with this pid.
 pub fn path_in(runtime: &Path, daemon: i32) -> PathBuf {
     runtime.join(format!("{ROSTER}{daemon}.jsonl"))
@@ -211,9 +214,24 @@ pub fn path_in(runtime: &Path, daemon: i32) -> PathBuf {
 
 /// The rosters of the daemons that had this runtime folder before.
 pub fn left_in(runtime: &Path, own: &Path) -> Vec<PathBuf> {
+    let mut found = named(runtime, ".jsonl");
+    found.retain(|path| path != own);
+    found
+}
+
+/// Removes what daemons have left that were killed while they wrote: beside it stands what was true before, whole. Only for who
+/// has the runtime folder to itself.
+pub fn remove_half_written(runtime: &Path) {
+    for path in named(runtime, &format!(".{NEW}")) {
+        // In nobody's way: it is not read, and tried again by the next.
+        let _ = std::fs::remove_file(path);
+    }
+}
+
+fn named(runtime: &Path, ending: &str) -> Vec<PathBuf> {
     let is_one = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        name.starts_with(ROSTER) && name.ends_with(".jsonl") && path != own
+        name.starts_with(ROSTER) && name.ends_with(ending)
     };
     let mut found: Vec<PathBuf> =
         std::fs::read_dir(runtime).into_iter().flatten().flatten().map(|entry| entry.path()).filter(is_one).collect();
@@ -264,6 +282,11 @@ mod tests {
         assert_eq!(read(&path, &paths), [entry(), Entry { index: 2, ..entry() }]);
         assert_eq!(left_in(folder.path(), &path_in(folder.path(), 8)), std::slice::from_ref(&path));
         assert!(left_in(folder.path(), &path).is_empty());
+        let half = path.with_extension(NEW);
+        std::fs::write(&half, "{\"boot\"").unwrap();
+        assert!(left_in(folder.path(), &path).is_empty(), "what was being written when its daemon was killed is none");
+        remove_half_written(folder.path());
+        assert!(!half.exists() && path.exists());
         std::fs::write(&boot, "second\n").unwrap();
         assert_eq!(read(&path, &paths), [], "the machine was restarted: nobody of then is alive");
         roster.write(Vec::new()).unwrap();
