@@ -3,38 +3,10 @@ use crate::config::settings::{DiskPolicy, Signal, Worker};
 use crate::host::memory_group::{Figures, Pace};
 use crate::policy::leak::{self, Bound, Leak};
 use crate::policy::tests::{MB, at, readings, rule, settings, worker};
-use crate::policy::verdict::Basis;
 use crate::response::action::Portion;
 use crate::response::candidate::{Due, Grasp, Held, ReclaimBy};
-use crate::response::tests::candidate;
+use crate::response::tests::{candidate, verdict};
 use proptest::prelude::*;
-
-/// A verdict on `resource` at `usage` of a limit of 1000 MB (two cores for the CPU).
-fn verdict(resource: Resource, level: Level, usage: f64) -> Verdict {
-    let limit = if resource == Resource::Cpu { 2.0 } else { 1000.0 * MB as f64 };
-    Verdict {
-        resource,
-        level,
-        since: at(0.0),
-        basis: Basis::Scope,
-        used: Some(usage * limit),
-        limit: Some(limit),
-        utilization: Some(usage),
-        high: 0.8,
-        low: 0.7,
-        critical: Some(0.92),
-        over: usage >= 0.8,
-        over_for: Duration::ZERO,
-        fill: Default::default(),
-        patience: Duration::ZERO,
-        growth: 0.0,
-        exhaustion: None,
-        early: false,
-        measure: None,
-        evidence: None,
-        unknown: None,
-    }
-}
 
 fn memory(level: Level, usage: f64) -> Verdict {
     verdict(Resource::Memory, level, usage)
