@@ -16,6 +16,7 @@ pub mod response;
 pub mod sampling;
 
 // What the daemon looks after.
+pub mod jobs;
 pub mod supervisor;
 
 // What the outside sees.

@@ -5,6 +5,7 @@
 //! construction. Unknown is `None` (absent on the wire), never 0.
 
 pub mod explain;
+pub mod jobs;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::clock::Moment;
 use explain::Explained;
+use jobs::JobState;
 
 /// Where the loop leaves its last snapshot, and beside it why things are so. A reader holds a lock only for the time of one
 /// pointer copy.
@@ -70,6 +72,9 @@ pub struct Snapshot {
     pub disks: Vec<DiskState>,
     pub policy: PolicyState,
     pub workers: Vec<WorkerState>,
+    /// In the order of their names.
+    #[serde(default)]
+    pub jobs: Arc<Vec<JobState>>,
     pub counters: Counters,
 }
 

@@ -237,7 +237,7 @@ fn each_impossible_setting_is_refused_at_its_place() {
         ("after nobody", worker("after = [\"wbe\"]"), "3:10 workers.web.after[0]: there is no worker \"wbe\""),
         ("after itself", worker("after = [\"web\"]"), "3:10 workers.web.after[0]: a worker cannot start after itself"),
         ("a bad name", "[workers.\"a.b\"]\ncommand = [\"sh\"]".into(), "1:10 workers.a.b: \"a.b\" cannot be a name here"),
-        ("a section that comes later", "[jobs.tidy]\nkind = \"files\"".into(), "1:2 jobs: not available in this version yet"),
+        ("a section that comes later", "[gateway.web]\nlisten = \"0.0.0.0:1\"".into(), "1:2 gateway: not available in this version yet"),
         ("a socket without a port", worker("listen = [\"0.0.0.0:0\"]"), "3:11 workers.web.listen[0]: \"0.0.0.0:0\" has no port"),
         (
             "one address for two",
@@ -344,7 +344,7 @@ fn all_problems_are_told_at_once_in_the_order_of_the_file() {
         "8:12 workers.b.command[0]: \"nope-b\" is in no folder of PATH",
         "11:1 workers.a.comand: unknown key",
         "12:9 workers.a.after: the order is a circle: a → b → a",
-        "13:2 jobs: not available in this version yet",
+        "13:7 jobs.x.kind: is missing",
         "--set nonsense : is not key=value",
         "environment PLIMSOLL_SAMPLING__SCOPE sampling.scope: \"pod\" is not one of them",
         "--set policy.cpu.sustain policy.cpu.sustain: \"soon\" is not understood",

@@ -538,6 +538,7 @@ fn settings(scenario: &Scenario) -> Settings {
             },
         },
         workers: scenario.workers.iter().map(|(name, worker)| Arc::new(worker_settings(name, worker))).collect(),
+        jobs: Vec::new(),
         file: None,
     }
 }

@@ -87,22 +87,26 @@ fn shipped_files_use_only_keys_of_the_schema() {
 #[test]
 fn the_built_in_file_names_every_key() {
     let table: toml::Table = config::example().parse().expect("TOML");
-    let has = |key: &str| {
-        let mut value = toml::Value::Table(table.clone());
-        for part in key.replace("[]", "").replace('*', "web").split('.') {
-            let value_of = |value: &toml::Value| match value {
-                toml::Value::Array(items) => items.first()?.get(part).cloned(),
-                other => other.get(part).cloned(),
-            };
-            match value_of(&value) {
-                Some(inner) => value = inner,
-                None => return false,
-            }
-        }
-        true
-    };
+    // What is of use for one kind of job stands in the table of that kind.
+    let names = |key: &str| if key.starts_with("jobs.") { config::EXAMPLE_JOBS.to_vec() } else { vec!["web"] };
+    let has = |key: &str| names(key).iter().any(|name| has_at(&table, &key.replace('*', name)));
     let missing: Vec<String> = config::keys().into_iter().filter(|key| key != "http.api_key" && !has(key)).collect();
     assert_eq!(missing, Vec::<String>::new());
+}
+
+fn has_at(table: &toml::Table, key: &str) -> bool {
+    let mut value = toml::Value::Table(table.clone());
+    for part in key.replace("[]", "").split('.') {
+        let value_of = |value: &toml::Value| match value {
+            toml::Value::Array(items) => items.first()?.get(part).cloned(),
+            other => other.get(part).cloned(),
+        };
+        match value_of(&value) {
+            Some(inner) => value = inner,
+            None => return false,
+        }
+    }
+    true
 }
 
 #[test]
@@ -115,7 +119,15 @@ fn what_is_commented_out_shows_the_defaults() {
         (worker, schema.pointer("/properties/workers/additionalProperties")),
         (disk, schema.pointer("/properties/policy/properties/disks/items")),
     ];
+    let jobs = schema.pointer("/properties/jobs/additionalProperties");
     let mut compared = 0;
+    for name in config::EXAMPLE_JOBS {
+        let written = serde_json::to_value(table["jobs"][name].clone()).expect("plain data");
+        // Each shows what is of use for its kind; `after` and `schedule` depend on that.
+        let mut defined = jobs.expect("in the schema").clone();
+        defined["properties"].as_object_mut().expect("a table").retain(|key, _| written.get(key).is_some() && key != "kind");
+        compare(&written, &defined, &mut compared);
+    }
     for (written, defined) in places {
         compare(&serde_json::to_value(written).expect("plain data"), defined.expect("in the schema"), &mut compared);
     }

@@ -65,7 +65,8 @@ impl Perform for Hands<'_> {
                 let released = self.let_go(*slot, now);
                 done_or_gone(self.supervisor.kill(*slot, Cause::Memory.word(), now), released)
             }
-            Deed::Job(name) => Outcome::Unavailable(format!("there is no job {name}")),
+            // The daemon has the jobs, and asks for this one itself.
+            Deed::Job(name) => Outcome::Unavailable(format!("job {name} cannot be run from here")),
             Deed::Release => {
                 let results = [self.brake.release(&action.resource), self.throttle.release(&action.resource, self.supervisor, now.steady)];
                 done_or_failed(joined(results))

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::config::jobs::Verify;
 use crate::config::units::{Scalar, SignalName, Span, Unit};
 use crate::journal::Event;
 
@@ -109,6 +110,22 @@ pub enum Command {
         #[command(subcommand)]
         command: Option<WorkersCommand>,
     },
+    /// Shows, proves and brings back what the backup jobs have made; needs no daemon
+    #[command(
+        after_help = "The folders are those of the backup jobs in the settings, or those named with --in: so a copy can be brought back on a\nmachine that has nothing but the folder. Without a daemon and without the program a copy is unpacked with `zstd -d`.\nExit 1 when a copy is not good or cannot be brought back."
+    )]
+    Backups {
+        #[command(subcommand)]
+        command: BackupsCommand,
+    },
+    /// Controls jobs: what is deleted and backed up, and when
+    #[command(
+        after_help = "`run` works without a daemon too, on the settings file; nobody else may run a job on the same state folder meanwhile.\nA dry run prints the plan and does nothing. --yes carries out a plan that a brake holds, and does not wait for a second look.\nExit 1 when the run failed, was stopped, or is held until somebody says --yes."
+    )]
+    Jobs {
+        #[command(subcommand)]
+        command: Option<JobsCommand>,
+    },
     /// Says why something is as it is, what was done about it, and what ends it
     #[command(
         after_help = "Without an argument: everything that is not normal, and a line for each thing that is.\nA resource is cpu, memory, disk or disk:PATH; a worker is called by its name, worker:NAME where a resource has the same."
@@ -209,6 +226,130 @@ pub enum WorkersCommand {
         /// The last so many
         #[arg(long, value_name = "N", default_value_t = 20)]
         limit: usize,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BackupsCommand {
+    /// Shows every copy, the oldest first, and whether it is good
+    List {
+        #[command(flatten)]
+        folders: Folders,
+    },
+    /// Brings copies back to a temporary file, has SQLite check it, and compares what it holds with what was copied
+    Verify {
+        /// Which; otherwise the newest of each database
+        #[arg(value_name = "COPY")]
+        copies: Vec<String>,
+        /// Every copy there is
+        #[arg(long, conflicts_with = "copies")]
+        all: bool,
+        /// How SQLite checks it; otherwise as the job has it
+        #[arg(long, value_enum)]
+        check: Option<Check>,
+        /// Where the temporary file is made; otherwise beside the copies
+        #[arg(long, value_name = "FOLDER")]
+        scratch: Option<PathBuf>,
+        /// What opens copies that are sealed; otherwise the key_file of the job
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+        #[command(flatten)]
+        folders: Folders,
+    },
+    /// Brings a copy back as a database: whole or not at all
+    #[command(
+        after_help = "Without COPY: the newest good one. A database that is there is not replaced without --force, and is then kept beside the new\none as FILE.before-restore-TIME, together with its log of changes. Stop the application first."
+    )]
+    Restore {
+        #[arg(value_name = "COPY")]
+        copy: Option<String>,
+        /// The newest good copy of this database
+        #[arg(long, value_name = "FILE", conflicts_with = "copy")]
+        database: Option<PathBuf>,
+        /// Brings it back here; otherwise to where it was
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+        /// Replaces the database that is there, and keeps it beside
+        #[arg(long)]
+        force: bool,
+        /// What opens a copy that is sealed; otherwise the key_file of the job
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
+        #[command(flatten)]
+        folders: Folders,
+    },
+}
+
+impl BackupsCommand {
+    pub fn folders(&self) -> &[PathBuf] {
+        match self {
+            BackupsCommand::List { folders } | BackupsCommand::Verify { folders, .. } | BackupsCommand::Restore { folders, .. } => {
+                &folders.folders
+            }
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct Folders {
+    /// A folder of copies; may be given several times
+    #[arg(long = "in", value_name = "FOLDER")]
+    pub folders: Vec<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Check {
+    /// All but what indexes hold
+    Quick,
+    /// Everything
+    Full,
+}
+
+impl Check {
+    pub fn verify(self) -> Verify {
+        match self {
+            Check::Quick => Verify::Quick,
+            Check::Full => Verify::Full,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum JobsCommand {
+    /// Shows every job; this is what no command does
+    List,
+    /// Runs one now, and shows how far it is
+    Run {
+        #[arg(value_name = "JOB")]
+        job: String,
+        /// Prints what would be done, and does nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Somebody has looked at the plan: no brake holds it
+        #[arg(long, conflicts_with = "dry_run")]
+        yes: bool,
+    },
+    /// Prints how earlier runs ended, the latest last; works without a daemon too
+    History {
+        /// Only of this job
+        #[arg(value_name = "JOB")]
+        job: Option<String>,
+        /// The last so many
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        limit: usize,
+    },
+    /// Says which job comes next, and when
+    Next,
+    /// Brings a session that was deleted back from the archive of its job
+    #[command(
+        after_help = "The rows go back as they were, all or none; refused where the database has rows of that session again. A session that\nwas brought back is kept as long as a young one."
+    )]
+    RestoreSession {
+        #[arg(value_name = "ID")]
+        id: String,
+        /// The job that deleted it; only needed where several keep an archive
+        #[arg(long, value_name = "JOB")]
+        job: Option<String>,
     },
 }
 

@@ -2,12 +2,14 @@
 //! exit code. May read the environment and the working folder, once. Must not act on the machine by itself.
 
 pub mod arguments;
+pub mod backups;
 pub mod client;
 pub mod demo;
 pub mod doctor;
 pub mod events;
 pub mod explain;
 pub mod init;
+pub mod jobs;
 pub mod render;
 pub mod settings;
 pub mod status;
@@ -32,13 +34,14 @@ use crate::host::clock::Moment;
 use crate::host::inventory::Platform;
 use crate::host::spawn;
 use crate::http::listen::SOCKET;
+use crate::jobs::child;
 use crate::journal::history::{self, Wanted};
 use crate::sampling::sampler::Sampler;
 use crate::snapshot::Snapshot;
 use crate::snapshot::explain::Explanation;
 use crate::supervisor::capture;
 
-use arguments::{Arguments, Command, Common, ConfigCommand, Output, WorkersCommand};
+use arguments::{Arguments, Command, Common, ConfigCommand, JobsCommand, Output, WorkersCommand};
 use client::{Client, ClientError};
 use render::Style;
 
@@ -68,6 +71,11 @@ pub fn main(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> u8 {
     if args.get(1).is_some_and(|word| word == capture::SUBCOMMAND) {
         let rest: Vec<String> = args.iter().skip(2).map(|word| word.to_string_lossy().into_owned()).collect();
         return capture::main(&rest);
+    }
+    // Nor is what a job runs in.
+    if args.get(1).is_some_and(|word| word == child::SUBCOMMAND) {
+        let rest: Vec<String> = args.iter().skip(2).map(|word| word.to_string_lossy().into_owned()).collect();
+        return child::main(&rest);
     }
     // Nor is what the demo starts.
     if args.get(1).is_some_and(|word| word == demo::part::SUBCOMMAND) {
@@ -112,6 +120,8 @@ impl Session {
             },
             Command::Status => self.status(),
             Command::Workers { command } => self.workers(command.unwrap_or(WorkersCommand::List)),
+            Command::Backups { command } => self.backups(command),
+            Command::Jobs { command } => self.jobs(command.unwrap_or(JobsCommand::List)),
             Command::Explain { of } => self.explain(of.as_deref()),
             Command::Events { follow, since, limit, names } => {
                 let since = since.map(|since| Moment::now().unix_seconds() - since.as_secs_f64());

@@ -19,6 +19,10 @@ pub fn render_status(snapshot: &Snapshot, now: Moment, style: Style) -> String {
     }
     lines.push(String::new());
     lines.extend(worker_lines(&snapshot.workers, style));
+    if !snapshot.jobs.is_empty() {
+        lines.push(String::new());
+        lines.extend(super::jobs::lines(&snapshot.jobs, now, style));
+    }
     let limitations = &snapshot.environment.limitations;
     if !limitations.is_empty() {
         lines.push(String::new());

@@ -1,6 +1,7 @@
 //! What changed between two settings, for `config_reloaded`.
 
-use super::settings::{DiskPolicy, Rule, Settings, Worker};
+use super::jobs::Kind;
+use super::settings::{DiskPolicy, Job, Rule, Settings, Worker};
 use super::tree::join;
 
 /// Names the fields that differ, each under its key.
@@ -36,7 +37,22 @@ impl Settings {
         rule(&mut list, "policy.memory", &old.memory.rule, &new.memory.rule);
         disks(&mut list, &old.disks, &new.disks);
         self.workers_diff(other, &mut list);
+        self.jobs_diff(other, &mut list);
         list
+    }
+
+    fn jobs_diff(&self, other: &Settings, list: &mut Vec<String>) {
+        let mut names: Vec<&str> = self.jobs.iter().chain(&other.jobs).map(|job| &*job.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        for name in names {
+            let key = join("jobs", name);
+            let of = |settings: &Settings| settings.jobs.iter().find(|job| &*job.name == name).cloned();
+            match (of(self), of(other)) {
+                (Some(old), Some(new)) => job(list, &key, &old, &new),
+                _ => list.push(key),
+            }
+        }
     }
 
     fn workers_diff(&self, other: &Settings, list: &mut Vec<String>) {
@@ -83,4 +99,22 @@ fn worker(list: &mut Vec<String>, key: &str, old: &Worker, new: &Worker) {
     compare!(list, key, old.process, new.process, umask, nice, ionice, affinity, oom_score_adj, merge_pages, rlimits);
     compare!(list, &join(key, "limits"), old.limits, new.limits, memory, cpu);
     compare!(list, &join(key, "recycle"), old.recycle, new.recycle, lifetime, requests, memory, sustain, leak, jitter, gap, overlap);
+}
+
+fn job(list: &mut Vec<String>, key: &str, old: &Job, new: &Job) {
+    compare!(list, key, old, new, schedule, timezone, jitter, timeout, catch_up, dry_run, after, lock);
+    compare!(list, &join(key, "when_high"), old.when_high, new.when_high, wait, then);
+    match (&old.kind, &new.kind) {
+        (Kind::Files(old), Kind::Files(new)) => {
+            compare!(list, key, old, new, paths, include, exclude, keep, min_age, max_total, max_files, prune_empty, groups, rate, owner);
+        }
+        (Kind::Sessions(old), Kind::Sessions(new)) => {
+            compare!(list, key, old, new, database, format, keep, second_look, longest_lock, archive, archive_keep, backed_up_in);
+        }
+        (Kind::Backup(old), Kind::Backup(new)) => {
+            compare!(list, key, old, new, databases, to, keep, keep_last, keep_daily, keep_weekly, keep_monthly, compress, verify);
+            compare!(list, key, old, new, key_file, longest_wal, longest_lock);
+        }
+        _ => list.push(join(key, "kind")),
+    }
 }

@@ -16,6 +16,10 @@ use super::units::{
     ProcessorList, ResourceAmount, RungName, SignalName, Size, Span, Variable, WebAddress,
 };
 
+mod jobs;
+
+pub use jobs::Job;
+
 /// Settings of Plimsoll.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -29,6 +33,9 @@ pub struct File {
     /// The programs looked after, each under its name: letters, digits, `-` and `_`.
     #[serde(default)]
     pub workers: BTreeMap<String, Worker>,
+    /// What is done again and again, each under its name: letters, digits, `-` and `_`.
+    #[serde(default)]
+    pub jobs: BTreeMap<String, Job>,
 }
 
 /// The daemon itself.

@@ -78,7 +78,7 @@ pub fn gather(sources: &Sources, known: &[String]) -> Result<Layers, Problems> {
         }
         list.push(Layer { origin: Origin::File(source), root });
     }
-    let mut above = variables(sources, &worker_names(list.iter()), known, &mut problems);
+    let mut above = variables(sources, &Names::of(&list), known, &mut problems);
     above.extend(arguments(sources, &mut problems));
     if !sources.command.is_empty() {
         let words = sources.command.iter().map(|word| Node::new(Tree::Scalar(Scalar::Text(word.clone())))).collect();
@@ -100,7 +100,7 @@ pub fn readable(sources: &Sources, known: &[String]) -> Vec<Layer> {
         let (source, root, _) = Source::parse(&path.display().to_string(), text);
         list.push(Layer { origin: Origin::File(source), root });
     }
-    list.extend(variables(sources, &[], known, &mut ignored));
+    list.extend(variables(sources, &Names::default(), known, &mut ignored));
     list.extend(arguments(sources, &mut ignored));
     list
 }
@@ -150,14 +150,27 @@ fn whole_file(path: &Path, message: String, denied: bool) -> Problems {
     Problems { list: vec![Problem { key: String::new(), place, message, allowed: None, suggestion: None }], denied }
 }
 
-/// Every worker any of the layers speaks of, once, in order.
-fn worker_names<'a>(layers: impl Iterator<Item = &'a Layer>) -> Vec<String> {
+/// The names people have given: a variable cannot spell them all.
+#[derive(Debug, Default)]
+struct Names {
+    workers: Vec<String>,
+    jobs: Vec<String>,
+}
+
+impl Names {
+    fn of(layers: &[Layer]) -> Names {
+        Names { workers: names_in(layers.iter(), "workers"), jobs: names_in(layers.iter(), "jobs") }
+    }
+}
+
+/// Everything any of the layers speaks of in a section, once, in order.
+fn names_in<'a>(layers: impl Iterator<Item = &'a Layer>, section: &str) -> Vec<String> {
     let mut names = BTreeSet::new();
     for layer in layers {
         if let Tree::Table(sections) = &layer.root.value
-            && let Some(Tree::Table(workers)) = sections.get("workers").map(|workers| &workers.value)
+            && let Some(Tree::Table(named)) = sections.get(section).map(|named| &named.value)
         {
-            names.extend(workers.keys().cloned());
+            names.extend(named.keys().cloned());
         }
     }
     names.into_iter().collect()
@@ -167,7 +180,7 @@ fn worker_names<'a>(layers: impl Iterator<Item = &'a Layer>) -> Vec<String> {
 ///
 /// Names without `__` are not settings (`PLIMSOLL_CONFIG`; Kubernetes makes `PLIMSOLL_SERVICE_HOST` for a service called
 /// plimsoll), but one that spells a setting with single underscores is a slip worth a word.
-fn variables(sources: &Sources, workers: &[String], known: &[String], problems: &mut Vec<Problem>) -> Vec<Layer> {
+fn variables(sources: &Sources, names: &Names, known: &[String], problems: &mut Vec<Problem>) -> Vec<Layer> {
     let mut layers = Vec::new();
     for (name, value) in &sources.env {
         let Some(rest) = name.strip_prefix(PREFIX) else { continue };
@@ -188,7 +201,7 @@ fn variables(sources: &Sources, workers: &[String], known: &[String], problems: 
             problems.push(too_deep(Place::Variable(name.clone())));
             continue;
         }
-        let keys = variable_keys(rest, workers);
+        let keys = variable_keys(rest, names);
         // A key may look like a number or a date; it is never anything but text.
         let node = if keys == ["http", "api_key"] { text_node(value) } else { Node::from_text(value) };
         layers.push(Layer { origin: Origin::Variable(name.clone()), root: node.under(&keys) });
@@ -204,17 +217,19 @@ fn text_node(value: &str) -> Node {
     Node::new(Tree::Scalar(Scalar::Text(value.to_owned())))
 }
 
-fn variable_keys(rest: &str, workers: &[String]) -> Vec<String> {
+fn variable_keys(rest: &str, names: &Names) -> Vec<String> {
     let mut keys: Vec<String> = Vec::new();
+    let named = |names: &[String], part: &str| {
+        let plain = |name: &str| name.to_ascii_lowercase().replace('-', "_");
+        names.iter().find(|name| plain(name) == plain(part)).cloned().unwrap_or_else(|| part.to_ascii_lowercase())
+    };
     for part in rest.split("__") {
         let key = match keys.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             // `VECTOR_DB` is the worker `vector-db`, if there is one.
-            ["workers"] => {
-                let plain = |name: &str| name.to_ascii_lowercase().replace('-', "_");
-                workers.iter().find(|name| plain(name) == plain(part)).cloned().unwrap_or_else(|| part.to_ascii_lowercase())
-            }
-            // Names of variables are as they are.
-            ["workers", _, "env", ..] => part.to_owned(),
+            ["workers"] => named(&names.workers, part),
+            ["jobs"] => named(&names.jobs, part),
+            // Names of variables and of tables are as they are.
+            ["workers", _, "env", ..] | ["jobs", _, "table", "children", ..] => part.to_owned(),
             _ => part.to_ascii_lowercase(),
         };
         keys.push(key);
@@ -321,7 +336,7 @@ fn seconds(value: &str) -> Option<Scalar> {
 
 /// The `replicas` that `GUNICORN_WORKERS` speaks of, if the file has not said how many itself.
 fn replicas_target(below: &[Layer], above: &[Layer]) -> Option<String> {
-    let names = worker_names(below.iter().chain(above));
+    let names = names_in(below.iter().chain(above), "workers");
     let name = match names.as_slice() {
         [only] => only,
         _ => ["web", "main"].into_iter().find_map(|usual| names.iter().find(|name| *name == usual))?,
@@ -344,8 +359,10 @@ mod tests {
 
     #[test]
     fn two_underscores_stand_for_the_dot() {
-        let workers = ["vector-db".to_owned(), "Web".to_owned()];
-        let cases: [(&str, &[&str]); 6] = [
+        let names = Names { workers: vec!["vector-db".to_owned(), "Web".to_owned()], jobs: vec!["audio-cleanup".to_owned()] };
+        let cases: [(&str, &[&str]); 8] = [
+            ("JOBS__AUDIO_CLEANUP__MAX_TOTAL", &["jobs", "audio-cleanup", "max_total"]),
+            ("JOBS__X__TABLE__CHILDREN__Messages", &["jobs", "x", "table", "children", "Messages"]),
             ("POLICY__MEMORY__HIGH", &["policy", "memory", "high"]),
             ("HTTP__API_KEY", &["http", "api_key"]),
             ("WORKERS__VECTOR_DB__REPLICAS", &["workers", "vector-db", "replicas"]),
@@ -354,7 +371,7 @@ mod tests {
             ("WORKERS__NEW__REPLICAS", &["workers", "new", "replicas"]),
         ];
         for (name, keys) in cases {
-            assert_eq!(variable_keys(name, &workers), keys, "{name}");
+            assert_eq!(variable_keys(name, &names), keys, "{name}");
         }
     }
 }

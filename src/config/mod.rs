@@ -8,6 +8,7 @@
 pub mod adopt;
 mod diff;
 pub mod env_file;
+
 mod file;
 mod layers;
 mod load;
@@ -18,6 +19,8 @@ mod show;
 mod text;
 mod tree;
 
+pub mod globs;
+pub mod jobs;
 pub mod problems;
 pub mod settings;
 pub mod units;
@@ -25,6 +28,6 @@ pub mod units;
 pub use layers::{ALIASES, BUILT_IN, Sources};
 pub use load::{Loaded, load, reload, runtime_dir, state_dir};
 pub use problems::{Place, Problem, Problems};
-pub use reference::{example, keys, reference, schema};
+pub use reference::{EXAMPLE_JOBS, example, keys, reference, schema};
 pub use settings::Settings;
 pub use show::Effective;

@@ -133,10 +133,15 @@ fn leaves<'a>(schema: &'a Schema, path: &str, order: &Node, visit: &mut impl FnM
     }
 }
 
+/// The jobs of the built-in file.
+pub const EXAMPLE_JOBS: [&str; 3] = ["audio-cleanup", "session-cleanup", "backup"];
+
 /// In the order the built-in file introduces them; what it does not name comes last.
 fn ordered<'a>(properties: &'a Map<String, Schema>, path: &str, order: &Node) -> Vec<(&'a String, &'a Schema)> {
-    let path = path.replace("[]", "[0]").replace('*', "web");
-    let place = |key: &str| super::tree::position(order, &join(&path, key)).unwrap_or(usize::MAX);
+    // Each kind of job has a table of its own there, with what is of use for it.
+    let names: &[&str] = if path.starts_with("jobs.") { &EXAMPLE_JOBS } else { &["web"] };
+    let paths: Vec<String> = names.iter().map(|name| path.replace("[]", "[0]").replace('*', name)).collect();
+    let place = |key: &str| paths.iter().find_map(|path| super::tree::position(order, &join(path, key))).unwrap_or(usize::MAX);
     let mut list: Vec<(&String, &Schema)> = properties.iter().collect();
     list.sort_by_key(|(key, _)| place(key));
     list

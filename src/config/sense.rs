@@ -12,7 +12,7 @@ use super::file::{self, File};
 use super::layers::Sources;
 use super::problems::{Place, Problem};
 use super::settings::{
-    Backoff, CpuPolicy, Daemon, DiskPolicy, EnvFile, Folder, Health, HostPaths, Http, Limits, Line, Lock, Log, MemberRules, Members,
+    Backoff, CpuPolicy, Daemon, DiskPolicy, EnvFile, Folder, Health, HostPaths, Http, Job, Limits, Line, Lock, Log, MemberRules, Members,
     MemoryPolicy, Output, OutputFile, Policy, ProcessSettings, Ready, ReadyBy, Recycle, Replicas, Restart, Rlimit, Rule, Rung, Sampling,
     Secret, Settings, Signal, Stop, Worker,
 };
@@ -23,6 +23,7 @@ use super::units::{
 };
 
 mod adopt;
+mod jobs;
 
 /// Works on the merged file; remembers what it finds.
 pub struct Sense<'a> {
@@ -47,7 +48,8 @@ impl Sense<'_> {
         let daemon = self.daemon(&file.daemon);
         let http = self.http(&file.http);
         let host = self.host(&file.host);
-        let policy = self.policy(&mut file.policy);
+        let jobs = self.jobs(file);
+        let policy = self.policy(&mut file.policy, &jobs);
         let workers = self.workers(file);
         Settings {
             daemon,
@@ -64,6 +66,7 @@ impl Sense<'_> {
             },
             policy,
             workers,
+            jobs,
             file: path.map(|path| self.sources.working_dir.join(path)),
         }
     }
@@ -177,14 +180,14 @@ impl Sense<'_> {
         }
     }
 
-    fn policy(&mut self, policy: &mut file::Policy) -> Policy {
+    fn policy(&mut self, policy: &mut file::Policy, jobs: &[Arc<Job>]) -> Policy {
         let cpu = self.cpu(&mut policy.cpu);
         let memory = self.memory(&mut policy.memory);
         let mut disks: Vec<DiskPolicy> = Vec::new();
         // Paths are compared as the kernel sees them: "/data" and "/data/" are one.
         let mut seen: Vec<PathBuf> = Vec::new();
         for (index, disk) in policy.disks.iter_mut().enumerate() {
-            let judged = self.disk(index, disk);
+            let judged = self.disk(index, disk, jobs);
             let real = canonical(&judged.path).and_then(Result::ok).unwrap_or_else(|| judged.path.clone());
             if !disk.path.is_empty() && seen.contains(&real) {
                 let key = format!("{}.path", self.item("policy.disks", index));
@@ -214,8 +217,8 @@ impl Sense<'_> {
             low: cpu.low.line(),
             critical: cpu.critical.map(CoresLine::line),
             sustain: cpu.sustain.duration(),
-            on_high: self.ladder("policy.cpu.on_high", &cpu.on_high, &CPU_RUNGS),
-            on_critical: self.ladder("policy.cpu.on_critical", &cpu.on_critical, &CPU_RUNGS),
+            on_high: self.ladder("policy.cpu.on_high", &cpu.on_high, &CPU_RUNGS, None),
+            on_critical: self.ladder("policy.cpu.on_critical", &cpu.on_critical, &CPU_RUNGS, None),
         };
         CpuPolicy { limit, rule }
     }
@@ -242,13 +245,13 @@ impl Sense<'_> {
             low: memory.low.line(),
             critical: critical.map(BytesLine::line),
             sustain: memory.sustain.duration(),
-            on_high: self.ladder("policy.memory.on_high", &memory.on_high, &MEMORY_RUNGS),
-            on_critical: self.ladder("policy.memory.on_critical", &memory.on_critical, &MEMORY_RUNGS),
+            on_high: self.ladder("policy.memory.on_high", &memory.on_high, &MEMORY_RUNGS, None),
+            on_critical: self.ladder("policy.memory.on_critical", &memory.on_critical, &MEMORY_RUNGS, None),
         };
         MemoryPolicy { limit, rule }
     }
 
-    fn disk(&mut self, index: usize, disk: &mut file::Disk) -> DiskPolicy {
+    fn disk(&mut self, index: usize, disk: &mut file::Disk, jobs: &[Arc<Job>]) -> DiskPolicy {
         let key = self.item("policy.disks", index);
         let low = *disk.low.get_or_insert_with(|| {
             let usual = BytesLine::Percent(Percent(75.0));
@@ -274,8 +277,8 @@ impl Sense<'_> {
             low: low.line(),
             critical: disk.critical.map(BytesLine::line),
             sustain: disk.sustain.duration(),
-            on_high: self.ladder(&format!("{key}.on_high"), &disk.on_high, &DISK_RUNGS),
-            on_critical: self.ladder(&format!("{key}.on_critical"), &disk.on_critical, &DISK_RUNGS),
+            on_high: self.ladder(&format!("{key}.on_high"), &disk.on_high, &DISK_RUNGS, Some(jobs)),
+            on_critical: self.ladder(&format!("{key}.on_critical"), &disk.on_critical, &DISK_RUNGS, Some(jobs)),
         };
         DiskPolicy { path, rule }
     }
@@ -326,13 +329,18 @@ impl Sense<'_> {
         }
     }
 
-    fn ladder(&mut self, key: &str, names: &[RungName], here: &[&str]) -> Vec<Rung> {
+    /// `jobs` are those that can be run for this resource: only what is on a disk can be deleted.
+    fn ladder(&mut self, key: &str, names: &[RungName], here: &[&str], jobs: Option<&[Arc<Job>]>) -> Vec<Rung> {
         let mut rungs: Vec<Rung> = Vec::new();
         for (index, RungName(name)) in names.iter().enumerate() {
             let item = self.item(key, index);
             let allowed = here.iter().map(|word| format!("\"{word}\"")).collect::<Vec<_>>().join(", ");
             if let Some(job) = name.strip_prefix("job:") {
-                self.refuse(&item, format!("there is no job \"{job}\""), &allowed);
+                let rung = self.rung_of_job(&item, name, job, &allowed, jobs);
+                if rungs.contains(&rung) {
+                    self.refuse(&item, format!("\"{name}\" is there twice"), "each rung once");
+                }
+                rungs.push(rung);
                 continue;
             }
             if RUNGS.contains(&name.as_str()) && !here.contains(&name.as_str()) {
@@ -352,6 +360,27 @@ impl Sense<'_> {
             rungs.push(rung);
         }
         rungs
+    }
+
+    fn rung_of_job(&mut self, item: &str, name: &str, job: &str, allowed: &str, jobs: Option<&[Arc<Job>]>) -> Rung {
+        let Some(jobs) = jobs else {
+            self.refuse(item, format!("\"{name}\" does nothing for this resource"), allowed);
+            return Rung::Job(Arc::from(job));
+        };
+        match jobs.iter().find(|known| *known.name == *job) {
+            Some(known) if !known.kind.frees_disk() => {
+                self.refuse(item, format!("\"{name}\" makes copies and frees nothing"), "a job that deletes");
+            }
+            Some(_) => {}
+            None => {
+                let names: Vec<&str> = jobs.iter().map(|job| &*job.name).collect();
+                let suggestion = nearest(job, names.iter().copied()).map(|near| format!("job:{near}"));
+                let allowed = names.iter().fold(allowed.to_owned(), |all, name| format!("{all}, \"job:{name}\""));
+                let place = self.place(item);
+                self.push(item, place, format!("there is no job \"{job}\""), &allowed, suggestion);
+            }
+        }
+        Rung::Job(Arc::from(job))
     }
 
     fn workers(&mut self, file: &File) -> Vec<Arc<Worker>> {

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use super::adopt::{Adopt, AdoptBy};
+pub use super::jobs::Job;
 pub use super::units::{IoPriority, ListenAddress, WebAddress};
 
 /// Everything that can be set, checked and with its defaults filled in.
@@ -23,6 +24,8 @@ pub struct Settings {
     pub policy: Policy,
     /// In the order of their names.
     pub workers: Vec<Arc<Worker>>,
+    /// In the order of their names.
+    pub jobs: Vec<Arc<Job>>,
     /// The file the settings came from, if there was one.
     pub file: Option<PathBuf>,
 }
@@ -124,7 +127,7 @@ impl std::fmt::Debug for Secret {
 }
 
 /// Where the kernel is reached, so that a whole machine can be a folder.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostPaths {
     /// `/proc`
     pub proc: PathBuf,

@@ -15,7 +15,7 @@ use super::units::{self, Scalar, Span, Unfit, Unit as _, Variable, nearest};
 type AsksNothing = fn(&Tree) -> bool;
 
 /// Keys of the design that this version does not carry out yet, and the values of theirs that are taken nevertheless.
-const LATER: [(&str, AsksNothing); 2] = [("jobs", is_empty), ("gateway", is_empty)];
+const LATER: [(&str, AsksNothing); 1] = [("gateway", is_empty)];
 
 fn is_empty(value: &Tree) -> bool {
     match value {
@@ -95,9 +95,9 @@ impl Examination<'_> {
         true
     }
 
-    /// The names of workers and of variables are the user's own, within limits.
+    /// The names of workers, of jobs and of variables are the user's own, within limits.
     fn name_fits(&mut self, entry: &Node, path: &str, name: &str) -> bool {
-        let (good, allowed) = if path == "workers" {
+        let (good, allowed) = if ["workers", "jobs"].contains(&path) {
             let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
             (!name.is_empty() && name.len() <= 64 && name.chars().all(plain), "letters, digits, - and _, at most 64 of them")
         } else {

@@ -147,6 +147,7 @@ unit!(
     ProcessorList,
     IoPriority,
     WebAddress,
+    Compression,
     Variable
 );
 
@@ -715,6 +716,46 @@ impl Unit for RungName {
 
     fn write(&self) -> Scalar {
         Scalar::Text(self.0.clone())
+    }
+}
+
+/// How a copy is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    /// 1 to 19.
+    Zstd(i32),
+}
+
+/// What `zstd` alone means.
+const USUAL_ZSTD: i32 = 3;
+
+impl Unit for Compression {
+    const NAME: &'static str = "compression";
+    const ALLOWED: &'static str = "\"zstd\", \"zstd:1\" (fastest) to \"zstd:19\" (smallest, and takes much memory), or \"none\"";
+    const TYPES: &'static [&'static str] = &["string"];
+    const PATTERN: &'static str = r"^(none|zstd(:([1-9]|1[0-9]))?)$";
+
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
+        let Scalar::Text(text) = value else { return Err(not_text()) };
+        match text.as_str() {
+            "none" => Ok(Compression::None),
+            "zstd" => Ok(Compression::Zstd(USUAL_ZSTD)),
+            other => {
+                let level = other.strip_prefix("zstd:").and_then(|level| level.parse().ok()).filter(|level| (1..=19).contains(level));
+                level
+                    .map(Compression::Zstd)
+                    .ok_or_else(|| Unfit { meant: nearest(other, ["zstd", "none"]).map(str::to_owned), ..Unfit::plain() })
+            }
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(match self {
+            Compression::None => "none".to_owned(),
+            Compression::Zstd(USUAL_ZSTD) => "zstd".to_owned(),
+            Compression::Zstd(level) => format!("zstd:{level}"),
+        })
     }
 }
 

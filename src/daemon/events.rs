@@ -4,7 +4,7 @@ use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
 use crate::config::settings::Signal;
 use crate::host::process::signal_name;
-use crate::http::control::{Command, WorkerCommand};
+use crate::http::control::{Command, JobCommand, WorkerCommand};
 
 /// What the loop is to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,7 @@ pub enum Order {
     /// Pass it on to the command of `run -- COMMAND`.
     Forward(Signal),
     Worker(WorkerCommand),
+    Job(JobCommand),
     /// Become the program we were started from, as it is now.
     Upgrade,
 }
@@ -46,5 +47,6 @@ pub fn of_command(command: &Command) -> Order {
         Command::Shutdown => Order::Stop("asked over the control socket".to_owned()),
         Command::Upgrade => Order::Upgrade,
         Command::Worker(command) => Order::Worker(command.clone()),
+        Command::Job(command) => Order::Job(command.clone()),
     }
 }

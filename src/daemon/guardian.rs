@@ -36,6 +36,7 @@ use super::bell::Bell;
 use super::explain::Chronicle;
 use super::folders::Folders;
 use super::foretold::Foretold;
+use super::jobs::Jobs;
 use super::pacing::Pace;
 use super::picture::OwnUse;
 use super::rationing::Ration;
@@ -65,6 +66,7 @@ pub struct Guardian {
     pub prepared: Prepared,
     /// Who lives on of an earlier daemon, until the workers are begun with.
     pub leftovers: Vec<Leftover>,
+    pub jobs: Jobs,
 
     // What the outside sees.
     pub journal: Journal,

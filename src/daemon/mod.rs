@@ -11,6 +11,7 @@ pub mod explain;
 pub mod folders;
 pub mod foretold;
 pub mod guardian;
+pub mod jobs;
 pub mod members;
 pub mod pacing;
 pub mod picture;

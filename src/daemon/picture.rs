@@ -56,6 +56,7 @@ impl Guardian {
         write_each(&mut into.disks, self.readings.disks.iter(), write_disk);
         self.write_policy(&mut into.policy);
         self.write_workers(now, &mut into.workers);
+        into.jobs.clone_from(self.jobs.published());
         self.write_counters(&mut into.counters);
     }
 

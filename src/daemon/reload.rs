@@ -74,6 +74,8 @@ impl Guardian {
                 self.planner.apply(&self.settings);
                 let (workers, cores) = (self.settings.workers.clone(), self.cpu_limit());
                 self.supervisor.apply(&workers, prepared, cores, now);
+                self.apply_jobs(now);
+                self.tend_jobs(now);
                 if let Err(detail) = self.throttle.apply(&self.supervisor, now.steady) {
                     self.tell(&[Event::Degraded { part: "undo", detail }], now);
                 }

@@ -62,6 +62,7 @@ impl Guardian {
         self.supervisor.reap_strangers(now, &mut events);
         self.supervisor.advance(now, &mut events);
         self.answer_the_waiting(now);
+        self.tend_jobs(now);
         if self.underway.is_some() {
             self.conclude_trial(now);
         }
@@ -88,6 +89,7 @@ impl Guardian {
             }
             self.supervisor.outputs.tend(now);
             self.tick(now);
+            self.tend_jobs(now);
             self.look_at_program(now);
             self.open_doors(now);
             if !self.settled {
@@ -138,6 +140,7 @@ impl Guardian {
             events.push(Event::Upgraded { from, to: env!("CARGO_PKG_VERSION"), unguarded_seconds, workers: lives.unwrap_or(count) });
         }
         self.tell(&events, now);
+        self.begin_jobs(now);
     }
 
     /// Serves what is asked, from the first full tick on. A machine that has no thread left to give is asked again each tick.
@@ -193,6 +196,7 @@ impl Guardian {
         if let Some(underway) = &mut self.underway {
             others.retain(|exit| !underway.note_ended(exit));
         }
+        self.jobs.note_ended(&mut others);
         let others: Vec<i32> = others.iter().map(|exit| exit.pid).collect();
         self.supervisor.outputs.note_ended(&others, now, events);
         let Some(ended) = self.sentinel.take_if(|sentinel| others.contains(&sentinel.pid())) else { return };
@@ -262,6 +266,12 @@ impl Guardian {
                 }
                 return None;
             }
+            Order::Job(command) => {
+                if let Some(request) = request {
+                    self.begin_job_command(&command, request, now);
+                }
+                return None;
+            }
             Order::Upgrade => {
                 self.begin_upgrade(upgrade::ASKED, request, now);
                 return None;
@@ -294,7 +304,8 @@ impl Guardian {
 
     /// Waits for a signal, a request, or the next thing that is due.
     pub fn wait(&mut self) {
-        let now = Moment::now().steady;
+        let moment = Moment::now();
+        let now = moment.steady;
         let due = [
             Some(self.tally.next_tick),
             self.pace.next_glance(),
@@ -304,6 +315,7 @@ impl Guardian {
             self.supervisor.next_deadline(),
             self.next_answer(),
             self.underway.as_ref().and_then(Underway::deadline),
+            self.jobs.next_deadline(moment),
         ];
         let left = due.into_iter().flatten().min().unwrap_or(now).saturating_sub(now);
         self.wait_for(left);

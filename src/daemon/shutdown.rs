@@ -1,4 +1,4 @@
-//! The end, in a fixed order: let everybody go, stop workers, write out what they have printed, undo, close the doors, write out the record. A step that
+//! The end, in a fixed order: let everybody go, stop jobs at a safe point, stop workers, write out what they have printed, undo, close the doors, write out the record. A step that
 //! fails does not stop the next; each is told; the exit code is that of the reason, not of the steps (seeds row C3).
 
 use std::time::Duration;
@@ -11,6 +11,7 @@ use crate::http::listen::{self, SOCKET};
 use crate::journal::Event;
 
 use super::guardian::Guardian;
+use super::jobs::running::GRACE;
 use super::run::counted;
 
 /// While workers are being stopped they are looked at this often at least.
@@ -41,6 +42,7 @@ impl Guardian {
             guardian.tell(&events, now);
             result.map(|count| format!("held and now free: {}", counted(count)))
         });
+        self.step("jobs", |guardian| guardian.stop_jobs(deadline.min(begun.steady + GRACE)));
         self.step("workers", |guardian| guardian.stop_workers(deadline));
         self.step("output", Guardian::end_output);
         self.step("undo", |guardian| {

@@ -52,7 +52,7 @@ impl Guardian {
         self.list_candidates(now, &mut candidates);
         self.look_at_grasps(&verdicts, &mut candidates, now);
         let Plan { actions, refusals, measured } = self.planner.plan(&verdicts, &self.readings, &candidates, now);
-        let effects = self.perform(actions, now);
+        let effects = self.perform(actions, &verdicts, now);
         self.planner.note(effects.iter().map(|effect| (&effect.action, &effect.outcome)), now);
 
         let mut events = self.changes(&verdicts);
@@ -127,11 +127,16 @@ impl Guardian {
         effective.into_iter().chain(asked).min()
     }
 
-    fn perform(&mut self, actions: Vec<Action>, begun: Moment) -> Vec<Effect> {
+    fn perform(&mut self, actions: Vec<Action>, verdicts: &[Verdict], begun: Moment) -> Vec<Effect> {
         let mut effects = Vec::with_capacity(actions.len());
         for action in actions {
             if action.deed.rung().is_some_and(|rung| rung.is_drastic()) && !self.still_needed(&action) {
                 effects.push(Effect { action, at: begun, took: Duration::ZERO, outcome: Outcome::Gone });
+                continue;
+            }
+            if let (Deed::Job(name), false) = (&action.deed, self.settings.policy.dry_run) {
+                let outcome = self.relieve_disk(&name.clone(), over_line(&action.resource, verdicts), begun);
+                effects.push(Effect { action, at: begun, took: Duration::ZERO, outcome });
                 continue;
             }
             let hands = Hands { supervisor: &mut self.supervisor, throttle: &mut self.throttle, brake: &mut self.brake };
@@ -497,6 +502,14 @@ impl Guardian {
         let name = |slot| self.supervisor.replica(slot).map(|replica| format!("{}.{}", replica.worker.name, replica.index));
         slots.into_iter().filter_map(name).collect()
     }
+}
+
+/// How many bytes are to be freed until a resource is under its line again.
+fn over_line(resource: &Resource, verdicts: &[Verdict]) -> u64 {
+    let verdict = verdicts.iter().find(|verdict| verdict.resource == *resource);
+    let over = verdict.and_then(|verdict| Some(verdict.used? - verdict.low * verdict.limit?));
+    // Not negative, and far below what a u64 holds.
+    over.map_or(0, |bytes| bytes.max(0.0) as u64)
 }
 
 /// Why a replica is to be replaced without anything being over a line, if it is not about to be already.

@@ -348,6 +348,7 @@ impl Guardian {
         let mut events = Vec::new();
         self.note_released("the daemon replaces itself", now, &mut events);
         self.tell(&events, now);
+        self.leave_jobs(now);
         for waiting in self.waiting.drain(..) {
             waiting.tell(Answer::Waits("the daemon to replace itself; ask again".to_owned()));
         }

@@ -31,6 +31,7 @@ use crate::http::control::CommandQueue;
 use crate::http::listen::{self, ListenError, SOCKET};
 use crate::http::server::{Limits, Parts};
 use crate::journal::history::History;
+use crate::journal::runs::{self, Known};
 use crate::journal::{Event, Journal, log};
 use crate::policy::Engine;
 use crate::response::Planner;
@@ -46,6 +47,7 @@ use super::bell::Bell;
 use super::explain::Chronicle;
 use super::folders::{self, FolderError, Folders};
 use super::guardian::{Guardian, Spare, Tally};
+use super::jobs::{Jobs, REMEMBERED};
 use super::pacing::Pace;
 use super::renewal::{self, Watch};
 use super::self_watch::SelfWatch;
@@ -204,6 +206,11 @@ pub fn wire(
         supervisor.note_strangers();
     }
 
+    // Before somebody writes to it. What cannot be read is told of by whoever writes.
+    let known = match (&folders.stateless, settings.jobs.is_empty()) {
+        (None, false) => runs::read(&folders.state, REMEMBERED as u32).unwrap_or_default(),
+        _ => Known::default(),
+    };
     let history = match &folders.stateless {
         None => History::start(&folders.state, now, env!("CARGO_PKG_VERSION"), std::process::id()).ok(),
         Some(why) => {
@@ -230,6 +237,8 @@ pub fn wire(
         limits: Limits::default(),
     };
 
+    let bell = wake.clone();
+    let jobs = Jobs::new(&settings, &known, &folders.state, Arc::new(move || ring_bell(&bell)), now);
     let engine = Engine::new(&settings);
     let planner = Planner::new(&settings);
     for event in &early {
@@ -254,6 +263,7 @@ pub fn wire(
         members: BTreeMap::new(),
         prepared,
         leftovers,
+        jobs,
         env,
         parcel,
         leavings: inherited.leavings,

@@ -29,6 +29,16 @@ pub fn find(user: &str, group: Option<&str>) -> io::Result<Account> {
     resolve(user, group, &text_of(USERS), &text_of(GROUPS))
 }
 
+/// Where the users of this machine are at home, as far as that is a folder of their own.
+pub fn homes() -> Vec<PathBuf> {
+    homes_in(&text_of(USERS))
+}
+
+fn homes_in(users: &str) -> Vec<PathBuf> {
+    let homes = users.lines().filter_map(user_of).map(|(.., home)| PathBuf::from(home));
+    homes.filter(|home| home.is_absolute() && home.parent().is_some()).collect()
+}
+
 /// By bytes: a comment in another encoding hides nobody.
 fn text_of(file: &str) -> String {
     String::from_utf8_lossy(&std::fs::read(file).unwrap_or_default()).into_owned()
@@ -116,6 +126,12 @@ mod tests {
         assert_eq!(resolve("bare", None, PASSWD, GROUP).unwrap().home, Path::new("/"));
         let nobodys = Account { uid: 4242, gid: 4242, groups: vec![4242], home: "/".into(), name: "4242".into() };
         assert_eq!(resolve("4242", None, PASSWD, GROUP).unwrap(), nobodys, "an image without accounts");
+    }
+
+    #[test]
+    fn homes_are_folders_of_their_own() {
+        assert_eq!(homes_in(PASSWD), ["/root", "/home/app", "/tmp"].map(PathBuf::from));
+        assert!(homes_in("nobody:x:65534:65534::/:/bin/sh\nodd:x:5:5::here:/bin/sh\n").is_empty());
     }
 
     #[test]

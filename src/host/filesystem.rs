@@ -30,6 +30,16 @@ pub fn space(path: &Path) -> Result<Space, Errno> {
     })
 }
 
+/// What `statfs` says of filesystems whose files go with the machine or the container.
+const FLEETING: [(rustix::fs::FsWord, &str); 3] =
+    [(0x0102_1994, "in memory (tmpfs)"), (0x8584_58f6, "in memory (ramfs)"), (0x794c_7630, "in the container's own layer (overlay)")];
+
+/// Where `path` lies, in words, if what is there does not outlive the machine or the container. May hang like [`space`].
+pub fn fleeting(path: &Path) -> Option<&'static str> {
+    let kind = rustix::fs::statfs(path).ok()?.f_type;
+    FLEETING.iter().find(|(known, _)| *known == kind).map(|(_, words)| *words)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

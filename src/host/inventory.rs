@@ -18,6 +18,15 @@ pub struct Inventory {
     pub booted_at: Option<u64>,
 }
 
+/// What tells this machine from others, and stays: the machine's id, else its name.
+pub fn machine_id() -> String {
+    let id = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    match id.trim() {
+        "" => rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        id => id.to_owned(),
+    }
+}
+
 /// A mounted filesystem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {

@@ -4,10 +4,12 @@
 
 pub mod accounts;
 pub mod advice;
+pub mod beneath;
 pub mod cgroupfs;
 pub mod clock;
 pub mod cputime;
 pub mod diag;
+pub mod durable;
 pub mod filesystem;
 pub mod folder;
 pub mod foreign;
@@ -21,6 +23,7 @@ pub mod kept;
 pub mod ksm;
 pub mod memory_group;
 pub mod mounts;
+pub mod open_files;
 pub mod pages;
 pub mod paths;
 pub mod probe;
@@ -28,6 +31,7 @@ pub mod process;
 pub mod procfs;
 pub mod program;
 pub mod psi;
+pub mod random;
 pub mod scan;
 pub mod scheduling;
 pub mod sockets;

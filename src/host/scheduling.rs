@@ -36,6 +36,38 @@ pub fn run_first(layout: &Layout) -> Result<(), String> {
     }
 }
 
+/// How far a process steps behind all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behind {
+    /// It runs when nobody else wants the processor or the disk.
+    Everybody,
+    /// It is slower than others but goes on: for who holds a lock that somebody in front of it may wait for.
+    Ordinary,
+}
+
+/// As `ioprio_set(2)` takes it: the class above the level.
+const IO_IDLE: libc::c_int = 3 << 13;
+const IO_LAST_OF_ORDINARY: libc::c_int = (2 << 13) | 7;
+
+/// From now on the calling process, which has one thread yet, and what it starts run behind others. Nobody is refused that; where
+/// the kernel does not know it, it runs as it did.
+pub fn step_behind(behind: Behind) {
+    let (nice, io) = match behind {
+        Behind::Everybody => (19, IO_IDLE),
+        Behind::Ordinary => (5, IO_LAST_OF_ORDINARY),
+    };
+    // SAFETY: sched_param is plain data for which all zeros is a valid value.
+    let param: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: takes plain numbers about the calling process; the pointer is to a live local.
+    unsafe {
+        if behind == Behind::Everybody {
+            libc::sched_setscheduler(0, libc::SCHED_IDLE, &param);
+        }
+        libc::setpriority(libc::PRIO_PROCESS, 0, nice);
+        libc::syscall(libc::SYS_ioprio_set, 1, 0, io);
+    }
+}
+
 /// Starts threads that no signal is ever delivered to: they are all the main thread's to hear. A signal that another thread takes
 /// while the daemon becomes another program would be lost.
 pub fn deaf_to_signals<T>(spawn: impl FnOnce() -> T) -> T {

@@ -25,9 +25,22 @@ pub enum Command {
     /// End in order, as after SIGTERM.
     Shutdown,
     Worker(WorkerCommand),
+    Job(JobCommand),
     /// Become the program the daemon was started from, as it is now. Never another: whoever may ask over the network may not choose
     /// what is executed.
     Upgrade,
+}
+
+/// A job is to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobCommand {
+    pub job: Arc<str>,
+    /// The plan alone.
+    pub dry_run: bool,
+    /// Somebody has looked at the plan: no brake holds it.
+    pub yes: bool,
+    /// How long whoever asked waits for its end; as long as it may take unless set.
+    pub wait: Option<Duration>,
 }
 
 /// Something a worker is to do, or one replica of it.
@@ -69,6 +82,8 @@ pub enum Requests {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Done(String),
+    /// As above, with all that is to be said.
+    Data(serde_json::Value),
     /// The daemon is about to become another program, and who asked may look for that.
     Becoming(String),
     /// There is nothing of that name.

@@ -9,6 +9,7 @@ mod dashboard;
 pub mod ending;
 pub mod events;
 mod health;
+mod jobs;
 pub mod listen;
 mod patient;
 mod problem;

@@ -54,6 +54,9 @@ pub fn router(shared: Shared) -> Router {
         .route("/admin/throttle", get(throttle::answer))
         .route("/admin/workers", get(workers))
         .route("/admin/workers/{name}/{verb}", post(super::workers::command))
+        .route("/admin/jobs", get(super::jobs::list))
+        .route("/admin/jobs/{name}/runs", get(super::jobs::runs))
+        .route("/admin/jobs/{name}/run", post(super::jobs::run))
         .route("/admin/explain", get(explain))
         .route("/admin/events", get(feed))
         .route("/admin/config", get(config))
@@ -185,6 +188,7 @@ async fn cache_invalidate(State(shared): State<Shared>) -> Result<Response, Prob
 /// The loop's word.
 pub enum Told {
     Done(String),
+    Data(Value),
     Waits(String),
     Becoming(String),
 }
@@ -192,6 +196,7 @@ pub enum Told {
 impl Told {
     fn words(self) -> String {
         match self {
+            Told::Data(value) => value.get("message").and_then(Value::as_str).unwrap_or("done").to_owned(),
             Told::Done(words) | Told::Waits(words) | Told::Becoming(words) => words,
         }
     }
@@ -222,6 +227,7 @@ pub async fn ask(shared: &Shared, command: Command, patience: Option<Duration>) 
     };
     match answer {
         Ok(Ok(Answer::Done(message))) => Ok(Told::Done(message)),
+        Ok(Ok(Answer::Data(value))) => Ok(Told::Data(value)),
         Ok(Ok(Answer::Becoming(what))) => Ok(Told::Becoming(what)),
         Ok(Ok(Answer::Waits(what))) => Ok(Told::Waits(what)),
         Ok(Ok(Answer::Unknown(message))) => Err(Problem::new(StatusCode::NOT_FOUND, "not_found", message)),

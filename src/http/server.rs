@@ -12,6 +12,9 @@
 //! | `GET /admin/throttle?wait=300s` | guarded | `{throttled, resources, retry_after_s}` |
 //! | `GET /admin/workers` | guarded | the workers of the snapshot |
 //! | `POST /admin/workers/NAME/VERB` | guarded | start, stop, restart, recycle, scale, signal, shed, requests |
+//! | `GET /admin/jobs` | guarded | the jobs of the snapshot |
+//! | `GET /admin/jobs/NAME/runs` | guarded | how its last runs ended, the latest first |
+//! | `POST /admin/jobs/NAME/run?dry_run=true&yes=true&wait=30s` | guarded | runs it now, and answers when it has ended |
 //! | `GET /admin/explain?of=NAME` | guarded | how one thing, or everything, is and why |
 //! | `GET /admin/events?follow=true&after=N` | guarded | events after number N, or a stream of them |
 //! | `GET /admin/config` | guarded | the effective settings without secrets |

@@ -73,6 +73,7 @@ pub async fn command(
     let command = WorkerCommand { worker: Arc::from(worker), replica: given.replica, verb, wait };
     // The loop answers when their patience is over; nobody waits for longer than that.
     match ask(&shared, Command::Worker(command), None).await? {
+        Told::Data(value) => Ok(Json(value).into_response()),
         Told::Done(message) | Told::Becoming(message) => Ok(Json(json!({ "done": true, "message": message })).into_response()),
         Told::Waits(what) => {
             let message = format!("begun; waits for {what}");

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
+use super::runs;
 use crate::host::clock::Moment;
 use crate::host::scheduling;
 
@@ -18,13 +19,15 @@ use crate::host::scheduling;
 const QUEUE: usize = 1024;
 /// What is older is deleted.
 const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Runs of jobs are few, and asked for later.
+const KEEP_RUNS: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How often old rows are looked for.
 const UPKEEP_EVERY: Duration = Duration::from_secs(3600);
 /// How long after a failure the database is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// The name of the database in its folder.
-const FILE: &str = "plimsoll.db";
+pub(super) const FILE: &str = "plimsoll.db";
 
 const SCHEMA: &str = "
     CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, started REAL NOT NULL, ended REAL, version TEXT NOT NULL, pid INTEGER NOT NULL);
@@ -32,8 +35,10 @@ const SCHEMA: &str = "
     CREATE INDEX IF NOT EXISTS events_at ON events (at);
     CREATE TABLE IF NOT EXISTS samples (id INTEGER PRIMARY KEY, run INTEGER NOT NULL, at REAL NOT NULL, resource TEXT NOT NULL, used REAL, lim REAL);
     CREATE INDEX IF NOT EXISTS samples_at ON samples (at);
-    PRAGMA user_version = 1;
 ";
+
+/// Of the tables. 1: the record; 2: jobs too.
+const VERSION: i64 = 2;
 
 /// Which events of the record are wanted.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -90,7 +95,7 @@ fn select(path: &Path, wanted: &Wanted) -> rusqlite::Result<Vec<serde_json::Valu
 }
 
 /// The file as SQLite is to open it. With no log of changes beside it nobody writes, and it is read without making any file.
-fn address(path: &Path) -> String {
+pub(super) fn address(path: &Path) -> String {
     let mut text = String::from("file:");
     for byte in path.as_os_str().as_encoded_bytes() {
         match byte {
@@ -104,6 +109,7 @@ fn address(path: &Path) -> String {
 enum Entry {
     Event { at: f64, name: &'static str, body: String },
     Sample { at: f64, resource: String, used: Option<f64>, limit: Option<f64> },
+    Job(runs::Entry),
     End { at: f64 },
 }
 
@@ -144,6 +150,11 @@ impl History {
     /// `used` and `limit` in cores or bytes.
     pub fn sample(&self, now: Moment, resource: &str, used: Option<f64>, limit: Option<f64>) {
         self.send(Entry::Sample { at: now.unix_seconds(), resource: resource.to_owned(), used, limit });
+    }
+
+    /// Something about a job.
+    pub fn job(&self, entry: runs::Entry) {
+        self.send(Entry::Job(entry));
     }
 
     fn send(&self, entry: Entry) {
@@ -241,6 +252,7 @@ impl Writer {
                         transaction.prepare_cached("INSERT INTO samples (run, at, resource, used, lim) VALUES (?1, ?2, ?3, ?4, ?5)")?;
                     insert.execute(params![run, at, resource, used, limit])?;
                 }
+                Entry::Job(entry) => runs::write(&transaction, entry)?,
                 Entry::End { at } => {
                     transaction.execute("UPDATE runs SET ended = ?1 WHERE id = ?2", params![at, run])?;
                 }
@@ -251,6 +263,7 @@ impl Writer {
             for table in ["events", "samples"] {
                 transaction.execute(&format!("DELETE FROM {table} WHERE at < ?1"), params![oldest])?;
             }
+            runs::tidy(&transaction, now.unix_seconds() - KEEP_RUNS.as_secs_f64())?;
             transaction.execute("DELETE FROM runs WHERE coalesce(ended, started) < ?1 AND id <> ?2", params![oldest, run])?;
         }
         transaction.commit()
@@ -272,6 +285,14 @@ impl Writer {
 }
 
 fn open(path: &Path, started: f64, version: &str, pid: u32) -> rusqlite::Result<(Connection, i64)> {
+    let connection = connect(path)?;
+    connection.execute("INSERT INTO runs (started, version, pid) VALUES (?1, ?2, ?3)", params![started, version, pid])?;
+    let run = connection.last_insert_rowid();
+    Ok((connection, run))
+}
+
+/// Opens the database, makes it where it is not there, and adds the tables that an earlier version did not have.
+pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_secs(2))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -279,10 +300,16 @@ fn open(path: &Path, started: f64, version: &str, pid: u32) -> rusqlite::Result<
     connection.pragma_update(None, "journal_size_limit", 1 << 20)?;
     // The daemon is small: a quarter of a megabyte of pages is plenty for appending.
     connection.pragma_update(None, "cache_size", -256)?;
-    connection.execute_batch(SCHEMA)?;
-    connection.execute("INSERT INTO runs (started, version, pid) VALUES (?1, ?2, ?3)", params![started, version, pid])?;
-    let run = connection.last_insert_rowid();
-    Ok((connection, run))
+    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    let tables = connection.unchecked_transaction()?;
+    tables.execute_batch(SCHEMA)?;
+    tables.execute_batch(runs::SCHEMA)?;
+    // A later version has what we have, and knows what it has besides.
+    if version < VERSION {
+        tables.pragma_update(None, "user_version", VERSION)?;
+    }
+    tables.commit()?;
+    Ok(connection)
 }
 
 #[cfg(test)]

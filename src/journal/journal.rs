@@ -63,6 +63,12 @@ impl Journal {
         event.log();
         let mut value = serde_json::to_value(event).unwrap_or_default();
         if let Some(fields) = value.as_object_mut() {
+            // What a run said of itself stands beside what is said of it, and never in its place.
+            if let Some(serde_json::Value::Object(said)) = fields.remove("fields") {
+                for (name, value) in said {
+                    fields.entry(name).or_insert(value);
+                }
+            }
             fields.insert("at".to_owned(), now.unix_seconds().into());
             fields.insert("message".to_owned(), event.message().into());
         }

@@ -7,6 +7,7 @@ pub mod history;
 pub mod journal;
 pub mod log;
 pub mod record;
+pub mod runs;
 
 pub use journal::{Journal, Ring};
 pub use record::Event;

@@ -292,6 +292,71 @@ events! {
         error: String,
         next_try_seconds: Option<f64>,
     }
+    #[doc = "Seeds row A7: what will be run, and what comes first."]
+    INFO SchedulerStarted "scheduler_started" {
+        jobs: Vec<String>,
+        next_job: Option<String>,
+        next_run: Option<f64>,
+    }
+    INFO JobStarted "job_started" {
+        job: String,
+        kind: &'static str,
+        cause: &'static str,
+        dry_run: bool,
+        missed: u32,
+        due: Option<f64>,
+        pid: i32,
+    }
+    #[doc = "`deleted` in words; `detail` says why it failed, or what holds it."]
+    INFO JobFinished "job_finished" {
+        job: String,
+        kind: &'static str,
+        outcome: &'static str,
+        dry_run: bool,
+        duration_seconds: f64,
+        deleted: Vec<String>,
+        reclaimed_bytes: u64,
+        errors: u32,
+        cpu_seconds: Option<f64>,
+        peak_memory_bytes: Option<u64>,
+        detail: String,
+    }
+    WARN JobSkipped "job_skipped" {
+        job: String,
+        reason: &'static str,
+        count: u32,
+        due: Option<f64>,
+        detail: String,
+    }
+    #[doc = "A run said this of itself and went on."]
+    WARN JobWarning "job_warning" {
+        job: String,
+        detail: String,
+    }
+    #[doc = "The wall clock was set, forward where positive: what is due was found anew, and after a jump nothing is deleted by age for one run."]
+    WARN ClockSet "clock_set" {
+        by_seconds: f64,
+    }
+    #[doc = "Seeds row A2: what is there, before anything is deleted."]
+    INFO SessionCleanupAnalysis "session_cleanup_analysis" {
+        job: String,
+        total_sessions: Option<u64>,
+        total_checkpoints: Option<u64>,
+        retention_days: Option<f64>,
+        cutoff_date: Option<String>,
+        fields: Fields,
+    }
+    #[doc = "A copy was read back and holds what it should."]
+    INFO BackupVerified "backup_verified" {
+        job: String,
+        fields: Fields,
+    }
+    #[doc = "Anything else a run has to say for the record."]
+    INFO JobReport "job_report" {
+        job: String,
+        name: String,
+        fields: Fields,
+    }
     #[doc = "The daemon itself cost too much, and does without this."]
     WARN SelfShed "self_shed" {
         work: &'static str,
@@ -328,6 +393,24 @@ events! {
     WARN Degraded "degraded" {
         part: &'static str,
         detail: String,
+    }
+}
+
+/// What a run said beside what is known beforehand: as JSON in the log, as it is in the record.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Fields(pub serde_json::Map<String, serde_json::Value>);
+
+impl std::fmt::Display for Fields {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let each: Vec<String> = self.0.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        f.write_str(&each.join(" "))
+    }
+}
+
+impl Shown for Fields {
+    type As<'a> = tracing::field::DisplayValue<&'a Fields>;
+    fn shown(&self) -> Self::As<'_> {
+        tracing::field::display(self)
     }
 }
 
@@ -500,6 +583,32 @@ impl Event {
             Event::UndoSwept { restored, gone, failed, detail } => {
                 format!("an earlier run left limits behind: {restored} put back, {gone} gone, {failed} failed{}", tail(detail))
             }
+            Event::SchedulerStarted { jobs, next_job, .. } => match next_job {
+                Some(next) => format!("jobs: {}; {next} comes next", jobs.join(", ")),
+                None => format!("jobs: {}; none of them by itself", jobs.join(", ")),
+            },
+            Event::JobStarted { job, cause, dry_run, .. } => {
+                let how = if *dry_run { ", and only reports" } else { "" };
+                let why = match *cause {
+                    "catch_up" => "was missed and is caught up",
+                    "asked" => "was asked for",
+                    "disk" => "is to free a disk",
+                    _ => "is due",
+                };
+                format!("{job} {why}: it runs now{how}")
+            }
+            Event::JobFinished { job, outcome, duration_seconds, deleted, detail, .. } => {
+                let what = if deleted.is_empty() { String::new() } else { format!(", deleted {}", deleted.join(", ")) };
+                format!("{job} {outcome} after {duration_seconds:.1} s{what}{}", tail(detail))
+            }
+            Event::JobSkipped { job, reason, detail, .. } => format!("{job} is not run ({reason}){}", tail(detail)),
+            Event::JobWarning { job, detail } => format!("{job}: {detail}"),
+            Event::ClockSet { by_seconds } => format!("the wall clock was set by {by_seconds:+.0} s; what is due was found anew"),
+            Event::SessionCleanupAnalysis { job, total_sessions, .. } => {
+                format!("{job}: {} sessions looked at", total_sessions.map_or("an unknown number of".to_owned(), |count| count.to_string()))
+            }
+            Event::BackupVerified { job, fields } => format!("{job}: the copy was read back and is good{}", tail(&fields.to_string())),
+            Event::JobReport { job, name, fields } => format!("{job}: {name}{}", tail(&fields.to_string())),
             Event::SelfShed { work, reason } => format!("the daemon itself does without {work} for now: {reason}"),
             Event::SelfRestored { work } => format!("the daemon is within its budget again and takes up {work}"),
             Event::Degraded { part, detail } => format!("{part} does not work, everything else goes on: {detail}"),

@@ -6,6 +6,7 @@
 
 use std::fmt::Write;
 
+use crate::snapshot::jobs::JobState;
 use crate::snapshot::{Histogram, Snapshot, WorkerState};
 
 /// One metric family.
@@ -114,6 +115,25 @@ macro_rules! per_worker {
                 out.add(&[&worker.name], value(worker));
             }
         })
+    };
+}
+
+/// A metric of each job, labelled with its name alone.
+macro_rules! per_job {
+    ($name:literal, $kind:expr, $help:literal, $source:literal, $value:expr) => {
+        family($name, $kind, &["name"], $help, $source, |snapshot, out| {
+            let value: fn(&JobState) -> Option<f64> = $value;
+            for job in snapshot.jobs.iter() {
+                out.add(&[&job.name], value(job));
+            }
+        })
+    };
+}
+
+/// What the last run of a job has measured, under its name there.
+macro_rules! per_figure {
+    ($name:literal, $figure:literal, $help:literal) => {
+        per_job!($name, GAUGE, $help, "the last run of the job", |job| job.figures.get($figure).copied())
     };
 }
 
@@ -472,6 +492,70 @@ pub static TABLE: &[Metric] = &[
             }
         },
     ),
+    family(
+        "plimsoll_job_runs_total",
+        COUNTER,
+        &["name", "outcome"],
+        "Runs that ended: done, planned (a dry run), held (a brake waits for somebody), stopped (told to, or out of time), failed.",
+        "jobs",
+        |snapshot, out| {
+            for job in snapshot.jobs.iter() {
+                out.add_each(&[&job.name], &job.runs_total);
+            }
+        },
+    ),
+    family(
+        "plimsoll_job_skips_total",
+        COUNTER,
+        &["name", "reason"],
+        "Runs that were due and not begun, and why.",
+        "jobs",
+        |snapshot, out| {
+            for job in snapshot.jobs.iter() {
+                out.add_each(&[&job.name], &job.skips_total);
+            }
+        },
+    ),
+    per_job!("plimsoll_job_running", GAUGE, "1 while a run of the job goes on.", "jobs", |job| Some(flag(job.running.is_some()))),
+    per_job!("plimsoll_job_held", GAUGE, "1 while a brake holds the job's plan until somebody says yes.", "jobs", |job| Some(flag(
+        job.brake.is_some()
+    ))),
+    per_job!("plimsoll_job_last_duration_seconds", GAUGE, "How long the last run took.", "jobs, state database", |job| {
+        job.last_run.as_ref().and_then(|run| run.seconds)
+    }),
+    per_job!(
+        "plimsoll_job_last_success_timestamp_seconds",
+        GAUGE,
+        "When a run last did everything it had planned, in seconds since 1970.",
+        "jobs, state database",
+        |job| job.last_success
+    ),
+    per_job!(
+        "plimsoll_job_next_run_timestamp_seconds",
+        GAUGE,
+        "When the job is due next, in seconds since 1970; absent for one that is only run when it is asked for.",
+        "schedule",
+        |job| job.next_run
+    ),
+    family("plimsoll_job_deleted_total", COUNTER, &["name", "what"], "What runs of the job have deleted.", "jobs", |snapshot, out| {
+        for job in snapshot.jobs.iter() {
+            for (what, count) in &job.deleted_total {
+                out.add_whole(&[&job.name, what], *count);
+            }
+        }
+    }),
+    per_job!(
+        "plimsoll_job_reclaimed_bytes_total",
+        COUNTER,
+        "What the deleted took; of a database the pages that became free.",
+        "jobs",
+        |job| { Some(job.reclaimed_bytes_total as f64) }
+    ),
+    per_figure!("plimsoll_sessions", "sessions", "Sessions in the database of the job."),
+    per_figure!("plimsoll_backup_size_bytes", "backup_size_bytes", "Size of the newest good copy."),
+    per_figure!("plimsoll_database_size_bytes", "database_size_bytes", "Size of the job's database."),
+    per_figure!("plimsoll_database_wal_bytes", "database_wal_bytes", "Size of its write-ahead log."),
+    per_figure!("plimsoll_database_free_bytes", "database_free_bytes", "Pages in it that are free to be used again."),
     single("process_cpu_seconds_total", COUNTER, "CPU time of the daemon itself.", "/proc/self/stat", |snapshot, out| {
         out.add(&[], snapshot.daemon.cpu_seconds)
     }),

@@ -70,6 +70,7 @@ pub(crate) fn settings(workers: Vec<Worker>) -> Settings {
             disks: Vec::new(),
         },
         workers: workers.into_iter().map(Arc::new).collect(),
+        jobs: Vec::new(),
         file: None,
     }
 }

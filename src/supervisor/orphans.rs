@@ -40,7 +40,7 @@ impl Supervisor {
     /// be are looked at, and all processes of the machine only where the trees of adopted ones have to be known.
     pub(super) fn bystanders(&self) -> Vec<(i32, u64)> {
         let (paths, keeper) = (&self.around.paths, self.around.keeper);
-        let helpers: HashSet<i32> = self.outputs.helpers().chain(self.sentinel).collect();
+        let helpers: HashSet<i32> = self.outputs.helpers().chain(self.sentinel).chain(self.job).collect();
         let adopted = self.adopted_members();
         let told: HashSet<(i32, u64)> = self.strangers.iter().chain(&adopted).copied().collect();
         let pids: HashSet<i32> = helpers.iter().copied().chain(told.iter().map(|(pid, _)| *pid)).collect();
@@ -63,7 +63,7 @@ impl Supervisor {
             .chain(self.strangers.iter().copied())
             .collect();
         let is_helper =
-            |pid: i32| self.sentinel == Some(pid) || self.trial == Some(pid) || self.outputs.helpers().any(|helper| helper == pid);
+            |pid: i32| [self.sentinel, self.trial, self.job].contains(&Some(pid)) || self.outputs.helpers().any(|helper| helper == pid);
         children.filter(|stat| !known.contains(&(stat.pid, stat.started)) && !is_helper(stat.pid)).collect()
     }
 
@@ -79,7 +79,8 @@ impl Supervisor {
             return false;
         }
         let lives = self.replicas.iter().filter_map(|replica| replica.life.as_ref()).filter(|life| life.exit.is_none());
-        let known: HashSet<i32> = lives.map(|life| life.process.pid()).chain(self.outputs.helpers()).chain(self.sentinel).collect();
+        let known: HashSet<i32> =
+            lives.map(|life| life.process.pid()).chain(self.outputs.helpers()).chain(self.sentinel).chain(self.job).collect();
         // A stranger may have ended long ago, and its number be another's.
         let mut is_stranger = |pid: i32| {
             let before = self.strangers.iter().find(|(stranger, _)| *stranger == pid);

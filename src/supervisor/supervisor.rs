@@ -117,6 +117,8 @@ pub struct Supervisor {
     pub(super) sentinel: Option<i32>,
     /// A child that is tried out, to be become.
     pub(super) trial: Option<i32>,
+    /// The process of a job that runs: nobody's worker either.
+    pub(super) job: Option<i32>,
     /// As of the last tick.
     oom_kills: Option<u64>,
     /// Workers of which it was told that their pages are not merged.
@@ -163,6 +165,7 @@ impl Supervisor {
             strangers: Vec::new(),
             sentinel: None,
             trial: None,
+            job: None,
             unmerged: BTreeSet::new(),
             unspared: BTreeSet::new(),
             oom_kills: None,
@@ -329,6 +332,16 @@ impl Supervisor {
         self.roster = Some(roster);
         self.old_rosters = old;
         self.roster_is_stale = true;
+    }
+
+    /// The process of a job: a child of ours that is nobody's worker.
+    pub fn set_job(&mut self, pid: Option<i32>) {
+        self.job = pid;
+    }
+
+    /// A group of its own for a job's process, where groups can be made. The name is one the next start sweeps.
+    pub fn group_for_job(&self, name: &str) -> Option<Group> {
+        self.around.groups.create(&format!("{}job-{name}", group::REPLICA)).ok().flatten()
     }
 
     /// The child that is being tried out, if any: it is nobody's descendant.

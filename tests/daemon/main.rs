@@ -22,6 +22,7 @@ mod doctor;
 mod environment;
 mod faults;
 mod instants;
+mod jobs;
 mod machines;
 mod memory;
 mod memory_truth;

@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use plimsoll::host::clock::Moment;
+use plimsoll::snapshot::jobs::{JobRun, JobState, OUTCOMES};
 use plimsoll::snapshot::*;
 
 /// When the sample was taken: 2026-11-20 12:00:00 UTC, 5000 s after boot.
@@ -178,6 +179,37 @@ pub fn snapshot() -> Snapshot {
                 recycles_total: vec![("memory".into(), 1)],
             },
         ],
+        jobs: std::sync::Arc::new(vec![JobState {
+            name: "memory".into(),
+            kind: "sessions".into(),
+            state: "idle".into(),
+            schedule: Some("0 3 * * *".into()),
+            next_run: Some(taken().unix_seconds() + 3600.0),
+            last_run: Some(JobRun {
+                job: "memory".into(),
+                cause: "schedule".into(),
+                started: taken().unix_seconds() - 82_800.0,
+                ended: Some(taken().unix_seconds() - 82_790.0),
+                outcome: Some("done".into()),
+                seconds: Some(10.0),
+                ..JobRun::default()
+            }),
+            last_success: Some(taken().unix_seconds() - 82_790.0),
+            runs_total: OUTCOMES.iter().map(|outcome| ((*outcome).to_owned(), u64::from(*outcome == "done"))).collect(),
+            skips_total: vec![("missed".into(), 1), ("high".into(), 0)],
+            deleted_total: [("session".to_owned(), 12)].into(),
+            reclaimed_bytes_total: 1_048_576,
+            figures: [
+                ("sessions", 40.0),
+                ("backup_size_bytes", 9e6),
+                ("database_size_bytes", 6e8),
+                ("database_wal_bytes", 4e6),
+                ("database_free_bytes", 5e7),
+            ]
+            .map(|(name, value)| (name.to_owned(), value))
+            .into(),
+            ..JobState::default()
+        }]),
         counters: Counters {
             actions_total: vec![("cpu".into(), "throttle".into(), 7), ("memory".into(), "shed".into(), 0)],
             action_failures_total: vec![("cpu".into(), "throttle".into(), 1)],

@@ -66,7 +66,8 @@ fn works(patient: &Patient, means: Means, resource: &Resource, rung: &Rung) -> W
     let is_disk = matches!(resource, Resource::Disk(_));
     match rung {
         Rung::Notify => Works::Yes("an event in the log and the record".to_owned()),
-        Rung::Job(name) => Works::Passes(format!("there is no job {name} to run")),
+        Rung::Job(name) if is_disk => Works::Yes(format!("runs {name}")),
+        Rung::Job(_) => Works::Passes("it does nothing but for a disk".to_owned()),
         _ if is_disk => Works::Passes("it does nothing for a disk".to_owned()),
         Rung::Shed if *resource == Resource::Cpu => Works::Passes("it does nothing for the cpu".to_owned()),
         _ if workers.is_empty() => nobody(),

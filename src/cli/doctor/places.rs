@@ -12,7 +12,7 @@ use crate::config::settings::{Lock, Rung, Worker};
 use crate::daemon::folders;
 use crate::host::clock::Moment;
 use crate::host::sockets::HeldLock;
-use crate::host::{accounts, probe, spawn};
+use crate::host::{accounts, filesystem, probe, spawn};
 use crate::response::victim;
 use crate::supervisor::adopting;
 
@@ -88,6 +88,12 @@ fn folder(patient: &Patient, report: &mut Report, what: &str, key: &str, candida
                     candidate.display(),
                     room.as_ref().map_or(String::new(), |(_, told)| format!(", {told}"))
                 );
+                let has_jobs = patient.settings.jobs.iter().any(|job| job.schedule.is_some());
+                if let Some(place) = filesystem::fleeting(there).filter(|_| key == "daemon.state_dir" && has_jobs) {
+                    let told = format!("{told}; it is {place}: which jobs were missed is not known after a restart");
+                    report.bad(AREA, Level::Warn, what, told, "set daemon.state_dir to a folder on a volume");
+                    return;
+                }
                 match room {
                     Some((avail, _)) if avail < LITTLE => {
                         report.bad(AREA, Level::Warn, what, told, "make room: a full disk means no record")

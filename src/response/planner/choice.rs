@@ -49,7 +49,13 @@ impl Planner {
         }
         match (rung, &verdict.resource) {
             (Rung::Notify, _) => Step::Do { deed: Deed::Notify, reason: "told".to_owned() },
-            (Rung::Job(name), _) => Step::Pass(Reason::Unavailable, format!("there is no job {name} to run")),
+            // Whether it runs already, whoever runs it knows.
+            (Rung::Job(name), Resource::Disk(_)) => {
+                let over = verdict.used.zip(verdict.limit).map(|(used, limit)| (used - verdict.low * limit).max(0.0));
+                let reason = over.map_or("usage cannot be read".to_owned(), |bytes| format!("{} to be freed", words::bytes(bytes)));
+                Step::Do { deed: Deed::Job(name.clone()), reason }
+            }
+            (Rung::Job(_), _) => has_no_effect("anything but a disk"),
             (_, Resource::Disk(_)) => has_no_effect("a disk"),
             (Rung::Shed, Resource::Cpu) => has_no_effect("the cpu"),
             (Rung::Reclaim, Resource::Cpu) => has_no_effect("the cpu"),

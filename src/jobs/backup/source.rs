@@ -1,0 +1,159 @@
+//! A database to be copied, opened so that its application notices nothing: never made, never written, no file left beside it that
+//! would belong to somebody else.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::manifest::Ownership;
+use super::watch::Halt;
+use crate::host::durable;
+
+/// How long a reader waits for whoever has the file to itself for a moment.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+
+#[derive(Debug)]
+pub struct Source {
+    /// Absolute, without links.
+    pub path: PathBuf,
+    pub connection: Connection,
+    /// It keeps a log of changes, so that a reader holds nobody up.
+    pub is_wal: bool,
+    /// This build of SQLite gives out pages.
+    pub gives_pages: bool,
+    pub owner: Ownership,
+    /// Beside a database in WAL mode.
+    pub wal: PathBuf,
+}
+
+impl Source {
+    /// Opens `path` to be read.
+    ///
+    /// While this process has the database open by any other connection it must not be called: it reads the header of
+    /// the file first, and the kernel takes a process's locks on a file away when any descriptor of it is closed.
+    ///
+    /// # Errors
+    /// When it is not there, is no database, or cannot be read without leaving something behind.
+    pub fn open(path: &Path) -> Result<Source, Halt> {
+        let path = path.canonicalize().map_err(Halt::because)?;
+        let metadata = std::fs::metadata(&path).map_err(Halt::because)?;
+        if !metadata.is_file() {
+            return Err(Halt::because("it is no regular file"));
+        }
+        let is_wal = read_header(&path)?;
+        let (wal, shared) = (beside(&path, "-wal"), beside(&path, "-shm"));
+        let has_log = wal.exists();
+        if is_wal && !(has_log && shared.exists()) {
+            // To read it SQLite makes both. Root's SQLite gives them to the owner of the database.
+            let user = durable::acting_user();
+            if user != 0 && user != metadata.uid() {
+                return Err(Halt::Failed(format!(
+                    "nobody has it open, and to read it would make files beside it that belong to user {user}; run as user {} or as root",
+                    metadata.uid()
+                )));
+            }
+        }
+        // Opened to be read only, nothing can be written whatever goes wrong. But who makes the log of changes is to take it away
+        // again, which a reader cannot.
+        let access = if is_wal && !has_log { OpenFlags::SQLITE_OPEN_READ_WRITE } else { OpenFlags::SQLITE_OPEN_READ_ONLY };
+        let connection = Connection::open_with_flags(&path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        connection.busy_timeout(PATIENCE)?;
+        // A foreign schema is not trusted, and nothing is written by mistake.
+        connection.execute_batch("PRAGMA query_only = 1; PRAGMA trusted_schema = 0; PRAGMA foreign_keys = 0; PRAGMA cache_size = -4096")?;
+        // It may have changed since its header was read.
+        let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+        let gives_pages = connection.prepare("SELECT data FROM sqlite_dbpage('main') WHERE pgno = 1").is_ok();
+        let owner = Ownership { user: metadata.uid(), group: metadata.gid(), mode: metadata.mode() & 0o7777 };
+        Ok(Source { is_wal: mode == "wal", connection, gives_pages, owner, wal, path })
+    }
+
+    /// Bytes of the log of changes; 0 where there is none.
+    pub fn wal_bytes(&self) -> u64 {
+        if self.is_wal { std::fs::metadata(&self.wal).map_or(0, |metadata| metadata.len()) } else { 0 }
+    }
+}
+
+/// True for a database in WAL mode.
+fn read_header(path: &Path) -> Result<bool, Halt> {
+    let mut header = Vec::with_capacity(100);
+    File::open(path).and_then(|file| file.take(100).read_to_end(&mut header)).map_err(Halt::because)?;
+    match (header.first_chunk::<16>(), header.get(18)) {
+        (Some(MAGIC), Some(version)) => Ok(*version == 2),
+        _ if header.is_empty() => Err(Halt::because("it is empty")),
+        _ => Err(Halt::because("it is no SQLite database, or an encrypted one")),
+    }
+}
+
+/// The file SQLite keeps beside a database: its whole name, then the ending.
+pub fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
+}
+
+/// Opens a finished copy of a database that nobody else knows of: nothing is locked, and no file made beside it.
+///
+/// # Errors
+/// When SQLite cannot open it.
+pub fn open_still(path: &Path) -> Result<Connection, Halt> {
+    let mut address = String::from("file:");
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => address.push(char::from(*byte)),
+            byte => address.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    address.push_str("?immutable=1");
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(address, flags)?;
+    connection.execute_batch("PRAGMA query_only = 1; PRAGMA trusted_schema = 0; PRAGMA foreign_keys = 0; PRAGMA cache_size = -4096")?;
+    Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(path: &Path) -> String {
+        match Source::open(path) {
+            Err(Halt::Failed(reason)) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_no_database_is_told_and_nothing_is_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        assert!(refusal(&path).contains("No such file"));
+        assert!(!path.exists());
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(refusal(&path), "it is empty");
+        std::fs::write(&path, vec![7; 4096]).unwrap();
+        assert_eq!(refusal(&path), "it is no SQLite database, or an encrypted one");
+        assert_eq!(refusal(folder.path()), "it is no regular file");
+    }
+
+    #[test]
+    fn a_database_that_nobody_has_open_is_left_as_it_was() {
+        for mode in ["wal", "delete"] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("a b.db");
+            Connection::open(&path).unwrap().execute_batch(&format!("PRAGMA journal_mode = {mode}; CREATE TABLE t (a)")).unwrap();
+            let before = std::fs::read(&path).unwrap();
+            let source = Source::open(&path).unwrap();
+            assert_eq!(source.is_wal, mode == "wal");
+            assert!(source.gives_pages, "this build is to have SQLITE_ENABLE_DBPAGE_VTAB, see .cargo/config.toml");
+            assert!(source.connection.execute_batch("INSERT INTO t VALUES (1)").is_err());
+            drop(source);
+            assert!(std::fs::read(&path).unwrap() == before);
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "{mode}");
+        }
+    }
+}
