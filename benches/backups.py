@@ -196,6 +196,7 @@ to = "{folder}"
                 with open(database, "rb") as file:
                     while file.read(1 << 24):
                         pass
+                os.sync()  # What was made or removed before is none of what is measured.
                 writer, disk = Writer(str(database)), Disk(folder)
                 taken, memory = run(command, arguments.patience)
                 extra = disk.end() / size

@@ -4,8 +4,8 @@
 //! Owns a descriptor of the folder and the lock on it. Everything goes by plain names below that descriptor, and no link is followed.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags};
@@ -182,6 +182,77 @@ impl Directory {
     }
 }
 
+/// A new file that is written from its beginning to its end, and goes to the disk meanwhile, a piece after the other. A file that
+/// is forced there in one go at its end makes everybody wait who has a few bytes of his own to force: the kernel's log of changes
+/// takes them in order.
+#[derive(Debug)]
+pub struct Stream {
+    file: File,
+    /// Bytes.
+    written: u64,
+    /// Up to where the disk was asked to take it.
+    asked: u64,
+}
+
+/// Bytes on their way to the disk while the next are made.
+const PIECE: u64 = 4 << 20;
+
+impl Stream {
+    pub fn new(file: File) -> Stream {
+        Stream { file, written: 0, asked: 0 }
+    }
+
+    /// Forces what is left to the disk.
+    ///
+    /// # Errors
+    /// What the kernel said; the copy is then not whole.
+    pub fn finish(self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+
+    /// Waits for the last piece, and has the disk take the next.
+    fn push_on(&mut self) -> io::Result<()> {
+        let last = self.asked.saturating_sub(PIECE);
+        let begin = libc::SYNC_FILE_RANGE_WRITE;
+        let wait = libc::SYNC_FILE_RANGE_WAIT_BEFORE | begin | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+        self.range(last, self.asked - last, wait)?;
+        self.range(self.asked, self.written - self.asked, begin)?;
+        self.asked = self.written;
+        Ok(())
+    }
+
+    fn range(&self, from: u64, bytes: u64, flags: libc::c_uint) -> io::Result<()> {
+        if bytes == 0 {
+            return Ok(()); // Which would mean all of it.
+        }
+        // SAFETY: plain numbers, about a file that is open.
+        match unsafe { libc::sync_file_range(self.file.as_raw_fd(), from.cast_signed(), bytes.cast_signed(), flags) } {
+            0 => Ok(()),
+            _ => match io::Error::last_os_error() {
+                // A filesystem that cannot: all of it is forced at the end.
+                error if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::ESPIPE | libc::EOPNOTSUPP)) => Ok(()),
+                // Told once: who forces the file later is not told again.
+                error => Err(error),
+            },
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.written += written as u64;
+        if self.written - self.asked >= PIECE {
+            self.push_on()?;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// Gives an open file to somebody, with the bits of who may do what.
 ///
 /// # Errors
@@ -224,6 +295,21 @@ mod tests {
         assert_eq!((text.as_str(), folder.names().unwrap()), ("twoone", vec!["four".to_owned(), "three".to_owned()]));
         assert_eq!((folder.remove("four").unwrap(), folder.remove("four").unwrap()), (true, false));
         folder.sync().unwrap();
+    }
+
+    #[test]
+    fn what_goes_to_the_disk_in_pieces_is_all_there() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = Directory::open(base.path()).unwrap();
+        let content: Vec<u8> = (0..3 * PIECE as u32 + 5).map(|number| (number % 251) as u8).collect();
+        let mut stream = Stream::new(folder.create("large").unwrap());
+        content.chunks(300_000).for_each(|piece| stream.write_all(piece).unwrap());
+        stream.finish().unwrap();
+        assert!(std::fs::read(base.path().join("large")).unwrap() == content);
+        // What nobody can force bit by bit: a pipe.
+        let (_read, write) = rustix::pipe::pipe().unwrap();
+        let mut stream = Stream { written: PIECE, ..Stream::new(File::from(write)) };
+        stream.write_all(b"x").unwrap();
     }
 
     #[test]

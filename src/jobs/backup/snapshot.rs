@@ -9,7 +9,6 @@
 //! SQLite's own stepwise backup of a WAL database begins anew with each foreign commit and so never ends under load: the
 //! read transaction is pinned first here.
 
-use std::fs::File;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::Connection;
@@ -22,7 +21,7 @@ use super::sealing::Keys;
 use super::source::{self, Source};
 use super::watch::{Halt, Wal, Watch};
 use crate::config::jobs::{Compress, Verify};
-use crate::host::durable::Directory;
+use crate::host::durable::{Directory, Stream};
 
 /// Between two looks at what must not happen, in bytes.
 const LOOK_EVERY: u64 = 1 << 20;
@@ -321,20 +320,20 @@ pub fn read_pieces(mut from: impl std::io::Read, mut take: impl FnMut(&[u8], u64
     }
 }
 
-fn start(folder: &Directory, name: &str, way: &Way, content: &Content) -> Result<Packer<File>, Halt> {
+fn start(folder: &Directory, name: &str, way: &Way, content: &Content) -> Result<Packer<Stream>, Halt> {
     let file = folder.create(name).map_err(|error| Halt::Failed(format!("{name} cannot be made: {error}")))?;
-    Packer::start(file, way.compress, way.keys.clone(), content.pages.saturating_mul(u64::from(content.page_size))).map_err(Halt::because)
+    Packer::start(Stream::new(file), way.compress, way.keys.clone(), content.pages.saturating_mul(u64::from(content.page_size))).map_err(Halt::because)
 }
 
 /// A packer that has given up says why when it is finished.
-fn push(packer: &mut Packer<File>, bytes: &[u8]) -> Result<(), Halt> {
+fn push(packer: &mut Packer<Stream>, bytes: &[u8]) -> Result<(), Halt> {
     packer.push(bytes).map_err(|error| Halt::Failed(format!("the copy cannot be written: {error}")))
 }
 
-fn finish(packer: Packer<File>, content: &Content) -> Result<Packed, Halt> {
+fn finish(packer: Packer<Stream>, content: &Content) -> Result<Packed, Halt> {
     let cannot = |error| Halt::Failed(format!("the copy cannot be written: {error}"));
     let (packed, file) = packer.finish().map_err(cannot)?;
-    file.sync_all().map_err(cannot)?;
+    file.finish().map_err(cannot)?;
     let expected = content.pages.saturating_mul(u64::from(content.page_size));
     if packed.database_bytes != expected {
         return Err(Halt::Failed(format!("{} bytes came out of it and it has {expected}", packed.database_bytes)));
