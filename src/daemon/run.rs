@@ -170,7 +170,7 @@ impl Guardian {
             return;
         }
         // For less to be locked. Where it cannot be done, only that is lost.
-        let _ = pages::leave_libraries();
+        let _ = pages::leave_start();
         self.environment.pages = pages::lock().map_or_else(|why| format!("not locked: {why}"), |()| "locked".to_owned());
         let _ = scheduling::run_first(&Layout::discover(&paths));
     }

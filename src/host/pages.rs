@@ -1,7 +1,6 @@
 //! The daemon's own pages: kept in memory, and few.
 
 use std::io;
-use std::path::Path;
 
 use procfs::FromBufRead;
 use procfs::process::{MMPermissions, MMapPath, MemoryMaps};
@@ -34,39 +33,39 @@ pub fn keep_few() {
     }
 }
 
-/// Lets go of the code of shared libraries, most of which only starting ran; what runs again comes back from the page cache.
-/// The program's own code stays: what acts in need has to be there before it, and the libraries' share of that runs at every
-/// tick. To be called before [`lock`], which would keep all of it. Returns how many bytes of code that was.
+/// Lets go of code and constants, most of which only starting used, and of what the heap has left of it; what is used again comes
+/// back from the page cache, 64 KiB at a time. To be called before [`lock`], which would keep all of it, and once everything that
+/// runs for long has run: what ticks use is back within one, and locked. Returns how many bytes of mappings that was.
 ///
 /// # Errors
-/// `/proc/self/maps` cannot be read or understood; then nothing was let go of.
-pub fn leave_libraries() -> io::Result<u64> {
-    let text = std::fs::read("/proc/self/maps")?;
+/// `/proc/self/smaps` cannot be read or understood; then nothing was let go of.
+pub fn leave_start() -> io::Result<u64> {
+    let text = std::fs::read("/proc/self/smaps")?;
     let maps = MemoryMaps::from_buf_read(text.as_slice()).map_err(io::Error::other)?;
-    let here = leave_libraries as *const () as u64;
-    let own = maps.iter().find(|map| (map.address.0..map.address.1).contains(&here)).and_then(|map| file_of(&map.pathname));
     let mut bytes = 0;
     for map in &maps {
-        // Never written to, and not to be: what comes back is what was there. Relocated data would not be.
-        let is_code = map.perms == MMPermissions::READ | MMPermissions::EXECUTE | MMPermissions::PRIVATE;
-        let Some(file) = file_of(&map.pathname) else { continue };
-        if !is_code || Some(file) == own {
+        // Never written to, and not to be: what comes back is what was there. Relocated data would not be, and is a page of our own.
+        let is_as_in_file = matches!(map.pathname, MMapPath::Path(_))
+            && map.perms.contains(MMPermissions::READ | MMPermissions::PRIVATE)
+            && !map.perms.contains(MMPermissions::WRITE)
+            && map.extension.map.get("Anonymous") == Some(&0);
+        if !is_as_in_file {
             continue;
         }
         let (Ok(start), Ok(length)) = (usize::try_from(map.address.0), usize::try_from(map.address.1 - map.address.0)) else { continue };
-        // SAFETY: the range is a private mapping of a file's code; the kernel reads the same bytes back when they are run.
+        // SAFETY: the range is a private mapping of a file none of whose pages is our own; the kernel reads the same bytes back when
+        // they are used.
         if unsafe { rustix::mm::madvise(std::ptr::with_exposed_provenance_mut(start), length, Advice::LinuxDontNeed) }.is_ok() {
             bytes += map.address.1 - map.address.0;
         }
     }
-    Ok(bytes)
-}
-
-fn file_of(name: &MMapPath) -> Option<&Path> {
-    match name {
-        MMapPath::Path(path) => Some(path),
-        _ => None,
+    drop((maps, text));
+    #[cfg(target_env = "gnu")]
+    // SAFETY: gives free pages of the heap back to the kernel.
+    unsafe {
+        libc::malloc_trim(0);
     }
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -74,12 +73,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_libraries_run_on_when_their_code_was_let_go_of() {
-        let bytes = leave_libraries().unwrap();
-        // A program linked statically has none.
-        assert!(bytes > 0 || cfg!(target_feature = "crt-static"), "no code of a library was found");
-        assert!((0.5_f64).sin() > 0.0 && "again".to_owned().len() == 5);
-        assert!(leave_libraries().unwrap() >= bytes);
+    fn everything_runs_on_when_its_code_was_let_go_of() {
+        static WORDS: [&str; 2] = ["as", "before"];
+        let bytes = leave_start().unwrap();
+        assert!(bytes > 1 << 20, "its own code is larger: {bytes}");
+        // Constants, relocated pointers to them, code of libraries, the heap.
+        assert_eq!((WORDS.join(" "), (0.5_f64).sin() > 0.4), ("as before".to_owned(), true));
+        let sum = std::thread::spawn(|| (1..=100_u64).map(|number| number.to_string()).collect::<String>().len()).join();
+        assert_eq!((sum.unwrap(), leave_start().unwrap() >= bytes), (192, true));
     }
 
     /// Bytes of a process that are locked, in KiB.
