@@ -33,8 +33,8 @@ impl Foreman for Silent {
     fn wait(&mut self, _: Duration) -> bool {
         true
     }
-    fn is_to_stop(&mut self) -> bool {
-        false
+    fn at_safe_point(&mut self) -> bool {
+        true
     }
 }
 

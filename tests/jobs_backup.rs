@@ -87,8 +87,8 @@ impl Foreman for Follower {
         true
     }
 
-    fn is_to_stop(&mut self) -> bool {
-        false
+    fn at_safe_point(&mut self) -> bool {
+        true
     }
 }
 

@@ -83,12 +83,12 @@ impl Foreman for Crew<'_> {
 
     fn wait(&mut self, time: Duration) -> bool {
         self.waited += time;
-        !self.is_to_stop()
+        self.at_safe_point()
     }
 
-    fn is_to_stop(&mut self) -> bool {
+    fn at_safe_point(&mut self) -> bool {
         self.looks_left = self.looks_left.saturating_sub(1);
-        self.looks_left == 0
+        self.looks_left > 0
     }
 }
 

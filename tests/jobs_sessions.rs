@@ -77,8 +77,8 @@ impl Foreman for Boss<'_> {
         true
     }
 
-    fn is_to_stop(&mut self) -> bool {
-        false
+    fn at_safe_point(&mut self) -> bool {
+        true
     }
 }
 

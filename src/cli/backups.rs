@@ -293,7 +293,7 @@ impl Foreman for Progress {
         true
     }
 
-    fn is_to_stop(&mut self) -> bool {
-        false
+    fn at_safe_point(&mut self) -> bool {
+        true
     }
 }

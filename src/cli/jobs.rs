@@ -24,7 +24,7 @@ use crate::jobs::patience::Patience;
 use crate::jobs::plan::{Item, Totals};
 use crate::jobs::queue::Cause;
 use crate::jobs::run::{End, Failure, Order, Outcome};
-use crate::jobs::{kinds, ledger, sessions};
+use crate::jobs::{child, kinds, ledger, sessions};
 use crate::journal::runs::{self, Book, Entry, Known};
 use crate::snapshot::jobs::{JobRun, JobState};
 use progress::{Bar, Terminal};
@@ -318,6 +318,7 @@ impl Session {
         };
         write(&run);
         let mut terminal = Terminal::new(patience, Bar::new(self.stderr_colour()));
+        child::step_behind(job.kind.name(), &loaded.settings.host);
         let result = kinds::run(&job.kind, &order, &mut terminal);
         let (items, totals, was_late) = terminal.end();
         let ended = Moment::now();

@@ -298,6 +298,16 @@ impl Guardian {
         }
     }
 
+    /// The run that goes on gets what workers and strangers leave of the processors below the low line: never is it what brings the
+    /// machine over the high one, and workers are not slowed for its sake.
+    pub fn allow_run(&mut self, now: Moment) {
+        let Some(running) = &mut self.jobs.running else { return };
+        let cpu = self.tally.verdicts.iter().find(|verdict| verdict.resource == Resource::Cpu);
+        if let Some((verdict, limit, used)) = cpu.and_then(|verdict| Some((verdict, verdict.limit?, verdict.used?))) {
+            running.allow(limit, verdict.low, used, now);
+        }
+    }
+
     /// True when something came of it.
     fn advance_jobs(&mut self, now: Moment) -> bool {
         let high = self.high_resource();
@@ -374,6 +384,7 @@ impl Guardian {
                     pid: running.pid(),
                 });
                 self.jobs.running = Some(running);
+                self.allow_run(now);
             }
             Err(Hindrance::Locked(path)) => {
                 self.jobs.queue.put_off(&start, now);

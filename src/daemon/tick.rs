@@ -69,6 +69,7 @@ impl Guardian {
 
         self.tally.tick += 1;
         self.spare.verdicts = std::mem::replace(&mut self.tally.verdicts, verdicts);
+        self.allow_run(now);
         self.pace(now);
         self.explain(&candidates, now);
         self.spare.candidates = candidates;

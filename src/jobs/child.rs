@@ -3,25 +3,31 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::errand::{Errand, Line, MOST_ITEMS};
+use super::allowance::Allowance;
+use super::errand::{self, Errand, Line, MOST_ITEMS};
 use super::kinds;
 use super::patience::Patience;
 use super::run::{Failure, Foreman, Outcome, Report};
 use crate::config::jobs::KindName;
+use crate::config::settings::HostPaths;
 use crate::host::clock::Moment;
 use crate::host::scheduling::{self, Behind};
-use crate::host::{Paths, helper, process};
+use crate::host::{Paths, cputime, helper, process};
 
-/// The hidden subcommand: `job-run ERRAND REPORTS LOCK LOCK`. The locks are only held: each is let go with the last who has it.
+/// The hidden subcommand: `job-run ERRAND REPORTS ALLOWANCE LOCK LOCK`. The locks are only held: each is let go with the last who has it.
 pub const SUBCOMMAND: &str = "job-run";
 
 /// Not more often than this is anybody told how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_millis(200);
+/// Nor is it looked more often whether to stop or to wait: a job may come by at every file.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// A run that waits for its share looks this often whether the share is another.
+const HEAR_EVERY: Duration = Duration::from_millis(250);
 
 /// Above all workers, whose own is 300 above the daemon's.
 const OOM_SCORE_ADJ: i32 = 800;
@@ -30,8 +36,8 @@ const OOM_SCORE_ADJ: i32 = 800;
 pub fn main(args: &[String]) -> u8 {
     // `killall plimsoll` is not meant for it: the daemon tells it to stop.
     let _ = rustix::thread::set_name(c"job");
-    let Some(([errand, reports, lock, shared], _)) = helper::take_over::<4>(args) else { return 2 };
-    helper::close_all_but(&[errand.as_fd(), reports.as_fd(), lock.as_fd(), shared.as_fd()]);
+    let Some(([errand, reports, allowed, lock, shared], _)) = helper::take_over::<5>(args) else { return 2 };
+    helper::close_all_but(&[errand.as_fd(), reports.as_fd(), allowed.as_fd(), lock.as_fd(), shared.as_fd()]);
     let mut text = String::new();
     if File::from(errand).read_to_string(&mut text).is_err() {
         return 2;
@@ -41,9 +47,12 @@ pub fn main(args: &[String]) -> u8 {
     // Should the daemon be killed: what is begun is ended in order.
     let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
     let is_orphan = std::os::unix::process::parent_id() != errand.parent;
-    step_behind(&errand);
+    step_behind(errand.job.kind.name(), &errand.host);
     let mut foreman = Pipe {
         patience,
+        allowance: Allowance::new(Moment::now().steady, own_cpu()),
+        allowed,
+        looked: Duration::ZERO,
         out: BufWriter::new(File::from(reports)),
         is_orphan,
         items: if errand.order.dry_run { MOST_ITEMS } else { 0 },
@@ -56,23 +65,35 @@ pub fn main(args: &[String]) -> u8 {
     code
 }
 
-fn step_behind(errand: &Errand) {
-    let behind = match errand.job.kind.name() {
+/// From now on this process, which has one thread yet, is behind everybody else, as far as its kind of job bears it, and the likeliest
+/// victim where memory is out.
+pub fn step_behind(kind: KindName, host: &HostPaths) {
+    let behind = match kind {
         KindName::Files | KindName::Backup => Behind::Everybody,
         // It holds the application's database for milliseconds, which would be seconds if it got no processor or no disk meanwhile.
         KindName::Sessions => Behind::Ordinary,
     };
     scheduling::step_behind(behind);
-    let paths = Paths::from(&errand.host);
+    let paths = Paths::from(host);
     if process::own_oom_score_adj(&paths).is_none_or(|own| own < OOM_SCORE_ADJ) {
         // Where it cannot be, it is as likely a victim as the daemon.
         let _ = process::set_own_oom_score_adj(&paths, OOM_SCORE_ADJ);
     }
 }
 
+/// CPU time of this process, all threads.
+fn own_cpu() -> Duration {
+    i32::try_from(std::process::id()).ok().and_then(|pid| cputime::of_process(pid).ok()).unwrap_or_default()
+}
+
 /// Tells over a pipe. When nobody listens any more, the run is to stop.
 struct Pipe {
     patience: Patience,
+    allowance: Allowance,
+    /// Where the daemon says how many cores it may use.
+    allowed: OwnedFd,
+    /// On the steady clock: when it was last seen whether to stop or to wait.
+    looked: Duration,
     out: BufWriter<File>,
     is_orphan: bool,
     /// So many items are told still.
@@ -128,7 +149,29 @@ impl Foreman for Pipe {
         !self.is_orphan && self.patience.wait(time)
     }
 
-    fn is_to_stop(&mut self) -> bool {
-        self.is_orphan || self.patience.is_over()
+    fn at_safe_point(&mut self) -> bool {
+        if self.is_orphan {
+            return false;
+        }
+        let now = Moment::now().steady;
+        if now.saturating_sub(self.looked) < LOOK_EVERY {
+            return true;
+        }
+        loop {
+            if self.patience.is_over() {
+                return false;
+            }
+            if let Some(cores) = errand::hear_allowance(&self.allowed) {
+                self.allowance.set(cores);
+            }
+            self.looked = Moment::now().steady;
+            let pause = self.allowance.step(self.looked, own_cpu());
+            if pause.is_zero() {
+                return true;
+            }
+            if !self.patience.wait(pause.min(HEAR_EVERY)) {
+                return false;
+            }
+        }
     }
 }

@@ -1,6 +1,8 @@
-//! What goes over the two pipes between the daemon and the process of a run: one errand in, lines of JSON out.
+//! What goes over the pipes between the daemon and the process of a run: one errand in, lines of JSON out, and, as long as it goes on,
+//! how much of the processors it may use.
 
 use std::io::{self, BufRead, Read};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +65,25 @@ pub fn follow(lines: impl Read, mut hear: impl FnMut(Report)) -> Result<Outcome,
     }
 }
 
+/// Bytes of one allowance: cores as a number of the machine's own make. So few are written whole or not at all.
+const ALLOWANCE: usize = size_of::<f64>();
+
+/// Says how many cores a run may use, without waiting; false when that cannot be said now.
+pub fn say_allowance(pipe: impl AsFd, cores: f64) -> bool {
+    rustix::io::write(pipe, &cores.to_ne_bytes()) == Ok(ALLOWANCE)
+}
+
+/// The last that was said since the last time it was asked for; never waits on a pipe that is set so.
+pub fn hear_allowance(pipe: impl AsFd) -> Option<f64> {
+    let mut bytes = [0; 64 * ALLOWANCE];
+    let mut last = None;
+    while let Ok(read @ 1..) = rustix::io::read(&pipe, &mut bytes) {
+        let said = bytes.get(..read).and_then(|said| said.as_chunks::<ALLOWANCE>().0.last());
+        last = said.map(|number| f64::from_ne_bytes(*number)).or(last);
+    }
+    last
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +110,21 @@ mod tests {
         assert_eq!(follow(&b"{\"failure\":\"open it\"}\n"[..], |_| {}), Err(Failure("open it".into())));
         let endless = io::repeat(b'x');
         assert!(follow(endless, |_| {}).is_err());
+    }
+
+    #[test]
+    fn the_last_allowance_counts_and_nobody_ever_waits() {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::NONBLOCK).unwrap();
+        assert_eq!(hear_allowance(&read), None);
+        for cores in 0..1000 {
+            assert!(say_allowance(&write, f64::from(cores) / 2.0));
+        }
+        assert_eq!((hear_allowance(&read), hear_allowance(&read)), (Some(499.5), None));
+        while say_allowance(&write, 1.0) {}
+        assert_eq!(hear_allowance(&read), Some(1.0));
+        // Nobody is there any more who could say something.
+        drop(write);
+        assert_eq!(hear_allowance(&read), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! May touch the databases and folders that are named in the settings, through `host` and SQLite, in a process of their own.
 //! Must not delete what its plan did not list.
 
+pub mod allowance;
 pub mod backup;
 pub mod child;
 pub mod errand;

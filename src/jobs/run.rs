@@ -28,8 +28,9 @@ pub trait Foreman {
     fn tell(&mut self, report: Report);
     /// Waits so long; false, at once, when the run is to stop at the next safe point: its time is up, or it was asked to.
     fn wait(&mut self, time: Duration) -> bool;
-    /// True when the run is to stop at the next safe point.
-    fn is_to_stop(&mut self) -> bool;
+    /// To be called often, where nothing is held that anybody may wait for: a run that uses more of the processor than it may waits
+    /// in here. False when the run is to stop.
+    fn at_safe_point(&mut self) -> bool;
 }
 
 /// What a run says while it goes on: a line of JSON each where it crosses a pipe.

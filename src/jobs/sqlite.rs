@@ -312,8 +312,8 @@ mod tests {
                 self.0 = self.0.saturating_sub(1);
                 self.0 > 0
             }
-            fn is_to_stop(&mut self) -> bool {
-                self.0 == 0
+            fn at_safe_point(&mut self) -> bool {
+                self.0 > 0
             }
         }
         let folder = tempfile::tempdir().unwrap();

@@ -88,4 +88,7 @@ pub struct JobProgress {
     pub of: u64,
     pub bytes: u64,
     pub seconds_left: Option<f64>,
+    /// Of the processors it may use so many; absent while that has not been said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allowed_cores: Option<f64>,
 }

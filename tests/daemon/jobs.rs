@@ -404,3 +404,57 @@ fn a_daemon_that_becomes_another_program_has_its_run_stop_and_catches_up_on_it()
     assert!(interrupted["detail"].as_str().is_some_and(|detail| detail.contains("the daemon ended before the run did")), "{runs:#}");
     assert_eq!(stage.stop(), 0);
 }
+
+/// It would take a whole processor, and one is free: nothing but its allowance keeps it from that.
+#[test]
+fn a_run_keeps_to_what_the_workers_leave_of_the_processors() {
+    let settings = "
+[sampling]
+interval = \"100ms\"
+[policy.cpu]
+limit = 1.0
+[workers.hog]
+command = {hungry burn=1}
+throttle = \"never\"
+[jobs.copy]
+kind = \"backup\"
+databases = [\"{here}/app.db\"]
+to = \"{here}/copies\"
+schedule = \"never\"
+";
+    let mut stage = Stage::new(settings);
+    let database = rusqlite::Connection::open(stage.path("app.db")).unwrap();
+    database
+        .execute_batch(
+            "PRAGMA journal_mode = WAL; CREATE TABLE pieces (piece BLOB);
+             WITH RECURSIVE number(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < 32000)
+             INSERT INTO pieces SELECT randomblob(1000) FROM number;",
+        )
+        .unwrap();
+    stage.start();
+    wait_for("the hog is seen", || {
+        let status = stage.status();
+        let mut resources = status["policy"]["resources"].as_array()?.iter();
+        resources.find(|one| one["resource"] == "cpu" && one["used"].as_f64() > Some(0.9)).map(drop)
+    });
+    let asked = stage.request("POST", "/admin/jobs/copy/run?wait=0s").unwrap();
+    assert!(asked.status < 300, "{}", asked.status);
+    let begun = std::time::Instant::now();
+    let (mut used, mut allowed) = (std::time::Duration::ZERO, Vec::new());
+    let end = wait_for("the run is over", || {
+        if let Some(running) = stage.get("/admin/jobs").and_then(|jobs| jobs["jobs"][0].get("running").cloned()) {
+            allowed.extend(running["allowed_cores"].as_f64());
+            let process = running["pid"].as_i64().and_then(|pid| outside::process(i32::try_from(pid).ok()?));
+            used = used.max(outside::cpu_time(process.as_slice()));
+        }
+        stage.events_named("job_finished").pop()
+    });
+    let took = begun.elapsed();
+    assert_eq!(end["outcome"], "done", "{end}");
+    // A twentieth of the limit is always its own.
+    assert!(!allowed.is_empty() && allowed.iter().all(|cores| (0.049..0.3).contains(cores)), "{allowed:?}");
+    let most = allowed.iter().copied().fold(0.0, f64::max);
+    assert!(used.as_millis() >= 100, "too little to tell: {used:?}");
+    assert!(used.as_secs_f64() <= most * took.as_secs_f64() + 0.1, "{used:?} in {took:?}, allowed {most}");
+    assert_eq!(stage.stop(), 0);
+}

@@ -114,8 +114,11 @@ impl Foreman for Terminal {
                 self.bar.clear();
                 crate::cli::complain(&text);
             }
-            // For the record, which a daemon keeps.
-            Report::Event { .. } => {}
+            // Which a daemon would keep in its log.
+            Report::Event { event, fields } => {
+                self.bar.clear();
+                crate::cli::complain(&format!("{event} {}", serde_json::Value::Object(fields)));
+            }
         }
     }
 
@@ -126,8 +129,8 @@ impl Foreman for Terminal {
         self.patience.wait(time)
     }
 
-    fn is_to_stop(&mut self) -> bool {
-        self.patience.is_over()
+    fn at_safe_point(&mut self) -> bool {
+        !self.patience.is_over()
     }
 }
 

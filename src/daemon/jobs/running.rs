@@ -15,12 +15,15 @@ use crate::config::settings::Signal;
 use crate::host::clock::Moment;
 use crate::host::group::Group;
 use crate::host::process::{Exit, Process};
-use crate::host::{Paths, helper, scheduling};
+use crate::host::{Paths, cputime, helper, scheduling};
+use crate::jobs::allowance;
 use crate::jobs::child::SUBCOMMAND;
 use crate::jobs::errand::{self, Errand};
 use crate::jobs::plan::{Item, Totals};
 use crate::jobs::queue::Start;
 use crate::jobs::run::{Failure, Outcome, Report};
+use crate::policy::engine::CPU_WINDOW;
+use crate::policy::window::Mean;
 use crate::snapshot::jobs::{JobProgress, JobRun};
 
 /// What a run that is told to stop has to come to a safe point, before it is ended.
@@ -52,6 +55,11 @@ pub struct Running {
     /// `None` where it could not be opened; its number is its own until it is reaped.
     process: Option<Process>,
     pub group: Option<Group>,
+    /// How much of the processors it may use is said here.
+    allowed: OwnedFd,
+    /// On the steady clock, and by its CPU clock: when it was last looked at, and what it uses.
+    looked: (Duration, Duration),
+    cores: Mean,
     /// On the steady clock: it is told to stop; and when it is ended.
     deadline: Duration,
     kill_at: Option<Duration>,
@@ -94,7 +102,9 @@ impl Running {
         let pipe = || rustix::pipe::pipe_with(PipeFlags::CLOEXEC).map_err(|error| Hindrance::Io(error.into()));
         let ((errand_out, errand_in), (reports_out, reports_in)) = (pipe()?, pipe()?);
         let text = serde_json::to_vec(&place.errand).map_err(|error| Hindrance::Io(error.into()))?;
-        let handed = [errand_out.as_fd(), reports_in.as_fd(), lock.as_fd(), shared.as_fd()];
+        let never_waiting = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+        let (allowed_out, allowed) = rustix::pipe::pipe_with(never_waiting).map_err(|error| Hindrance::Io(error.into()))?;
+        let handed = [errand_out.as_fd(), reports_in.as_fd(), allowed_out.as_fd(), lock.as_fd(), shared.as_fd()];
         let pid = helper::spawn(SUBCOMMAND, &handed, &[]).map_err(Hindrance::Io)?;
         let process = Process::open_child(place.paths, pid).ok().flatten();
         // Where it cannot be moved it runs where the daemon does.
@@ -131,6 +141,9 @@ impl Running {
             pid,
             process,
             group,
+            allowed,
+            looked: (now.steady, Duration::ZERO),
+            cores: Mean::new(CPU_WINDOW),
             deadline,
             kill_at: None,
             is_out_of_time: false,
@@ -160,6 +173,24 @@ impl Running {
         self.is_killed = true;
         self.kill_at = None;
         self.signal(libc::SIGKILL);
+    }
+
+    /// Says how much of the processors it may use, where that is another: of `limit` cores `used` are in use, by it and all others,
+    /// and it is to stay below `line`, a part of the limit.
+    pub fn allow(&mut self, limit: f64, line: f64, used: f64, now: Moment) {
+        // Its number is its own until it is reaped.
+        let Some(cpu) = cputime::of_process(self.pid).ok().filter(|_| self.exit.is_none()) else { return };
+        let gap = now.steady.saturating_sub(self.looked.0);
+        if !gap.is_zero() {
+            self.cores.feed(gap, cpu.saturating_sub(self.looked.1).as_secs_f64() / gap.as_secs_f64());
+            self.looked = (now.steady, cpu);
+        }
+        let others = (used - self.cores.so_far().unwrap_or(0.0)).max(0.0);
+        let cores = allowance::cores(limit, line, others);
+        let is_news = self.progress.allowed_cores.is_none_or(|before| (before - cores).abs() > 0.02 * before);
+        if is_news && errand::say_allowance(&self.allowed, cores) {
+            self.progress.allowed_cores = Some(cores);
+        }
     }
 
     /// Does what its time asks for.

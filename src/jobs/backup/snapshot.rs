@@ -322,7 +322,8 @@ pub fn read_pieces(mut from: impl std::io::Read, mut take: impl FnMut(&[u8], u64
 
 fn start(folder: &Directory, name: &str, way: &Way, content: &Content) -> Result<Packer<Stream>, Halt> {
     let file = folder.create(name).map_err(|error| Halt::Failed(format!("{name} cannot be made: {error}")))?;
-    Packer::start(Stream::new(file), way.compress, way.keys.clone(), content.pages.saturating_mul(u64::from(content.page_size))).map_err(Halt::because)
+    Packer::start(Stream::new(file), way.compress, way.keys.clone(), content.pages.saturating_mul(u64::from(content.page_size)))
+        .map_err(Halt::because)
 }
 
 /// A packer that has given up says why when it is finished.

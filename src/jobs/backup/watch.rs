@@ -92,7 +92,7 @@ impl<'f> Watch<'f> {
 
     /// To be called every megabyte or so: `done` bytes of this part, `written` of its copy.
     pub fn look(&mut self, done: u64, written: u64) -> Result<(), Halt> {
-        if self.foreman.is_to_stop() {
+        if !self.foreman.at_safe_point() {
             return Err(Halt::Stopped);
         }
         if let Some(wal) = &self.wal {
@@ -155,16 +155,16 @@ pub(super) mod tests {
         }
 
         fn wait(&mut self, _: Duration) -> bool {
-            !self.is_to_stop()
+            self.at_safe_point()
         }
 
-        fn is_to_stop(&mut self) -> bool {
+        fn at_safe_point(&mut self) -> bool {
             match &mut self.stop_after {
-                None => false,
-                Some(0) => true,
+                None => true,
+                Some(0) => false,
                 Some(left) => {
                     *left -= 1;
-                    false
+                    true
                 }
             }
         }

@@ -124,7 +124,7 @@ impl Listing {
         let mut room = vec![MaybeUninit::uninit(); ROOM];
         let mut at = 0;
         while let Some(folder) = reader.listing.folders.get(at).copied() {
-            if foreman.is_to_stop() {
+            if !foreman.at_safe_point() {
                 return Ok(None);
             }
             if reader.listing.files.len() >= MOST {
@@ -303,7 +303,7 @@ impl Reader<'_> {
         let read = directory.entries(room, |name, kind| {
             entries = entries.saturating_add(1);
             if entries.is_multiple_of(STRIDE) {
-                is_to_stop = foreman.is_to_stop();
+                is_to_stop = !foreman.at_safe_point();
                 // A group is never seen in part.
                 is_full = !self.look.groups && self.listing.files.len() >= MOST;
             }

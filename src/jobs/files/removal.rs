@@ -65,7 +65,7 @@ impl<'r> Removal<'r> {
         let (mut done, mut told) = (0_u64, begun);
         self.outcome.end = End::Done;
         for unit in plan.picks.split_inclusive(|pick| pick.is_last) {
-            if self.foreman.is_to_stop() {
+            if !self.foreman.at_safe_point() {
                 self.outcome.end = End::Stopped;
                 break;
             }
@@ -85,7 +85,7 @@ impl<'r> Removal<'r> {
         self.at = None;
         if self.outcome.end == End::Done {
             for emptied in &plan.folders {
-                if self.foreman.is_to_stop() {
+                if !self.foreman.at_safe_point() {
                     self.outcome.end = End::Stopped;
                     break;
                 }

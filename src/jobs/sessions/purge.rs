@@ -99,7 +99,7 @@ impl<'a> Purge<'a> {
             rest = later;
             let mut ready = VecDeque::new();
             for one in batch {
-                if foreman.is_to_stop() {
+                if !foreman.at_safe_point() {
                     self.done.is_stopped = true;
                     return Ok(());
                 }

@@ -137,7 +137,7 @@ fn take_all(database: &Database, layout: &Layout, limits: &Limits, foreman: &mut
                         return Ok(None);
                     };
                     (seen.age, seen.look) = (age, look);
-                    if foreman.is_to_stop() {
+                    if !foreman.at_safe_point() {
                         return Ok(None);
                     }
                 }
@@ -205,7 +205,7 @@ pub fn find_candidates(database: &Database, layout: &Layout, survey: &mut Survey
         Ok(jumped)
     };
     loop {
-        if foreman.is_to_stop() {
+        if !foreman.at_safe_point() {
             return Ok(false);
         }
         let Some(jumped) = patiently(foreman, || at_once(database, &mut jump))? else { return Ok(false) };
@@ -342,7 +342,7 @@ pub fn read_in_chunks(
     let sql = format!("SELECT {number}, {id}, {expression} FROM {} WHERE {number} >= ?1 ORDER BY {number} LIMIT {CHUNK}", rows.name());
     let mut from = i64::MIN;
     loop {
-        if foreman.is_to_stop() {
+        if !foreman.at_safe_point() {
             return Ok(false);
         }
         let mut count = 0;
@@ -400,8 +400,8 @@ pub mod tests {
         fn wait(&mut self, _: Duration) -> bool {
             true
         }
-        fn is_to_stop(&mut self) -> bool {
-            false
+        fn at_safe_point(&mut self) -> bool {
+            true
         }
     }
 
