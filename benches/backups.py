@@ -150,6 +150,14 @@ def run(command, patience):
     return taken, most
 
 
+def flush_and_warm(database):
+    """What was made or removed before is none of what is measured; the database is read from memory."""
+    os.sync()
+    with open(database, "rb") as file:
+        while file.read(1 << 24):
+            pass
+
+
 def contestants(binary, database, folder, settings):
     copy = folder / "copy.db"
     packed = f"zstd -q -3 --check -f {copy} -o {copy}.zst && sync {copy}.zst && rm {copy} && zstd -q -t {copy}.zst"
@@ -193,10 +201,7 @@ to = "{folder}"
                     continue  # It will not end the next time either.
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(mode=0o700)
-                with open(database, "rb") as file:
-                    while file.read(1 << 24):
-                        pass
-                os.sync()  # What was made or removed before is none of what is measured.
+                flush_and_warm(database)
                 writer, disk = Writer(str(database)), Disk(folder)
                 taken, memory = run(command, arguments.patience)
                 extra = disk.end() / size

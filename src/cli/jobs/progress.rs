@@ -114,11 +114,11 @@ impl Foreman for Terminal {
                 self.bar.clear();
                 crate::cli::complain(&text);
             }
-            // Which a daemon would keep in its log.
-            Report::Event { event, fields } => {
-                self.bar.clear();
+            // What a daemon would log, for whoever keeps what we print; a person sees the outcome.
+            Report::Event { event, fields } if !self.bar.is_terminal => {
                 crate::cli::complain(&format!("{event} {}", serde_json::Value::Object(fields)));
             }
+            Report::Event { .. } => {}
         }
     }
 
