@@ -539,6 +539,34 @@ fn gunicorn_workers_counts_where_nothing_else_does() {
 }
 
 #[test]
+fn the_retention_of_sessions_is_that_of_the_application_where_nothing_else_is_said() {
+    use plimsoll::config::jobs::Kind;
+    let keeps = |loaded: &Loaded| -> Vec<(String, u64)> {
+        let days = |job: &plimsoll::config::jobs::Job| match &job.kind {
+            Kind::Sessions(sessions) => Some((job.name.to_string(), sessions.keep.as_secs() / 86_400)),
+            _ => None,
+        };
+        loaded.settings.jobs.iter().filter_map(|job| days(job)).collect()
+    };
+    let job = |name: &str, more: &str| format!("[jobs.{name}]\nkind = \"sessions\"\ndatabase = \"/app/{name}.db\"\n{more}\n");
+    let file = [
+        job("one", ""),
+        job("other", "keep = \"3d\""),
+        "[jobs.audio]\nkind = \"files\"\npaths = [\"/app/audio\"]\nkeep = \"1d\"\n".into(),
+    ]
+    .concat();
+    let loaded = Case::new(&file).env("SESSION_RETENTION_DAYS", "30").good();
+    assert_eq!(keeps(&loaded), [("one".to_owned(), 30), ("other".to_owned(), 3)]);
+    let loaded = Case::new(&file).env("SESSION_RETENTION_DAYS", "30").env("PLIMSOLL_JOBS__ONE__KEEP", "5d").good();
+    assert_eq!(keeps(&loaded), [("one".to_owned(), 5), ("other".to_owned(), 3)]);
+    for wrong in ["0", "-1", "7d", "soon", "99999999999"] {
+        let problems = Case::new(&file).env("SESSION_RETENTION_DAYS", wrong).bad();
+        assert_eq!(told(&problems), [format!("environment SESSION_RETENTION_DAYS : {wrong:?} is not understood")]);
+    }
+    assert!(Case::new("").env("SESSION_RETENTION_DAYS", "soon").load().is_ok());
+}
+
+#[test]
 fn a_command_becomes_worker_main_and_the_file_speaks_about_it() {
     let file = "[workers.main]\ncommand = [\"replaced\"]\npriority = 5\n[workers.other]\ncommand = [\"sh\"]\n";
     let loaded = Case::new(file).set("workers.main.weight=7").command(&["sh", "-c", "a,b"]).good();

@@ -265,7 +265,8 @@ fn arguments(sources: &Sources, problems: &mut Vec<Problem>) -> Vec<Layer> {
 }
 
 /// The plain names applications of the kind looked after here already use, below the `PLIMSOLL_…` names.
-pub const ALIASES: [(&str, &str); 5] = [
+pub const ALIASES: [(&str, &str); 6] = [
+    ("SESSION_RETENTION_DAYS", "`keep` of each job with `kind = \"sessions\"`, unless the file sets it: a number of days"),
     ("RESOURCE_CPU_THRESHOLD", "`policy.cpu.high`, a number of percent"),
     ("RESOURCE_MEMORY_THRESHOLD", "`policy.memory.high`, a number of percent"),
     ("RESOURCE_MONITORING_INTERVAL", "`sampling.report_every`, a number of seconds"),
@@ -280,7 +281,7 @@ fn aliases(sources: &Sources, below: &[Layer], above: &[Layer], problems: &mut V
     let mut layers = Vec::new();
     for (name, _) in ALIASES {
         let Some(value) = sources.variable(name).map(str::trim).filter(|value| !value.is_empty()) else { continue };
-        match meant_by(name, value, || replicas_target(below, above)) {
+        match meant_by(name, value, &|name| targets(name, below, above)) {
             Ok(settings) => layers.extend(settings.into_iter().map(|(key, value)| {
                 let keys: Vec<String> = key.split('.').map(str::to_owned).collect();
                 Layer { origin: Origin::Variable(name.to_owned()), root: Node::new(Tree::Scalar(value)).under(&keys) }
@@ -297,8 +298,9 @@ fn aliases(sources: &Sources, below: &[Layer], above: &[Layer], problems: &mut V
     layers
 }
 
-/// The settings a plain name stands for; what is allowed, when its value is not.
-fn meant_by(name: &str, value: &str, replicas: impl Fn() -> Option<String>) -> Result<Vec<(String, Scalar)>, &'static str> {
+/// The settings a plain name stands for; what is allowed, when its value is not. `targets` gives the keys of a name that speaks of
+/// some of several.
+fn meant_by(name: &str, value: &str, targets: &dyn Fn(&str) -> Vec<String>) -> Result<Vec<(String, Scalar)>, &'static str> {
     const PERCENT: &str = "a number of percent over 0 and up to 100, such as 80.0";
     let one = |key: &str, value: Scalar| vec![(key.to_owned(), value)];
     match name {
@@ -316,12 +318,25 @@ fn meant_by(name: &str, value: &str, replicas: impl Fn() -> Option<String>) -> R
             _ => Err("\"true\" or \"false\""),
         },
         _ => {
-            let Some(key) = replicas() else { return Ok(Vec::new()) };
-            let count = Scalar::Text(value.to_owned());
-            Count::read(&count).map_err(|_| Count::ALLOWED)?;
-            Ok(one(&key, count))
+            let keys = targets(name);
+            if keys.is_empty() {
+                // No meaning here: an application beside us may have it in its environment.
+                return Ok(Vec::new());
+            }
+            let scalar = if name == "SESSION_RETENTION_DAYS" {
+                days(value).ok_or("a number of days from 1 to 36500, such as 7")?
+            } else {
+                let count = Scalar::Text(value.to_owned());
+                Count::read(&count).map_err(|_| Count::ALLOWED)?;
+                count
+            };
+            Ok(keys.into_iter().map(|key| (key, scalar.clone())).collect())
         }
     }
+}
+
+fn days(value: &str) -> Option<Scalar> {
+    value.parse().ok().filter(|days: &u32| (1..=36_500).contains(days)).map(|days| Scalar::Text(format!("{days}d")))
 }
 
 fn percent(value: &str) -> Option<Scalar> {
@@ -332,6 +347,25 @@ fn seconds(value: &str) -> Option<Scalar> {
     let text = Scalar::Text(format!("{value}s"));
     let span = Span::read(&text).ok()?;
     (Span::from_secs(1)..=Span::from_secs(365 * 86_400)).contains(&span).then_some(text)
+}
+
+/// The keys that a plain name speaks of, where the file has not said it itself.
+fn targets(name: &str, below: &[Layer], above: &[Layer]) -> Vec<String> {
+    match name {
+        "SESSION_RETENTION_DAYS" => retention_targets(below, above),
+        _ => replicas_target(below, above).into_iter().collect(),
+    }
+}
+
+/// The `keep` of every job that cleans up sessions.
+fn retention_targets(below: &[Layer], above: &[Layer]) -> Vec<String> {
+    let cleans_up = |name: &String| {
+        let kind = join(&join("jobs", name), "kind");
+        let said = [above, below].into_iter().find_map(|layers| super::tree::locate(layers, &kind));
+        matches!(said, Some((_, Node { value: Tree::Scalar(Scalar::Text(kind)), .. })) if kind == "sessions")
+    };
+    let keys = names_in(below.iter().chain(above), "jobs").into_iter().filter(cleans_up).map(|name| join(&join("jobs", &name), "keep"));
+    keys.filter(|key| super::tree::locate(below, key).is_none()).collect()
 }
 
 /// The `replicas` that `GUNICORN_WORKERS` speaks of, if the file has not said how many itself.
