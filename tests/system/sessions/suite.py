@@ -5,14 +5,11 @@ Each pair of versions is installed once into `target/system-cache/sessions-…`,
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from outcome import Outcome, Unavailable, run_case
+from outcome import Outcome, run_case
+from packages import installed
 
 HERE = Path(__file__).resolve().parent
 CASE_LIMIT_SECONDS = 300
@@ -27,7 +24,7 @@ def run(binary: Path, programs: Path, cases: list[Path], cache: Path, artefacts:
     environment = {
         "PLIMSOLL": str(binary),
         "PROGRAMS": str(programs),
-        **{name: str(installed(cache, versions) / "bin/python") for name, versions in VERSIONS.items()},
+        **{name: str(installed(cache, "sessions", versions) / "bin/python") for name, versions in VERSIONS.items()},
         "PYTHONPATH": f"{HERE.parent}:{HERE}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
@@ -35,23 +32,3 @@ def run(binary: Path, programs: Path, cases: list[Path], cache: Path, artefacts:
         scratch = artefacts / case.stem
         scratch.mkdir()
         yield run_case(case.stem, case, {**environment, "SCRATCH": str(scratch)}, CASE_LIMIT_SECONDS)
-
-
-def installed(cache: Path, versions: list[str]) -> Path:
-    """The virtual environment with exactly these versions, made if it is not there yet."""
-    key = hashlib.sha256("\n".join([sys.version, *versions]).encode()).hexdigest()[:12]
-    folder = cache / f"sessions-{key}"
-    if (folder / "complete").exists():
-        return folder
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for command in (
-        [sys.executable, "-m", "venv", folder],
-        [folder / "bin/pip", "install", "--quiet", "--disable-pip-version-check", *versions],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-            raise Unavailable(f"the checkpointer could not be installed: {''.join(last)}")
-    (folder / "complete").touch()
-    return folder
