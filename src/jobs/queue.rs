@@ -34,6 +34,8 @@ const JUMP: Duration = Duration::from_secs(60);
 const LOCKED_FOR: Duration = Duration::from_secs(600);
 const LOCK_LOOK: Duration = Duration::from_secs(5);
 
+/// Less than any two moments of a schedule are apart, and more than a number of seconds in the database is off.
+const JUST_BEFORE: Duration = Duration::from_millis(1);
 /// A job is not run for a disk more often than this.
 const RELIEF_PAUSE: Duration = Duration::from_secs(60);
 
@@ -397,18 +399,29 @@ impl Queue {
     /// Its lock is held elsewhere: it is tried again for a while, unless somebody stands there and waits.
     pub fn put_off(&mut self, start: &Start, now: Moment) {
         self.ended(&start.job.name, false);
-        let Some(entry) = self.known(&start.job.name).filter(|_| start.ticket.is_none()) else { return };
+        let Some(entry) = self.known(&start.job.name) else { return };
+        // Of what somebody asked for only the run that was due anyway, and would have been done by it, is left.
+        let (cause, order) = match (start.ticket, start.due) {
+            (None, _) => (start.cause, start.order),
+            (Some(_), Some(_)) => (Cause::Schedule, Order::default()),
+            (Some(_), None) => return,
+        };
         entry.pending.get_or_insert(Pending {
-            order: start.order,
+            order,
             since: start.waits_since,
             not_before: now.steady + LOCK_LOOK,
-            ..Pending::new(start.cause, start.due, start.missed, now)
+            ..Pending::new(cause, start.due, start.missed, now)
         });
     }
 
-    /// The nominal moment up to which everything is dealt with, of each job with a schedule.
+    /// The moment up to which everything is dealt with, of each job with a schedule: what only waits is not, should nobody be here
+    /// any more to begin it.
     pub fn marks(&self) -> impl Iterator<Item = (&Arc<str>, SystemTime)> {
-        self.entries.iter().filter(|entry| entry.schedule.is_some()).map(|entry| (&entry.job.name, entry.mark))
+        let dealt_with = |entry: &Entry| match entry.pending.as_ref().and_then(|pending| pending.due) {
+            Some(due) => entry.mark.min(due.checked_sub(JUST_BEFORE).unwrap_or(due)),
+            None => entry.mark,
+        };
+        self.entries.iter().filter(|entry| entry.schedule.is_some()).map(move |entry| (&entry.job.name, dealt_with(entry)))
     }
 
     /// Schedules that cannot be used, and why.
@@ -447,8 +460,9 @@ impl Queue {
         steps.push(Step::ClockSet(if is_back { -by.as_secs_f64() } else { by.as_secs_f64() }));
         for entry in &mut self.entries {
             entry.jumped |= by > JUMP;
-            if entry.mark > now.wall && !entry.ran_just_now(now) {
-                entry.mark = now.wall;
+            if entry.mark > now.wall {
+                // Not for as long as the clock was ahead: that may be years.
+                entry.mark = entry.mark.min(now.wall + entry.done_for(now));
             }
             entry.find_due();
         }
@@ -475,11 +489,12 @@ impl Entry {
         self.due = self.schedule.as_ref().filter(|_| !self.gone).and_then(|schedule| schedule.next_after(self.mark));
     }
 
-    /// It ran less than half its period ago, so that what its mark covers need not be done again although the clock says so.
-    fn ran_just_now(&self, now: Moment) -> bool {
+    /// How long from now nothing has to be done again although the clock says so: until half its period is over since it ran.
+    fn done_for(&self, now: Moment) -> Duration {
         let next = self.schedule.as_ref().and_then(|schedule| schedule.next_after(self.mark));
         let period = next.and_then(|next| next.nominal.duration_since(self.mark).ok());
-        period.zip(self.begun).is_some_and(|(period, begun)| now.steady.saturating_sub(begun) < period / 2)
+        let left = |(period, begun): (Duration, Duration)| (period / 2).saturating_sub(now.steady.saturating_sub(begun));
+        period.zip(self.begun).map_or(Duration::ZERO, left)
     }
 
     fn become_due(&mut self, now: Moment, steps: &mut Vec<Step>) {

@@ -173,9 +173,53 @@ fn a_clock_that_is_set_a_day_ahead_and_back() {
     assert_eq!(world.pass(DAY), ["tidy schedule"], "one run later ages are trusted again");
     world.set_clock("2026-06-02T12:00:00Z");
     assert_eq!(world.run_all(), ["clock -86400"]);
-    // 2 June 03:00 is over, 3 June 03:00 ran nine hours ago: less than half a day.
-    assert_eq!(world.pass(DAY), [""; 0], "what ran just now is not run again");
+    // It ran nine hours ago: less than half a day. What comes 15 hours from now is as far apart as ever.
+    assert_eq!(world.pass(14 * HOUR), [""; 0], "what ran just now is not run again");
+    assert_eq!(world.pass(2 * HOUR), ["tidy schedule jumped"]);
+    assert_eq!(world.pass(DAY), ["tidy schedule"]);
+}
+
+#[test]
+fn a_clock_that_was_years_ahead_when_it_ran_stops_nothing() {
+    let mut world = World::new(&[job("tidy", &[])], "2036-06-01T02:30:00Z");
+    assert_eq!(world.pass(HOUR), ["tidy schedule"]);
+    world.set_clock("2026-06-01T03:30:00Z");
+    world.run_all();
     assert_eq!(world.pass(DAY), ["tidy schedule jumped"]);
+    assert_eq!(world.pass(DAY), ["tidy schedule"]);
+}
+
+/// What is written down of it is read by whoever comes next.
+#[test]
+fn a_run_that_only_waits_is_not_dealt_with() {
+    let jobs = [job("first", &[]), job("second", &["first"])];
+    let mut world = World::new(&jobs, "2026-06-01T02:59:30Z");
+    world.sleep(Duration::from_secs(60));
+    assert_eq!(world.look(), ["first schedule"]);
+    let marks: BTreeMap<String, SystemTime> = world.queue.marks().map(|(name, mark)| (name.to_string(), mark)).collect();
+    world.sleep(HOUR);
+    let jobs: Vec<Arc<Job>> = jobs.iter().cloned().map(Arc::new).collect();
+    let past = |name: &str| Past { mark: marks.get(name).copied(), ..Past::default() };
+    world.queue = Queue::new(&jobs, "host", past, world.now);
+    assert_eq!(world.run_all(), ["second catch_up"], "and the first, which had begun, is not begun again by its mark");
+}
+
+/// Somebody asks for a job that waits for its lock, in vain: the run that was due waits on.
+#[test]
+fn who_asks_in_vain_takes_no_run_away() {
+    let mut world = World::new(&[job("tidy", &[])], "2026-06-01T02:59:30Z");
+    world.sleep(Duration::from_secs(60));
+    let locked = |world: &mut World| {
+        let steps = world.queue.advance(world.now, None);
+        let start = steps.into_iter().find_map(|step| if let Step::Start(start) = step { Some(*start) } else { None }).unwrap();
+        world.queue.put_off(&start, world.now);
+        start.cause
+    };
+    assert_eq!(locked(&mut world), Cause::Schedule);
+    world.queue.ask("tidy", Order::default(), 1, world.now).unwrap();
+    assert_eq!(locked(&mut world), Cause::Asked);
+    assert_eq!(world.queue.standing("tidy").unwrap().state, "waiting");
+    assert_eq!(world.pass(Duration::from_secs(60)), ["tidy schedule"]);
 }
 
 #[test]
@@ -369,6 +413,11 @@ proptest! {
                 Happening::Restart(off) => {
                     let marks: BTreeMap<String, SystemTime> = world.queue.marks().map(|(name, mark)| (name.to_string(), mark)).collect();
                     let was = running.take();
+                    // Whoever waits with a moment of its own is not dealt with.
+                    for entry in &world.queue.entries {
+                        let waits_for = entry.pending.as_ref().and_then(|pending| pending.due);
+                        prop_assert!(waits_for.is_none_or(|due| marks[&*entry.job.name] < due), "{:?}", entry);
+                    }
                     world.sleep(Duration::from_secs(off));
                     let jobs: Vec<Arc<Job>> = jobs.iter().cloned().map(Arc::new).collect();
                     let past = |name: &str| Past {
