@@ -78,6 +78,7 @@ fn what_cannot_be_meant_is_refused_with_its_place() {
         ("a minute's mistake", files("keep = \"5s\""), "4:8 jobs.tidy.keep: \"5s\" is out of range"),
         ("kept longer than it is kept", files("min_age = \"2d\""), "4:11 jobs.tidy.min_age: \"2d\" is longer than keep, \"1d\""),
         ("nothing at all", files("max_total = 0"), "4:13 jobs.tidy.max_total: keeps nothing at all"),
+        ("no such day", files("schedule = \"0 3 31 2 *\""), "4:12 jobs.tidy.schedule: \"0 3 31 2 *\" names a moment that never comes"),
         ("seven fields", files("schedule = \"0 0 3 * * * 2027\""), "4:12 jobs.tidy.schedule: \"0 0 3 * * * 2027\" has 7 fields"),
         ("a day that is none", files("schedule = \"0 3 32 * *\""), "4:12 jobs.tidy.schedule: \"0 3 32 * *\" cannot be read"),
         ("a word that is none", files("schedule = \"@nightly\""), "4:12 jobs.tidy.schedule: \"@nightly\" is none of"),

@@ -549,12 +549,9 @@ fn the_retention_of_sessions_is_that_of_the_application_where_nothing_else_is_sa
         loaded.settings.jobs.iter().filter_map(|job| days(job)).collect()
     };
     let job = |name: &str, more: &str| format!("[jobs.{name}]\nkind = \"sessions\"\ndatabase = \"/app/{name}.db\"\n{more}\n");
-    let file = [
-        job("one", ""),
-        job("other", "keep = \"3d\""),
-        "[jobs.audio]\nkind = \"files\"\npaths = [\"/app/audio\"]\nkeep = \"1d\"\n".into(),
-    ]
-    .concat();
+    let file =
+        [job("one", ""), job("other", "keep = \"3d\""), "[jobs.audio]\nkind = \"files\"\npaths = [\"/app/audio\"]\nkeep = \"1d\"\n".into()]
+            .concat();
     let loaded = Case::new(&file).env("SESSION_RETENTION_DAYS", "30").good();
     assert_eq!(keeps(&loaded), [("one".to_owned(), 30), ("other".to_owned(), 3)]);
     let loaded = Case::new(&file).env("SESSION_RETENTION_DAYS", "30").env("PLIMSOLL_JOBS__ONE__KEEP", "5d").good();

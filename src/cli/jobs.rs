@@ -112,7 +112,12 @@ impl Session {
         let jobs = match self.client() {
             Ok(client) => client.get_json::<Listed>("/admin/jobs").map(|listed| listed.jobs),
             Err(ClientError::Unreachable { .. }) => match self.jobs_on_file() {
-                Ok(jobs) => Ok(jobs),
+                Ok(jobs) => {
+                    if jobs.iter().any(|job| job.schedule.is_some()) {
+                        complain("no daemon is running: what is due is not begun; `plimsoll run` starts one");
+                    }
+                    Ok(jobs)
+                }
                 Err(code) => return code,
             },
             Err(error) => Err(error),
@@ -228,17 +233,19 @@ impl Session {
         if self.common.json() {
             return print_line(&pretty(value)).max(if is_well { 0 } else { FAILED });
         }
-        if let Some(plan) = told.plan.as_ref().filter(|_| order.dry_run) {
+        let is_planned = told.outcome.as_deref() == Some("planned");
+        if let Some(plan) = told.plan.as_ref().filter(|_| is_planned) {
             let text = tables::plan(&plan.items, plan.totals.as_ref(), self.stdout_style());
             if !text.is_empty() && print_line(&text) != 0 {
                 return FAILED;
             }
         }
-        let said = match told.run.as_ref().filter(|_| is_well && !order.dry_run) {
+        let said = match told.run.as_ref().filter(|_| is_well && !is_planned) {
             Some(run) => format!("{}{}", told.message, tables::figures(run)),
             None => told.message,
         };
         if is_well {
+            // What its own settings keep from being done is said, or it would be missed.
             return if order.dry_run { 0 } else { print_line(&said) };
         }
         complain(&said);
@@ -271,7 +278,8 @@ impl Session {
                 return error.exit_code();
             }
         };
-        let locks = std::iter::once(folders.state.join(crate::daemon::jobs::LOCK)).chain(job.lock.clone()).map(|path| take_lock(&path));
+        let locks =
+            std::iter::once(folders.for_locks().join(crate::daemon::jobs::LOCK)).chain(job.lock.clone()).map(|path| take_lock(&path));
         let held: Result<Vec<_>, Hindrance> = locks.collect();
         match held {
             Ok(_held) => self.carry_out(&loaded, &job, order, Some(&folders)),
@@ -299,7 +307,7 @@ impl Session {
         let state = folders.filter(|folders| folders.stateless.is_none()).map(|folders| folders.state.clone());
         let known = state.as_ref().and_then(|state| runs::read(state, 2).ok()).unwrap_or_default();
         let of_job: Vec<JobRun> = known.runs.into_iter().filter(|run| run.job == *job.name).collect();
-        let past = ledger::past(known.marks.get(&*job.name).copied(), &of_job, now, boot.as_deref());
+        let past = ledger::past(known.marks.get(&*job.name).copied(), &of_job, known.alive, now, boot.as_deref());
         let order = Order { dry_run: order.dry_run || job.dry_run, clock_jumped: past.clock_jumped, ..order };
         let book = state.and_then(|state| Book::open(&state).map_err(|why| complain(&why)).ok());
         let write = |run: &JobRun| {

@@ -213,5 +213,7 @@ pub fn read_schedule(text: &str) -> Result<Option<croner::Cron>, String> {
     }
     // Without the year of a seventh field nothing ends for ever. Day and weekday together mean either, as cron means it.
     let parser = croner::parser::CronParser::builder().year(croner::parser::Year::Disallowed).build();
-    parser.parse(text).map(Some).map_err(|error| format!("cannot be read: {error}"))
+    let cron = parser.parse(text).map_err(|error| format!("cannot be read: {error}"))?;
+    let ever = jiff::Timestamp::UNIX_EPOCH.to_zoned(jiff::tz::TimeZone::UTC);
+    cron.find_next_occurrence(&ever, false).map(|_| Some(cron)).map_err(|_| "names a moment that never comes".to_owned())
 }

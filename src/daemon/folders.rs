@@ -75,6 +75,12 @@ impl Folders {
         Ok(Folders { state, runtime, stateless, _locks: locks })
     }
 
+    /// Where locks are made that daemons and commands on the same settings share: with the state, or, where that cannot be written,
+    /// at run time.
+    pub fn for_locks(&self) -> &Path {
+        if self.stateless.is_some() { &self.runtime } else { &self.state }
+    }
+
     /// Where this daemon writes down what it changes. Its own file: the sentinel of one that has died may still be
     /// reading the other.
     pub fn undo_log(&self) -> PathBuf {

@@ -141,6 +141,8 @@ pub struct Tally {
     pub reported: Option<Moment>,
     pub reloaded: Moment,
     pub reload_successful: bool,
+    /// Why the state database is not written, as it was told last.
+    pub history_problem: Option<String>,
     pub shutting_down: bool,
     /// The state of the trees whose members the supervisor knows of.
     pub noted: Option<u64>,

@@ -21,6 +21,7 @@ use crate::host::{Paths, filesystem, inventory, scan};
 use crate::http::control::{Answer, JobCommand, Request};
 use crate::jobs::errand::{Errand, MOST_ITEMS};
 use crate::jobs::ledger;
+use crate::jobs::plan::Totals;
 use crate::jobs::queue::{Queue, Skip, Start, Step};
 use crate::jobs::run::{End, Failure, Order, Report};
 use crate::jobs::trigger::Trigger;
@@ -79,11 +80,11 @@ struct Asker {
 }
 
 impl Jobs {
-    /// `known` is what the state database says; `folder` the one whose lock runs take.
+    /// `known` is what the state database says; `folder` the one whose lock runs take, `Folders::for_locks`.
     pub fn new(settings: &Settings, known: &Known, folder: &std::path::Path, ring: Ring, now: Moment) -> Jobs {
         let boot = scan::boot_id(&Paths::default());
         let runs_of = |name: &str| known.runs.iter().filter(|run| run.job == name).cloned().collect::<Vec<_>>();
-        let past = |name: &str| ledger::past(known.marks.get(name).copied(), &runs_of(name), now, boot.as_deref());
+        let past = |name: &str| ledger::past(known.marks.get(name).copied(), &runs_of(name), known.alive, now, boot.as_deref());
         let queue = Queue::new(&settings.jobs, &inventory::machine_id(), past, now);
         let (tell, heard) = mpsc::sync_channel(HEARD);
         let mut jobs = Jobs {
@@ -408,6 +409,19 @@ impl Guardian {
                     detail: Some(why.clone()),
                     ..JobRun::default()
                 };
+                events.push(Event::JobFinished {
+                    job: job.name.to_string(),
+                    kind: job.kind.name().word(),
+                    outcome: "failed",
+                    dry_run: run.dry_run,
+                    duration_seconds: 0.0,
+                    deleted: Vec::new(),
+                    reclaimed_bytes: 0,
+                    errors: 0,
+                    cpu_seconds: None,
+                    peak_memory_bytes: None,
+                    detail: why.clone(),
+                });
                 self.write_down(&run, now);
                 self.answer_asker(start.ticket, || Answer::Refused(why));
                 self.jobs.is_stirred = true;
@@ -459,6 +473,7 @@ impl Guardian {
         }
         let seconds = now.since(begun).as_secs_f64();
         (run.ended, run.seconds) = (Some(now.unix_seconds()), Some(seconds));
+        run.interrupted = self.tally.shutting_down && ["stopped", "failed"].contains(&told.0);
         (run.outcome, run.detail) = (Some(told.0.to_owned()), Some(told.1.clone()).filter(|detail| !detail.is_empty()));
         if let Some(Ok(outcome)) = end {
             (run.deleted, run.reclaimed_bytes, run.errors, run.figures) =
@@ -634,7 +649,7 @@ fn told_of(running: &Running) -> (&'static str, String) {
     match &running.end {
         Some(Ok(outcome)) => match outcome.end {
             End::Done => ("done", first_error(&outcome.errors)),
-            End::Planned => ("planned", String::new()),
+            End::Planned => ("planned", running.totals.as_ref().map(Totals::told).unwrap_or_default()),
             End::Held => {
                 let brake = running.totals.as_ref().and_then(|totals| totals.brake.clone());
                 ("held", brake.unwrap_or_else(|| "a brake holds the plan".to_owned()))

@@ -63,6 +63,7 @@ impl Guardian {
         self.guard_lines(now, &mut events);
         self.police_members(now, &mut events);
         self.watch_self(late, now, &mut events);
+        self.watch_history(&mut events);
         self.report(&verdicts, now, &mut events);
         self.tell(&events, now);
         self.look_closer(&verdicts, now);
@@ -448,6 +449,18 @@ impl Guardian {
         let given_up = self_watch::WORK.iter().take(self.self_watch.given_up());
         self.environment.limitations.retain(|limitation| !limitation.starts_with(GIVEN_UP));
         self.environment.limitations.extend(given_up.map(|work| format!("{GIVEN_UP}: {work}")));
+    }
+
+    /// Tells once of a state database that cannot be written, or was begun anew; the daemon goes on without it.
+    fn watch_history(&mut self, events: &mut Vec<Event>) {
+        let Some(history) = self.journal.history() else { return };
+        let degraded = |detail: String| Event::Degraded { part: "state database", detail };
+        events.extend(history.take_notice().map(degraded));
+        let problem = history.problem();
+        if problem != self.tally.history_problem {
+            events.extend(problem.clone().map(degraded));
+            self.tally.history_problem = problem;
+        }
     }
 
     /// Sets the next tick, and counts this one.

@@ -184,7 +184,7 @@ pub fn wire(
         descriptors: parcel.as_ref().map_or(reserve.found, |parcel| parcel.descriptors),
         nice: parcel.as_ref().map_or(nice, |parcel| parcel.nice),
         command,
-        locks: folders.state.clone(),
+        locks: folders.for_locks().to_owned(),
     });
     let own_roster = roster::path_in(&folders.runtime, pid);
     let mut leftovers = Vec::new();
@@ -206,9 +206,13 @@ pub fn wire(
         supervisor.note_strangers();
     }
 
-    // Before somebody writes to it. What cannot be read is told of by whoever writes.
+    // Before somebody writes to it.
     let known = match (&folders.stateless, settings.jobs.is_empty()) {
-        (None, false) => runs::read(&folders.state, REMEMBERED as u32).unwrap_or_default(),
+        (None, false) => runs::read(&folders.state, REMEMBERED as u32).unwrap_or_else(|why| {
+            let detail = format!("{why}; which runs were missed is not known");
+            early.push(Event::Degraded { part: "state database", detail });
+            Known::default()
+        }),
         _ => Known::default(),
     };
     let history = match &folders.stateless {
@@ -238,7 +242,7 @@ pub fn wire(
     };
 
     let bell = wake.clone();
-    let jobs = Jobs::new(&settings, &known, &folders.state, Arc::new(move || ring_bell(&bell)), now);
+    let jobs = Jobs::new(&settings, &known, folders.for_locks(), Arc::new(move || ring_bell(&bell)), now);
     let engine = Engine::new(&settings);
     let planner = Planner::new(&settings);
     for event in &early {
@@ -309,6 +313,7 @@ fn tally(settings: &Settings, now: Moment) -> Tally {
         reported: None,
         reloaded: now,
         reload_successful: true,
+        history_problem: None,
         shutting_down: false,
         noted: None,
         levels: BTreeMap::new(),

@@ -61,6 +61,18 @@ impl Totals {
         tallies.entry(item.what.clone()).or_default().add(item.bytes);
     }
 
+    /// `would delete 60 file (7.2 MB); would keep 4 young (1.0 MB)`, for people.
+    pub fn told(&self) -> String {
+        let group = |deed: &str, tallies: &BTreeMap<String, Tally>| {
+            let one = |(what, tally): (&String, &Tally)| format!("{} {what} ({:.1} MB)", tally.count, tally.bytes as f64 / 1e6);
+            let each: Vec<String> = tallies.iter().map(one).collect();
+            (!each.is_empty()).then(|| format!("would {deed} {}", each.join(", ")))
+        };
+        let groups = [group("delete", &self.deleted), group("make", &self.made), group("keep", &self.kept)];
+        let told: Vec<String> = groups.into_iter().flatten().collect();
+        if told.is_empty() { "nothing to do".to_owned() } else { told.join("; ") }
+    }
+
     pub fn keep(&mut self, reason: &str, bytes: u64) {
         match self.kept.get_mut(reason) {
             Some(tally) => tally.add(bytes),

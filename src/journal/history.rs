@@ -19,6 +19,9 @@ use crate::host::scheduling;
 const QUEUE: usize = 1024;
 /// What is older is deleted.
 const KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+/// And so many rows are kept at most, some tens of megabytes: a week in which much happens must not fill the disk.
+const MOST_EVENTS: i64 = 50_000;
+const MOST_SAMPLES: i64 = 200_000;
 /// Runs of jobs are few, and asked for later.
 const KEEP_RUNS: Duration = Duration::from_secs(90 * 24 * 3600);
 /// How often old rows are looked for.
@@ -118,6 +121,7 @@ enum Entry {
 pub struct History {
     queue: SyncSender<Entry>,
     problem: Arc<Mutex<Option<String>>>,
+    notice: Arc<Mutex<Option<String>>>,
     done: mpsc::Receiver<()>,
     thread: JoinHandle<()>,
 }
@@ -131,16 +135,17 @@ impl History {
         let (queue, entries) = mpsc::sync_channel(QUEUE);
         let (finished, done) = mpsc::channel();
         let problem = Arc::new(Mutex::new(None));
-        let said = problem.clone();
+        let notice = Arc::new(Mutex::new(None));
+        let (said, noted) = (problem.clone(), notice.clone());
         let path = folder.join(FILE);
         let write = move || {
-            Writer { path, started: now.unix_seconds(), version, pid, open: None, said }.run(&entries);
+            Writer { path, started: now.unix_seconds(), version, pid, open: None, said, notice: noted }.run(&entries);
             // The receiver may have given up waiting.
             let _ = finished.send(());
         };
         let thread = std::thread::Builder::new().name("history".into()).stack_size(512 * 1024);
         let thread = scheduling::deaf_to_signals(|| thread.spawn(write))?;
-        Ok(History { queue, problem, done, thread })
+        Ok(History { queue, problem, notice, done, thread })
     }
 
     pub fn event(&self, now: Moment, name: &'static str, body: &serde_json::Value) {
@@ -164,6 +169,11 @@ impl History {
                 say(&self.problem, Some("more happens than the state database can take; some of it is dropped".to_owned()))
             }
         }
+    }
+
+    /// What was done about a database that was none, once.
+    pub fn take_notice(&self) -> Option<String> {
+        self.notice.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Why nothing is being written, if nothing is.
@@ -195,6 +205,7 @@ struct Writer {
     /// The database and the number of this run in it.
     open: Option<(Connection, i64)>,
     said: Arc<Mutex<Option<String>>>,
+    notice: Arc<Mutex<Option<String>>>,
 }
 
 impl Writer {
@@ -225,7 +236,9 @@ impl Writer {
                     failed_at = Some(now);
                     say(&self.said, Some(format!("{}: {error}", self.path.display())));
                     if matches!(error.sqlite_error_code(), Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt)) {
-                        self.set_aside(now);
+                        let aside = self.set_aside(now);
+                        let notice = format!("{}: {error}; it was moved to {} and is begun anew", self.path.display(), aside.display());
+                        say(&self.notice, Some(notice));
                         failed_at = None;
                     }
                     self.open = None;
@@ -260,8 +273,11 @@ impl Writer {
         }
         if upkeep {
             let oldest = now.unix_seconds() - KEEP.as_secs_f64();
-            for table in ["events", "samples"] {
-                transaction.execute(&format!("DELETE FROM {table} WHERE at < ?1"), params![oldest])?;
+            for (table, most) in [("events", MOST_EVENTS), ("samples", MOST_SAMPLES)] {
+                transaction.execute(
+                    &format!("DELETE FROM {table} WHERE at < ?1 OR id <= (SELECT max(id) FROM {table}) - ?2"),
+                    params![oldest, most],
+                )?;
             }
             runs::tidy(&transaction, now.unix_seconds() - KEEP_RUNS.as_secs_f64())?;
             transaction.execute("DELETE FROM runs WHERE coalesce(ended, started) < ?1 AND id <> ?2", params![oldest, run])?;
@@ -270,7 +286,7 @@ impl Writer {
     }
 
     /// Keeps a file that is no database for whoever wants to look at it, and makes room for a new one.
-    fn set_aside(&mut self, now: Moment) {
+    fn set_aside(&mut self, now: Moment) -> PathBuf {
         self.open = None;
         let aside = self.path.with_extension(format!("corrupt-{:.0}", now.unix_seconds()));
         for (from, to) in [
@@ -281,6 +297,7 @@ impl Writer {
             // A missing -wal is the rule; a rename that fails leads to the same error again, which is told again.
             let _ = std::fs::rename(from, to);
         }
+        aside
     }
 }
 

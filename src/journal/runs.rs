@@ -29,8 +29,10 @@ pub enum Entry {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Known {
     pub marks: BTreeMap<String, f64>,
-    /// The newest of each job, the latest first.
+    /// The newest of each job, the latest first: as they were written down, whatever the clock said then.
     pub runs: Vec<JobRun>,
+    /// The last sign of life of any daemon here, in seconds since 1970.
+    pub alive: Option<f64>,
 }
 
 pub(super) const SCHEMA: &str = "
@@ -67,7 +69,7 @@ pub(super) fn write(connection: &Connection, entry: &Entry) -> rusqlite::Result<
 pub(super) fn tidy(connection: &Connection, oldest: f64) -> rusqlite::Result<()> {
     connection.execute(
         "DELETE FROM job_runs WHERE started < ?1 AND id NOT IN (
-            SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY job ORDER BY started DESC) AS place FROM job_runs) WHERE place <= ?2)",
+            SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY job ORDER BY id DESC) AS place FROM job_runs) WHERE place <= ?2)",
         params![oldest, KEPT_OF_EACH],
     )?;
     Ok(())
@@ -99,12 +101,15 @@ fn select(path: &Path, limit: u32) -> rusqlite::Result<Known> {
     let pair = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?));
     let marks = connection.prepare("SELECT job, until FROM job_marks")?.query_map([], pair)?.collect::<rusqlite::Result<_>>()?;
     let mut newest = connection.prepare(
-        "SELECT body FROM (SELECT body, started, row_number() OVER (PARTITION BY job ORDER BY started DESC) AS place FROM job_runs)
-         WHERE place <= ?1 ORDER BY started DESC",
+        "SELECT body FROM (SELECT id, body, row_number() OVER (PARTITION BY job ORDER BY id DESC) AS place FROM job_runs)
+         WHERE place <= ?1 ORDER BY id DESC",
     )?;
     let bodies = newest.query_map(params![limit], |row| row.get::<_, String>(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
+    let alive = "SELECT max(at) FROM (SELECT max(at) AS at FROM events UNION ALL SELECT max(at) FROM samples
+                 UNION ALL SELECT max(coalesce(ended, started)) FROM runs)";
+    let alive = connection.query_row(alive, [], |row| row.get(0))?;
     // A row that is not ours is passed over.
-    Ok(Known { marks, runs: bodies.iter().filter_map(|body| serde_json::from_str(body).ok()).collect() })
+    Ok(Known { marks, alive, runs: bodies.iter().filter_map(|body| serde_json::from_str(body).ok()).collect() })
 }
 
 /// The database, for whoever runs a job without a daemon.
@@ -149,8 +154,16 @@ mod tests {
             book.write(&Entry::Mark { job: "tidy".to_owned(), until }).unwrap();
         }
         let known = read(folder.path(), 2).unwrap();
-        assert_eq!(known.runs, [done, run("tidy", 98.0), run("backup", 7.0)]);
+        assert_eq!(known.runs, [run("backup", 7.0), done, run("tidy", 98.0)]);
         assert_eq!(known.marks, BTreeMap::from([("tidy".to_owned(), 2.5)]));
+        // The clock was a year ahead once: what came after it is later all the same.
+        for started in [1e9, 200.0] {
+            book.write(&Entry::Run(Box::new(run("backup", started)))).unwrap();
+        }
+        assert_eq!(read(folder.path(), 1).unwrap().runs, [run("backup", 200.0), known.runs[1].clone()]);
+        book.0.execute("INSERT INTO runs (started, version, pid) VALUES (77, '', 1)", []).unwrap();
+        assert_eq!(read(folder.path(), 1).unwrap().alive, Some(77.0));
+        book.0.execute("DELETE FROM job_runs WHERE job = 'backup' AND started > 7", []).unwrap();
         tidy(&book.0, 1000.0).unwrap();
         assert_eq!(read(folder.path(), 1000).unwrap().runs.len(), KEPT_OF_EACH as usize + 1);
     }

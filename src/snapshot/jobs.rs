@@ -22,6 +22,8 @@ pub struct JobRun {
     pub ended: Option<f64>,
     /// One of [`OUTCOMES`]; `None` while it goes on, and for one that was interrupted.
     pub outcome: Option<String>,
+    /// It stopped because the daemon ended: whoever is next catches up on it.
+    pub interrupted: bool,
     /// How long it took.
     pub seconds: Option<f64>,
     /// By what: `file`, `session`, …

@@ -54,6 +54,12 @@ impl SmallDisk {
         mounted.is_ok_and(|output| output.status.success()).then_some(SmallDisk(folder))
     }
 
+    /// From now on nothing can be written to it.
+    pub fn make_read_only(&self) {
+        let remounted = Command::new("mount").args(["-o", "remount,ro"]).arg(&self.0).status();
+        assert!(remounted.is_ok_and(|status| status.success()));
+    }
+
     pub fn fill(&self) {
         // Until not even a byte more goes in.
         for size in [4096, 512, 1] {
@@ -93,6 +99,7 @@ fn a_state_disk_that_is_full_from_the_start_stops_nothing_and_is_told() {
     stage.event("throttle_engaged", |event| event["resource"] == "cpu");
     assert_well(&stage);
     wait_for("the status says so", || stage.status()["daemon"]["history_problem"].as_str().map(|_| ()));
+    stage.event("degraded", |event| event["part"] == "state database");
     assert_eq!(stage.stop(), 0);
 }
 
@@ -110,6 +117,7 @@ fn a_corrupt_state_database_is_put_aside_and_the_daemon_starts() {
     assert!(spoiled > 0, "no database to spoil");
     stage.start();
     stage.worker("web");
+    stage.event("degraded", |event| event["detail"].as_str().is_some_and(|detail| detail.contains("plimsoll.corrupt-")));
     assert_well(&stage);
     assert_eq!(stage.stop(), 0);
 }

@@ -6,8 +6,9 @@ use std::process::Output;
 
 use serde_json::Value;
 
+use crate::faults::SmallDisk;
 use crate::outside;
-use crate::stage::{Stage, wait_for};
+use crate::stage::{Stage, skip, wait_for};
 
 /// A job that leaves one file of those that are older than a second, when it is asked for or as `more` says. (Nothing can be made old:
 /// the time of birth and of change of a file are the kernel's.)
@@ -216,6 +217,58 @@ fn a_state_folder_that_cannot_be_used_keeps_no_job_from_running() {
             .then_some(())
     });
     assert!(!files.is_empty());
+}
+
+#[test]
+fn jobs_run_where_the_state_folder_cannot_be_written() {
+    for is_full in [false, true] {
+        let mut stage = Stage::new(&tidy("schedule = \"* * * * * *\""));
+        let Some(disk) = SmallDisk::mount(stage.path("state")) else { return skip("no file system can be mounted here") };
+        if is_full {
+            disk.fill();
+        } else {
+            disk.make_read_only();
+        }
+        put(&stage, &[]);
+        stage.start();
+        stage.event("degraded", |event| event["part"] == "state database");
+        ended(&stage, "done");
+        assert_eq!(stage.stop(), 0);
+        let run = stage.ask(&["jobs", "run", "tidy", "--json"]);
+        assert!(run.status.success(), "{}", said(&run));
+    }
+}
+
+/// A deployment in the middle of the night costs no backup.
+#[test]
+fn a_run_that_ends_with_its_daemon_is_caught_up_by_the_next() {
+    let mut stage = slow("schedule = \"*/4 * * * * *\"", 100);
+    stage.start();
+    running(&stage);
+    assert_eq!(stage.stop(), 0);
+    ended(&stage, "stopped");
+    // So that nothing is due by itself.
+    let far = tidy("rate = 2\nschedule = \"0 0 1 1 *\"");
+    let before = tidy("rate = 2\nschedule = \"*/4 * * * * *\"");
+    assert_ne!(far, before);
+    stage.write(&far);
+    stage.start();
+    let again = stage.event("job_started", |event| event["cause"] == "catch_up");
+    assert_eq!(again["job"], "tidy");
+}
+
+#[test]
+fn a_job_that_only_reports_says_what_it_would_do() {
+    let mut stage = Stage::new(&tidy("schedule = \"never\"\ndry_run = true"));
+    put(&stage, &["a.tmp", "b.tmp", "c.tmp"]);
+    stage.start();
+    let is_old = || fs::metadata(stage.path("data/c.tmp")).unwrap().created().unwrap().elapsed().is_ok_and(|age| age.as_secs() >= 2);
+    wait_for("the files are old enough", || is_old().then_some(()));
+    let run = stage.ask(&["jobs", "run", "tidy"]);
+    assert!(run.status.success() && said(&run).contains("would delete: 2 file"), "{}", said(&run));
+    let finished = ended(&stage, "planned");
+    assert!(finished["detail"].as_str().is_some_and(|detail| detail.starts_with("would delete 2 file (")), "{finished}");
+    assert_eq!(left(&stage).len(), 3);
 }
 
 #[test]
