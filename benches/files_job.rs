@@ -48,6 +48,7 @@ fn job(folder: &Path, dry_run: bool) {
         max_total: None,
         max_files: None,
         prune_empty: false,
+        mounted: false,
         groups: false,
         rate: None,
         owner: None,

@@ -151,6 +151,7 @@ impl Yard {
             max_total: None,
             max_files: None,
             prune_empty: false,
+            mounted: false,
             groups: false,
             rate: None,
             owner: None,
@@ -765,7 +766,14 @@ fn mounted_world() {
     assert_eq!(outcome(false), 1);
     let settings = Files { paths: vec![audio.join("disk")], ..world.settings() };
     let refused = run(&settings, &Order::default(), &mut Crew::new()).unwrap_err().0;
-    assert!(refused.contains("is where another disk is mounted"), "{refused}");
+    assert!(refused.contains("is where another disk is mounted") && refused.contains("mounted = true"), "{refused}");
+    // What is mounted in it is not entered all the same.
+    let allowed = Files { mounted: true, ..settings };
+    let order = Order { dry_run: true, ..Order::default() };
+    assert_eq!(run(&allowed, &order, &mut Crew::new()).unwrap().errors, [""; 0]);
+    let mut crew = Crew::new();
+    run(&Files { paths: vec![audio.clone()], mounted: true, ..world.settings() }, &order, &mut crew).unwrap();
+    assert_eq!(crew.kept(), BTreeMap::from([("other-device".into(), 3)]));
     std::thread::scope(|scope| {
         scope.spawn(|| {
             refuse(&[(libc::SYS_openat2, None, libc::EPERM)]);
@@ -925,6 +933,7 @@ proptest! {
             max_files,
             groups,
             prune_empty,
+            mounted: false,
             include: if only_mp3 { vec!["*.mp3".into()] } else { Vec::new() },
             ..yard.settings()
         };

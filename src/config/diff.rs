@@ -106,7 +106,24 @@ fn job(list: &mut Vec<String>, key: &str, old: &Job, new: &Job) {
     compare!(list, &join(key, "when_high"), old.when_high, new.when_high, wait, then);
     match (&old.kind, &new.kind) {
         (Kind::Files(old), Kind::Files(new)) => {
-            compare!(list, key, old, new, paths, include, exclude, keep, min_age, max_total, max_files, prune_empty, groups, rate, owner);
+            compare!(
+                list,
+                key,
+                old,
+                new,
+                paths,
+                include,
+                exclude,
+                keep,
+                min_age,
+                max_total,
+                max_files,
+                prune_empty,
+                groups,
+                rate,
+                mounted,
+                owner
+            );
         }
         (Kind::Sessions(old), Kind::Sessions(new)) => {
             compare!(list, key, old, new, database, format, keep, second_look, longest_lock, archive, archive_keep, backed_up_in);

@@ -75,6 +75,8 @@ pub struct Files {
     pub groups: bool,
     /// Deleted a second at most.
     pub rate: Option<u32>,
+    /// A folder may be the root of a disk that is mounted there.
+    pub mounted: bool,
     /// Whose folders these must be; `None`: those of the daemon or of an ordinary user.
     pub owner: Option<String>,
 }

@@ -25,7 +25,7 @@ use super::run::{End, Failure, Foreman, Order, Outcome, Report};
 /// of the outcome, and the run goes on.
 pub fn run(settings: &Files, order: &Order, foreman: &mut dyn Foreman) -> Result<Outcome, Failure> {
     let globs = Globs::parse(&settings.include, &settings.exclude).map_err(|error| Failure(format!("understand the globs: {error}")))?;
-    let ground = Ground::look(settings.owner.as_deref())?;
+    let ground = Ground::look(settings.owner.as_deref(), settings.mounted)?;
     let (roots, absent) = roots::open(settings, &ground)?;
     let begun = foreman.now();
     let look = Look {

@@ -172,8 +172,9 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_day_that_never_comes_is_never_due() {
-        assert_eq!(schedule("0 0 30 2 *", "UTC", 0).next_after(at("2026-01-01T00:00:00Z")), None);
+    fn a_day_that_never_comes_is_refused() {
+        let never = Job { schedule: Some("0 0 30 2 *".to_owned()), ..job("x", &[]) };
+        assert_eq!(Schedule::of(&never, "host").unwrap_err(), "names a moment that never comes");
     }
 
     proptest! {

@@ -85,6 +85,10 @@ pub struct Job {
     /// ordinary user's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<Account>,
+    /// files: `paths` may be where a volume is mounted, such as `/app/data/audio` of a container. Otherwise a whole disk is refused.
+    #[schemars(extend("default" = false))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mounted: Option<bool>,
     /// sessions: the database, an absolute path.
     #[schemars(length(min = 1))]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -182,6 +186,7 @@ impl Default for Job {
             max_total: None,
             max_files: None,
             prune_empty: None,
+            mounted: None,
             groups: None,
             rate: None,
             owner: None,

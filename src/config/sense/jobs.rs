@@ -16,7 +16,7 @@ use crate::config::jobs::{
 use crate::config::units::{Compression, Size, Span, nearest};
 
 /// The keys that are of use for some kinds alone, and for which.
-const OF_KIND: [(&str, &[KindName]); 26] = {
+const OF_KIND: [(&str, &[KindName]); 27] = {
     use KindName::{Backup, Files, Sessions};
     [
         ("paths", &[Files]),
@@ -29,6 +29,7 @@ const OF_KIND: [(&str, &[KindName]); 26] = {
         ("groups", &[Files]),
         ("rate", &[Files]),
         ("owner", &[Files]),
+        ("mounted", &[Files]),
         ("database", &[Sessions]),
         ("format", &[Sessions]),
         ("table", &[Sessions]),
@@ -202,6 +203,7 @@ impl Sense<'_> {
             max_total: job.max_total.map(|size| size.0),
             max_files: job.max_files.map(u64::from),
             prune_empty: *job.prune_empty.get_or_insert(false),
+            mounted: *job.mounted.get_or_insert(false),
             groups: *job.groups.get_or_insert(false),
             rate: job.rate,
             owner: job.owner.as_ref().map(|owner| owner.0.clone()),

@@ -415,6 +415,7 @@ mod tests {
             max_total: None,
             max_files: None,
             prune_empty: false,
+            mounted: false,
             groups: false,
             rate: None,
             owner: None,

@@ -110,15 +110,17 @@ pub struct Ground {
     pub owners: Owners,
     /// Of `/`.
     pub top: (u64, u64),
+    /// The root of a disk is one of them.
+    pub mounted: bool,
 }
 
 impl Ground {
     /// # Errors
     /// When the owner is nobody, or `/` cannot be looked at.
-    pub fn look(owner: Option<&str>) -> Result<Ground, Failure> {
+    pub fn look(owner: Option<&str>, mounted: bool) -> Result<Ground, Failure> {
         let top = Facts::at(Path::new("/")).map_err(|errno| Failure(format!("look at /: {errno}")))?;
         let homes = accounts::homes().into_iter().map(|home| home.canonicalize().unwrap_or(home)).collect();
-        Ok(Ground { homes, owners: Owners::of(owner)?, top: (top.device, top.inode) })
+        Ok(Ground { homes, owners: Owners::of(owner)?, top: (top.device, top.inode), mounted })
     }
 
     /// Why a folder is not searched, as words that follow its path; `None` for one that may be. `parent` is the device of the
@@ -138,8 +140,8 @@ impl Ground {
             return Some(format!("{words}; name a folder in it"));
         }
         // Where the kernel does not tell mounts, another device than that of the folder around it is one.
-        if facts.device != parent && facts.is_mount_root.unwrap_or(true) {
-            return Some("is where another disk is mounted; name a folder on it".to_owned());
+        if !self.mounted && facts.device != parent && facts.is_mount_root.unwrap_or(true) {
+            return Some("is where another disk is mounted; name a folder on it, or say mounted = true".to_owned());
         }
         (!self.owners.includes(facts.owner)).then(|| format!("belongs to user {}, and {}", facts.owner, self.owners.words()))
     }
@@ -202,7 +204,7 @@ mod tests {
     use super::*;
 
     fn ground(owners: Owners) -> Ground {
-        Ground { homes: vec!["/home/app".into(), "/srv/data/people/ann".into()], owners, top: (1, 2) }
+        Ground { homes: vec!["/home/app".into(), "/srv/data/people/ann".into()], owners, top: (1, 2), mounted: false }
     }
 
     /// An ordinary folder of user 1000.
@@ -243,7 +245,10 @@ mod tests {
         {
             let facts = Facts { is_mount_root: mount, ..facts() };
             assert_eq!(ground.refusal(Path::new("/data/audio"), &facts, parent).is_some(), is_refused, "{mount:?} {parent}");
+            assert_eq!(Ground { mounted: true, ..ground.clone() }.refusal(Path::new("/data/audio"), &facts, parent), None);
         }
+        let root = Facts { is_mount_root: Some(true), device: 1, inode: 2, ..facts() };
+        assert!(Ground { mounted: true, ..ground }.refusal(Path::new("/mnt"), &root, 8).is_some(), "the root of the tree is none of these");
     }
 
     #[test]

@@ -21,6 +21,7 @@ pub fn job(name: &str, after: &[&str]) -> Job {
             max_total: None,
             max_files: None,
             prune_empty: false,
+            mounted: false,
             groups: false,
             rate: None,
             owner: None,
