@@ -18,6 +18,15 @@ use roots::Ground;
 
 use super::run::{End, Failure, Foreman, Order, Outcome, Report};
 
+/// Looks at the folders as a run would, and touches nothing. Gives words about those that are not there.
+///
+/// # Errors
+/// Why a run would not search one of them.
+pub fn examine(settings: &Files) -> Result<Vec<String>, Failure> {
+    let ground = Ground::look(settings.owner.as_deref(), settings.mounted)?;
+    roots::open(settings, &ground).map(|(_, absent)| absent)
+}
+
 /// Deletes what is to go, or tells it where only the plan is asked for.
 ///
 /// # Errors

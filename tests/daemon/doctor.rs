@@ -114,6 +114,26 @@ fn what_fails_is_an_exit_code_and_has_a_remedy() {
 }
 
 #[test]
+fn each_job_is_asked_whether_it_finds_what_it_is_for() {
+    let stage = Stage::new(
+        "[jobs.audio]\nkind = \"files\"\npaths = [\"{here}/audio\"]\n
+         [jobs.homes]\nkind = \"files\"\npaths = [\"/etc\"]\n
+         [jobs.later]\nkind = \"sessions\"\ndatabase = \"{here}/later.db\"\n
+         [jobs.copies]\nkind = \"backup\"\ndatabases = [\"{here}/app.db\"]\nto = \"{here}/copies\"\n",
+    );
+    std::fs::create_dir(stage.path("audio")).expect("it is ours");
+    std::fs::write(stage.path("app.db"), vec![0; 4096]).expect("it is ours");
+    let found = findings(&stage.ask(&["doctor", "--json"]));
+    assert_eq!(about(&found, "audio").0, "ok");
+    let (level, told) = about(&found, "homes");
+    assert!(level == "fail" && told.contains("could not search /etc"), "{told}");
+    let (level, told) = about(&found, "later");
+    assert!(level == "warn" && told.ends_with("is not there yet"), "{told}");
+    assert_eq!(about(&found, "copies").0, "ok");
+    assert!(!stage.path("copies").exists(), "nothing is made");
+}
+
+#[test]
 fn with_wrong_settings_the_machine_is_examined_all_the_same() {
     let mut stage = Stage::new("[policy.memroy]\nhigh = 1\n");
     let wrong = [vec![], vec!["policy.memory.high=nonsense".to_owned()]];

@@ -4,6 +4,7 @@
 //! On a machine that is a folder (`host.proc` and its like) it only reads, and says so.
 
 mod groups;
+mod jobs;
 mod ladder;
 mod machine;
 mod places;
@@ -58,11 +59,12 @@ pub fn examine(patient: &Patient) -> std::io::Result<Option<Report>> {
             format!("{} told above, so what follows is about the defaults", if patient.problems == 1 { "a problem" } else { "problems" });
         report.bad("settings", Level::Fail, "settings", found, "`plimsoll check` shows each with its place and what is allowed");
     }
-    let steps: [Step; 5] = [
+    let steps: [Step; 6] = [
         |patient, report, _| machine::examine(patient, report),
         groups::examine,
         processes::examine,
         |patient, report, _| places::examine(patient, report),
+        |patient, report, _| jobs::examine(patient, report),
         ladder::examine,
     ];
     for step in steps {
