@@ -272,6 +272,25 @@ fn a_job_that_only_reports_says_what_it_would_do() {
 }
 
 #[test]
+fn there_is_a_bar_on_a_terminal_and_plain_text_elsewhere() {
+    let mut stage = slow("schedule = \"never\"", 8);
+    stage.start();
+    let command = stage.plimsoll(&["jobs", "run", "tidy", "--yes"]);
+    let words: Vec<String> =
+        std::iter::once(command.get_program()).chain(command.get_args()).map(|word| format!("'{}'", word.to_string_lossy())).collect();
+    // util-linux: runs it on a terminal of its own, and prints what appears there.
+    let mut terminal = std::process::Command::new("script");
+    terminal.args(["-qec", &words.join(" "), "/dev/null"]).envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let Ok(shown) = terminal.output() else { return skip("there is no script(1) to make a terminal") };
+    let shown = said(&shown);
+    assert!(shown.contains("█") && shown.contains("] ") && shown.contains(" of 7, "), "{shown:?}");
+    assert!(shown.contains("tidy: done: deleted 7 file"), "{shown:?}");
+    put(&stage, &["again.tmp"]);
+    let plain = said(&stage.ask(&["jobs", "run", "tidy", "--yes"]));
+    assert!(!plain.contains('\r') && !plain.contains("█") && plain.contains("tidy: done"), "{plain:?}");
+}
+
+#[test]
 fn other_settings_are_taken_on_while_it_runs() {
     let mut stage = Stage::new(&tidy("schedule = \"never\""));
     put(&stage, &[]);
