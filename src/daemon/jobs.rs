@@ -468,8 +468,7 @@ impl Guardian {
         let told = told_of(&running);
         let Running { start, mut run, begun, items, totals, exit, end, peak_memory, group, .. } = running;
         if let Some(group) = group {
-            // In the way of nobody where it is still held; the next start sweeps it.
-            let _ = group.remove();
+            self.supervisor.leave_group(group);
         }
         let seconds = now.since(begun).as_secs_f64();
         (run.ended, run.seconds) = (Some(now.unix_seconds()), Some(seconds));

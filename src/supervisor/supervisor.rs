@@ -344,6 +344,12 @@ impl Supervisor {
         self.around.groups.create(&format!("{}job-{name}", group::REPLICA)).ok().flatten()
     }
 
+    /// Nobody is in it any more: it is removed as soon as the kernel lets go of it.
+    pub fn leave_group(&mut self, group: Group) {
+        self.vacant.push(group);
+        self.remove_vacant_groups();
+    }
+
     /// The child that is being tried out, if any: it is nobody's descendant.
     pub fn set_trial(&mut self, pid: Option<i32>) {
         self.trial = pid;
