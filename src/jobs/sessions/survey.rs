@@ -120,10 +120,12 @@ fn take_all(database: &Database, layout: &Layout, limits: &Limits, foreman: &mut
             survey.sessions = ages.into_iter().map(|(id, age)| Seen { id, age, bytes: 0, look: None }).collect();
             for seen in &mut survey.sessions {
                 if is_old(seen.age, limits) {
-                    let Some(look) = patiently(foreman, || at_once(database, || Look::take(database, layout, &seen.id)))? else {
+                    if !foreman.at_safe_point() {
                         return Ok(None);
-                    };
-                    seen.look = Some(look);
+                    }
+                    let again = || at_once(database, || date_and_look(database, layout, time, &seen.id, limits));
+                    let Some((age, look)) = patiently(foreman, again)? else { return Ok(None) };
+                    (seen.age, seen.look) = (age, look);
                 }
             }
         }
@@ -233,6 +235,20 @@ fn newest_of(layout: &Layout) -> Option<String> {
 fn dated(id: ValueRef<'_>) -> Age {
     let id = if let ValueRef::Text(id) = id { parse(id) } else { None };
     id.filter(|id| id.made >= FIRST).map_or(Age::Unknown(Doubt::Id), |id| Age::at(id.made))
+}
+
+/// Looks at a session of a table that has a column of times. Its time is read once more, in the transaction of the look: who
+/// was touched since the first pass would else be old by that and unchanged by this.
+fn date_and_look(
+    database: &Database,
+    layout: &Layout,
+    time: &str,
+    session: &SessionId,
+    limits: &Limits,
+) -> rusqlite::Result<(Age, Option<Look>)> {
+    let age = table::age_of(database, layout.main(), time, session)?;
+    let look = is_old(age, limits).then(|| Look::take(database, layout, session)).transpose()?;
+    Ok((age, look))
 }
 
 /// Looks at every row of a session, over all namespaces: the newest is not always one of the root, and one id that is not
@@ -405,6 +421,29 @@ pub mod tests {
         }
     }
 
+    /// Does something at the safe point of that number, counted from 1.
+    struct Meddler<F: FnMut()> {
+        at: u32,
+        act: F,
+    }
+
+    impl<F: FnMut()> Foreman for Meddler<F> {
+        fn now(&mut self) -> Moment {
+            Moment::now()
+        }
+        fn tell(&mut self, _: Report) {}
+        fn wait(&mut self, _: Duration) -> bool {
+            true
+        }
+        fn at_safe_point(&mut self) -> bool {
+            self.at = self.at.wrapping_sub(1);
+            if self.at == 0 {
+                (self.act)();
+            }
+            true
+        }
+    }
+
     const DAY: i64 = 86_400 * 10_000_000;
 
     struct Stage {
@@ -531,6 +570,26 @@ pub mod tests {
         let write = "INSERT INTO writes (thread_id, checkpoint_id, task_id, idx, channel, value) VALUES ('late', 'c', 't', 0, 'm', x'00')";
         stage.app.execute(write, []).unwrap();
         assert_eq!(age_of(&stage.survey(), "late").age, Age::Unknown(Doubt::NoCheckpoint));
+    }
+
+    /// The first pass has read that it is old, the second looks at it as it is by then.
+    #[test]
+    fn who_is_touched_between_the_passes_over_a_table_is_young() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.db");
+        let app = Connection::open(&path).unwrap();
+        app.execute_batch("CREATE TABLE sessions (id TEXT PRIMARY KEY, seen INTEGER); INSERT INTO sessions VALUES ('a', 1700000000)")
+            .unwrap();
+        let described = crate::config::jobs::Table { table: "sessions".into(), id: "id".into(), time: "seen".into(), children: Vec::new() };
+        let database = Database::open(&path).unwrap();
+        let layout = Layout::detect(&database, &Format::Table(described)).unwrap();
+        let now = Stamp(1_764_000_000 * 10_000_000);
+        let limits = Limits::new(now, Duration::from_secs(7 * 86_400));
+        let act = || drop(app.execute("UPDATE sessions SET seen = 1764000000", []).unwrap());
+        // The first safe point is before the only chunk of the first pass.
+        let survey = take(&database, &layout, &limits, &mut Meddler { at: 2, act }).unwrap().unwrap();
+        let seen = age_of(&survey, "a");
+        assert_eq!((seen.age, &seen.look), (Age::at(now), &None));
     }
 
     #[test]
