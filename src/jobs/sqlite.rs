@@ -129,15 +129,16 @@ impl Database {
         statement.query_map(params![table], column)?.collect()
     }
 
-    /// `table`, `view`, …; `None` when there is nothing of this name.
+    /// Its name as the database spells it, whatever the case of `name`, and `table`, `view`, …; `None` when there is nothing
+    /// of this name.
     ///
     /// # Errors
     /// What SQLite said.
-    pub fn kind_of(&self, name: &str) -> rusqlite::Result<Option<String>> {
-        let sql = "SELECT type FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE AND type IN ('table', 'view')";
+    pub fn kind_of(&self, name: &str) -> rusqlite::Result<Option<(String, String)>> {
+        let sql = "SELECT name, type FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE AND type IN ('table', 'view')";
         let mut statement = self.connection.prepare(sql)?;
         let mut rows = statement.query(params![name])?;
-        rows.next()?.map(|row| row.get(0)).transpose()
+        rows.next()?.map(|row| Ok((row.get(0)?, row.get(1)?))).transpose()
     }
 
     /// The triggers a change of this table would set off.

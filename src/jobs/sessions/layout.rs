@@ -263,8 +263,8 @@ fn no_column(rows: &Rows, name: &str) -> String {
 
 /// A table with its primary key; `None` when there is none of this name.
 fn rows_of(database: &Database, table: &str, id: &str, what: &str) -> Result<Option<(Rows, Vec<String>)>, Failure> {
-    let read = || -> rusqlite::Result<Option<(Rows, Vec<String>)>> {
-        let columns = database.columns(table)?;
+    let read = |table: String| -> rusqlite::Result<Option<(Rows, Vec<String>)>> {
+        let columns = database.columns(&table)?;
         if columns.is_empty() {
             return Ok(None);
         }
@@ -277,13 +277,14 @@ fn rows_of(database: &Database, table: &str, id: &str, what: &str) -> Result<Opt
         // A column of one of these names hides the number of the row.
         let is_free = |name: &&&str| !columns.iter().any(|column| column.eq_ignore_ascii_case(name));
         let number = if has_numbers { ["rowid", "_rowid_", "oid"].iter().find(is_free).copied() } else { None };
-        let rows = Rows { table: table.to_owned(), id: id.to_owned(), what: what.to_owned(), columns, number };
+        let rows = Rows { table, id: id.to_owned(), what: what.to_owned(), columns, number };
         Ok(Some((rows, key.into_iter().map(|(_, name)| name).collect())))
     };
-    match database.kind_of(table).map_err(|error| unreadable(database, &error))?.as_deref() {
+    match database.kind_of(table).map_err(|error| unreadable(database, &error))? {
         None => Ok(None),
-        Some("table") => read().map_err(|error| unreadable(database, &error)),
-        Some(kind) => Err(refused(database, &format!("{table} is a {kind}, not a table"))),
+        // By its own spelling: manifests of backups know it by no other.
+        Some((table, kind)) if kind == "table" => read(table).map_err(|error| unreadable(database, &error)),
+        Some((table, kind)) => Err(refused(database, &format!("{table} is a {kind}, not a table"))),
     }
 }
 

@@ -72,6 +72,7 @@ pub fn run(settings: &Sessions, order: &Order, foreman: &mut dyn Foreman) -> Res
         keep: settings.keep,
         order: *order,
         has_archive: settings.archive.is_some(),
+        changes_in_place: layout.changes_in_place(),
         is_backed_up: copies.as_ref().map(|_| &is_backed_up as &dyn Fn(&Seen) -> bool),
         restored: restore::recent(settings, &database, now)?,
     };

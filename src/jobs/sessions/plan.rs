@@ -14,6 +14,8 @@ pub struct Circumstances<'a> {
     pub order: Order,
     /// What goes is written to the archive first.
     pub has_archive: bool,
+    /// Rows change under their own number: that a backup holds them says nothing of what it holds in them.
+    pub changes_in_place: bool,
     /// Whether a verified backup holds the session; `None` where none is asked for.
     pub is_backed_up: Option<&'a dyn Fn(&Seen) -> bool>,
     /// Brought back from the archive not long ago.
@@ -113,12 +115,14 @@ fn brake(survey: &Survey, totals: &Totals, future: Option<&Seen>, circumstances:
         let (told, now) = (earliest.told(), circumstances.limits.now.told());
         return Some(format!("the session {id} is dated {told} and now is {now}: either the clock is wrong or that session is"));
     }
-    let can_be_brought_back = circumstances.has_archive || circumstances.is_backed_up.is_some();
+    let is_surely_backed_up = circumstances.is_backed_up.is_some() && !circumstances.changes_in_place;
+    let can_be_brought_back = circumstances.has_archive || is_surely_backed_up;
     let (count, bytes) = (survey.count(), survey.bytes());
     if !can_be_brought_back && (going.count > count / 2 || going.bytes > bytes / 2) {
+        let remedy = if circumstances.changes_in_place { "set `archive`" } else { "set `archive` or `backed_up_in`" };
         return Some(format!(
-            "it would delete {} of {count} sessions and {} of {bytes} bytes, more than half, and nothing could bring them back \
-             (set `archive` or `backed_up_in`)",
+            "it would delete {} of {count} sessions and {} of {bytes} bytes, more than half, and nothing could bring them back for \
+             certain ({remedy})",
             going.count, going.bytes
         ));
     }
@@ -149,7 +153,8 @@ mod tests {
     const KEEP: Duration = Duration::from_secs(7 * 86_400);
 
     fn circumstances(order: Order) -> Circumstances<'static> {
-        Circumstances { limits: Limits::new(NOW, KEEP), keep: KEEP, order, has_archive: false, is_backed_up: None, restored: Vec::new() }
+        let limits = Limits::new(NOW, KEEP);
+        Circumstances { limits, keep: KEEP, order, has_archive: false, changes_in_place: false, is_backed_up: None, restored: Vec::new() }
     }
 
     fn seen(id: &str, age: Age, bytes: u64) -> Seen {
@@ -214,6 +219,12 @@ mod tests {
         let archived = |all: &Survey, order| make(all, &Circumstances { has_archive: true, ..circumstances(order) }).totals.brake;
         assert_eq!(archived(&more, Order::default()), None);
         assert!(archived(&more, jumped).is_some() && archived(&future, Order::default()).is_some());
+        // A backup is a way back where rows never change; an archive always is one.
+        let backed_up =
+            |changes_in_place| Circumstances { is_backed_up: Some(&|_: &Seen| true), changes_in_place, ..circumstances(Order::default()) };
+        assert_eq!(make(&more, &backed_up(false)).totals.brake, None);
+        assert!(make(&more, &backed_up(true)).totals.brake.unwrap().contains("(set `archive`)"));
+        assert_eq!(make(&more, &Circumstances { has_archive: true, ..backed_up(true) }).totals.brake, None);
         // Nothing to delete, nothing to hold.
         assert_eq!(make(&survey(vec![seen("b", days(-1), 10)]), &circumstances(jumped)).totals.brake, None);
     }

@@ -84,7 +84,7 @@ fn insert(database: &mut Database, layout: &Layout, found: &Found) -> Result<u64
     }
     let count = found.read(|tables, place, row| {
         let Some(Columns { table, columns }) = tables.get(place) else { return Ok(()) };
-        let Some(known) = layout.tables().find(|rows| rows.table == *table) else {
+        let Some(known) = layout.tables().find(|rows| rows.table.eq_ignore_ascii_case(table)) else {
             return Err(RestoreError::Refused(format!("there is no table {table} any more")));
         };
         if let Some(missing) = columns.iter().find(|column| !known.columns.contains(column)) {
