@@ -1,12 +1,14 @@
 //! Sessions written down before they are deleted, so that each can be brought back.
 //!
-//! One file a run: `memory.db.sessions-20261120T030000Z.zst`, readable by its owner alone. Every session is a zstd frame with
+//! One file a run: `memory.db.ab5b47da.sessions-20261120T030000Z.zst`, readable by its owner alone. Every session is a zstd frame with
 //! a checksum, and a skippable frame before it that says whose it is and how long: looking for one reads no other, and
 //! `zstd -d` takes the whole file. A record counts once its length is written, which happens last; what a crash leaves
 //! unfinished at the end is passed over. Inside a frame are the rows of each table, column by column with their types.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,6 +16,7 @@ use std::time::Duration;
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::age::Stamp;
 use super::layout::{Layout, SessionId};
@@ -27,6 +30,8 @@ const LEVEL: i32 = 3;
 /// Nothing SQLite holds in one value is longer.
 const LONGEST_VALUE: u64 = 2_147_483_647;
 const LONGEST_LABEL: u32 = 1024 * 1024;
+/// Of the hash of a path in the name of a file: two databases of one name in one folder never come to share four.
+const HASH_BYTES: usize = 4;
 const TOLERATED_AHEAD: Duration = Duration::from_secs(5 * 60);
 
 /// In front of each session.
@@ -374,20 +379,27 @@ fn read_u64(stream: &mut impl Read) -> io::Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// `memory.db.sessions-20261120T030000Z.zst`; the second of the same second has `-2` before its ending.
+/// `memory.db.ab5b47da.sessions-20261120T030000Z.zst`; the second of the same second has `-2` before its ending.
 fn file_name(database: &Path, at: Stamp, turn: u32) -> io::Result<PathBuf> {
     let unfit = || io::Error::new(io::ErrorKind::InvalidInput, "the clock says no time of any calendar");
     let stamp = jiff::Timestamp::from_second(at.0.div_euclid(10_000_000)).map_err(|_| unfit())?;
     let again = if turn == 1 { String::new() } else { format!("-{turn}") };
-    let mut name = prefix(database);
+    let [mut name, _] = names(database, ".sessions-");
     name.push(format!("{}{again}.zst", stamp.strftime("%Y%m%dT%H%M%SZ")));
     Ok(name.into())
 }
 
-fn prefix(database: &Path) -> std::ffi::OsString {
-    let mut name = database.file_name().unwrap_or_default().to_owned();
-    name.push(".sessions-");
-    name
+/// What a file that belongs to this database is called in an archive folder, up to and with `ending`: as it is now, and as
+/// it was before the hash. Many databases are called `memory.db`, and jobs may share a folder: a hash of the whole path
+/// keeps one from restoring or removing what is another's.
+pub fn names(database: &Path, ending: &str) -> [OsString; 2] {
+    let hash = Sha256::digest(database.as_os_str().as_bytes());
+    let hash: String = hash.iter().take(HASH_BYTES).map(|byte| format!("{byte:02x}")).collect();
+    [format!(".{hash}{ending}"), ending.to_owned()].map(|rest| {
+        let mut name = database.file_name().unwrap_or_default().to_owned();
+        name.push(rest);
+        name
+    })
 }
 
 /// An archive that lies in a folder, with the time in its name: times of files change when they are copied.
@@ -403,7 +415,7 @@ pub struct Kept {
 /// # Errors
 /// When the folder cannot be read; one that is not there is an empty one.
 pub fn kept(folder: &Path, database: &Path) -> io::Result<Vec<Kept>> {
-    let prefix = prefix(database);
+    let prefixes = names(database, ".sessions-");
     let mut found = Vec::new();
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
@@ -412,7 +424,8 @@ pub fn kept(folder: &Path, database: &Path) -> io::Result<Vec<Kept>> {
     for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
-        let Some(at) = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes()).and_then(time_in_name) else { continue };
+        let time_after = |prefix: &OsString| name.as_bytes().strip_prefix(prefix.as_bytes()).and_then(time_in_name);
+        let Some(at) = prefixes.iter().find_map(time_after) else { continue };
         let stat = entry.metadata()?;
         if stat.is_file() {
             found.push(Kept { at, path: entry.path(), bytes: stat.len() });
@@ -585,6 +598,24 @@ mod tests {
         let ahead = Kept { at: AT.after(day * 3), path: PathBuf::from("ahead"), bytes: 0 };
         assert_eq!(expired(all.into_iter().chain([ahead]).collect(), AT.after(day * 2), day).len(), 0);
         assert_eq!(kept(&folder.join("none"), stage.database.path()).unwrap(), []);
+    }
+
+    /// Two databases of one name in one folder; names from before the hash are taken for one's own.
+    #[test]
+    fn archives_of_another_database_of_that_name_are_passed_over() {
+        let stage = stage();
+        let archive = stage.archive();
+        let folder = stage.folder.path().join("archive");
+        assert_eq!(kept(&folder, Path::new("/other/memory.db")).unwrap(), []);
+        assert_eq!(kept(&folder, stage.database.path()).unwrap()[0].path, archive.path());
+        let old = folder.join("memory.db.sessions-20200101T000000Z.zst");
+        std::fs::write(&old, "x").unwrap();
+        for database in [Path::new("/other/memory.db"), stage.database.path()] {
+            assert_eq!(kept(&folder, database).unwrap()[0].path, old);
+        }
+        // Archives are kept for a month, and another release has to find them.
+        let name = file_name(Path::new("/app/data/memory.db"), AT, 2).unwrap();
+        assert_eq!(name, Path::new("memory.db.ab5b47da.sessions-20251120T030000Z-2.zst"));
     }
 
     proptest! {
