@@ -57,8 +57,34 @@ impl Sizes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
     pub name: String,
+    pub affinity: Affinity,
     /// Its place in the primary key, from 1; 0: not part of it.
     pub key: u64,
+}
+
+/// What a column makes of a value that is compared with it or stored in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    /// A number becomes a text.
+    Text,
+    /// A text that reads as a number becomes one: `'007'` is 7.
+    Number,
+    /// Everything stays what it is.
+    None,
+}
+
+impl Affinity {
+    /// By SQLite's own rules, of which the first that fits counts.
+    fn of(declared: &str) -> Affinity {
+        let declared = declared.to_ascii_uppercase();
+        let has = |parts: &[&str]| parts.iter().any(|part| declared.contains(part));
+        match () {
+            () if has(&["INT"]) => Affinity::Number,
+            () if has(&["CHAR", "CLOB", "TEXT"]) => Affinity::Text,
+            () if declared.is_empty() || has(&["BLOB"]) => Affinity::None,
+            () => Affinity::Number,
+        }
+    }
 }
 
 impl Database {
@@ -124,8 +150,14 @@ impl Database {
     /// # Errors
     /// What SQLite said.
     pub fn columns(&self, table: &str) -> rusqlite::Result<Vec<Column>> {
-        let mut statement = self.connection.prepare("SELECT name, pk FROM pragma_table_info(?1) ORDER BY cid")?;
-        let column = |row: &rusqlite::Row<'_>| Ok(Column { name: row.get(0)?, key: u64::try_from(row.get::<_, i64>(1)?).unwrap_or(0) });
+        // ANY is no type in a STRICT table and a number in any other.
+        let is_strict = "coalesce((SELECT strict FROM pragma_table_list WHERE schema = 'main' AND name = ?1 COLLATE NOCASE), 0)";
+        let declared = format!("CASE WHEN {is_strict} AND type = 'ANY' COLLATE NOCASE THEN '' ELSE type END");
+        let mut statement = self.connection.prepare(&format!("SELECT name, pk, {declared} FROM pragma_table_info(?1) ORDER BY cid"))?;
+        let column = |row: &rusqlite::Row<'_>| {
+            let (key, declared) = (row.get::<_, i64>(1)?, row.get::<_, String>(2)?);
+            Ok(Column { name: row.get(0)?, affinity: Affinity::of(&declared), key: u64::try_from(key).unwrap_or(0) })
+        };
         statement.query_map(params![table], column)?.collect()
     }
 
@@ -292,7 +324,7 @@ mod tests {
         let guest = Database::open(&path).unwrap();
         assert!(guest.is_wal());
         assert_eq!(guest.connection.query_row("PRAGMA foreign_keys", [], |row| row.get::<_, i64>(0)).unwrap(), 0);
-        assert_eq!(guest.columns("t").unwrap(), [Column { name: "a".to_owned(), key: 0 }]);
+        assert_eq!(guest.columns("t").unwrap(), [Column { name: "a".to_owned(), affinity: Affinity::None, key: 0 }]);
         let wal = guest.sizes().unwrap().wal_bytes;
         assert!(wal > 0);
         app.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
@@ -334,6 +366,34 @@ mod tests {
             guest.connection.execute_batch("BEGIN IMMEDIATE")
         });
         assert_eq!((freed.unwrap(), tries), (Some(()), 3));
+    }
+
+    /// Asked of SQLite itself, which makes of a value what it says here.
+    #[test]
+    fn what_a_column_makes_of_a_value_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory.db");
+        let app = Connection::open(&path).unwrap();
+        let types =
+            ["INTEGER", "bigint", "varchar(9)", "CLOB", "TEXT", "BLOB", "", "REAL", "DOUBLE", "DATETIME", "ANY", "CHARINT", "STRING"];
+        let columns: Vec<String> = types.iter().enumerate().map(|(place, declared)| format!("c{place} {declared}")).collect();
+        app.execute_batch(&format!("CREATE TABLE t ({}); CREATE TABLE s (c0 ANY, c1 TEXT, c2 INT) STRICT", columns.join(", "))).unwrap();
+        let guest = Database::open(&path).unwrap();
+        for (table, count) in [("t", types.len()), ("s", 3)] {
+            app.execute_batch(&format!("INSERT INTO {table} DEFAULT VALUES")).unwrap();
+            for (place, column) in guest.columns(table).unwrap().into_iter().enumerate() {
+                let made = |value: &str| -> String {
+                    app.execute_batch(&format!("UPDATE {table} SET c{place} = {value}")).unwrap();
+                    app.query_row(&format!("SELECT typeof(c{place}) FROM {table}"), [], |row| row.get(0)).unwrap()
+                };
+                let expected = match (made("7") == "text", made("'7'") == "text") {
+                    (true, _) => Affinity::Text,
+                    (false, false) => Affinity::Number,
+                    (false, true) => Affinity::None,
+                };
+                assert_eq!(column.affinity, expected, "column {} of {table}, of {count}", column.name);
+            }
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::jobs::{Format, Table};
 use crate::jobs::run::Failure;
-use crate::jobs::sqlite::{Database, quoted, told};
+use crate::jobs::sqlite::{Affinity, Database, quoted, told};
 
 /// A child table without an index on its column of ids would be read whole, under the lock, for every session.
 const MOST_ROWS_WITHOUT_INDEX: u64 = 10_000;
@@ -71,6 +71,8 @@ pub struct Rows {
     pub what: String,
     /// All of them, in the order of the table.
     pub columns: Vec<String>,
+    /// What the column of ids makes of the value it is compared with.
+    affinity: Affinity,
     /// The name by which the number of a row can be asked; `None` for a table that has none.
     pub number: Option<&'static str>,
 }
@@ -229,6 +231,21 @@ fn described(database: &Database, table: &Table) -> Result<Layout, Failure> {
     if let Some(twice) = names.iter().enumerate().find(|(place, name)| names.iter().take(*place).any(|other| other == *name)) {
         return Err(refused(database, &format!("the table {} is named twice", twice.1)));
     }
+    for child in layout.children() {
+        // Otherwise one id of a session would be that of another here: as numbers, '007' is 7.
+        if child.affinity != layout.main().affinity && child.affinity != Affinity::None {
+            return Err(refused(
+                database,
+                &format!(
+                    "the column {} of {} is of another type than the column {} of {}, so that it cannot be said for certain whose a row is",
+                    child.id,
+                    child.table,
+                    layout.main().id,
+                    layout.main().table
+                ),
+            ));
+        }
+    }
     for rows in layout.tables() {
         let delete = format!("DELETE FROM {} WHERE {}", rows.name(), rows.are_of_session());
         let is_long = database.reads_all(&delete).and_then(|reads_all| Ok(reads_all && has_many_rows(database, rows)?));
@@ -271,13 +288,14 @@ fn rows_of(database: &Database, table: &str, id: &str, what: &str) -> Result<Opt
         let mut key: Vec<(u64, String)> =
             columns.iter().filter(|column| column.key > 0).map(|column| (column.key, column.name.clone())).collect();
         key.sort();
+        let affinity = columns.iter().find(|column| column.name == id).map_or(Affinity::None, |column| column.affinity);
         let columns: Vec<String> = columns.into_iter().map(|column| column.name).collect();
         let sql = "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?1 COLLATE NOCASE";
         let has_numbers = database.connection.query_row(sql, params![table], |row| row.get::<_, i64>(0))? == 0;
         // A column of one of these names hides the number of the row.
         let is_free = |name: &&&str| !columns.iter().any(|column| column.eq_ignore_ascii_case(name));
         let number = if has_numbers { ["rowid", "_rowid_", "oid"].iter().find(is_free).copied() } else { None };
-        let rows = Rows { table, id: id.to_owned(), what: what.to_owned(), columns, number };
+        let rows = Rows { table, id: id.to_owned(), what: what.to_owned(), columns, affinity, number };
         Ok(Some((rows, key.into_iter().map(|(_, name)| name).collect())))
     };
     match database.kind_of(table).map_err(|error| unreadable(database, &error))? {
@@ -348,10 +366,26 @@ mod tests {
             (good, table(&[("message", "session")]), "no table message"),
             (good, table(&[("messages", "thread")]), "no column thread"),
             (good, table(&[("Sessions", "id")]), "named twice"),
+            (
+                "CREATE TABLE sessions (id TEXT PRIMARY KEY, seen REAL); CREATE TABLE messages (session INTEGER)",
+                table(&[("messages", "session")]),
+                "column session of messages is of another type than the column id of sessions",
+            ),
+            (
+                "CREATE TABLE sessions (id, seen REAL); CREATE TABLE messages (session TEXT)",
+                table(&[("messages", "session")]),
+                "another type",
+            ),
             (many.as_str(), table(&[("messages", "session")]), "no index on session"),
         ] {
             let error = detect(schema, &format).unwrap_err();
             assert!(error.0.contains(said), "{schema}: {error}");
+        }
+        for schema in [
+            "CREATE TABLE sessions (id INTEGER PRIMARY KEY, seen REAL); CREATE TABLE messages (session BIGINT)",
+            "CREATE TABLE sessions (id TEXT PRIMARY KEY, seen REAL); CREATE TABLE messages (session)",
+        ] {
+            detect(schema, &table(&[("messages", "session")])).unwrap();
         }
         let indexed = format!("{many}; CREATE INDEX by_session ON messages (session)");
         detect(&indexed, &table(&[("messages", "session")])).unwrap();

@@ -43,10 +43,12 @@ pub fn make(survey: &Survey, circumstances: &Circumstances<'_>) -> Plan {
             future = future.or(Some(seen));
         }
     }
-    if survey.odd.count > 0 {
-        let kept = plan.totals.kept.entry("odd-id".to_owned()).or_default();
-        kept.count += survey.odd.count;
-        kept.bytes = kept.bytes.saturating_add(survey.odd.bytes);
+    for (reason, tally) in [("odd-id", survey.odd), ("no-checkpoint", survey.orphans)] {
+        if tally.count > 0 {
+            let kept = plan.totals.kept.entry(reason.to_owned()).or_default();
+            kept.count += tally.count;
+            kept.bytes = kept.bytes.saturating_add(tally.bytes);
+        }
     }
     plan.delete.sort_by_key(|place| survey.sessions.get(*place).map(|seen| (latest(seen), *place)));
     let mut totals = std::mem::take(&mut plan.totals);
@@ -201,12 +203,16 @@ mod tests {
         let bytes = survey(vec![seen("a", days(8), 101), seen("b", days(1), 50), seen("c", days(1), 50)]);
         let future = survey(vec![seen("a", days(8), 1), seen("b", days(-1), 10), seen("c", days(1), 10)]);
         let jumped = Order { clock_jumped: true, ..Order::default() };
+        // Rows without a session are none, however many there are.
+        let orphaned = Survey { orphans: crate::jobs::plan::Tally { count: 1000, bytes: 1_000_000 }, ..more.clone() };
+        assert_eq!(make(&orphaned, &circumstances(jumped)).totals.kept["no-checkpoint"].count, 1000);
         for (all, order, said) in [
             (&half, Order::default(), None),
             (&more, Order::default(), Some("2 of 3 sessions")),
             (&bytes, Order::default(), Some("101 of 201 bytes")),
             (&future, Order::default(), Some("the session b is dated")),
             (&half, jumped, Some("the clock has jumped")),
+            (&orphaned, Order::default(), Some("2 of 3 sessions")),
         ] {
             let brake = make(all, &circumstances(order)).totals.brake;
             assert_eq!(brake.is_some(), said.is_some(), "{brake:?}");

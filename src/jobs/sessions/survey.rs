@@ -89,11 +89,14 @@ pub struct Survey {
     pub sessions: Vec<Seen>,
     /// Rows of the main table.
     pub checkpoints: u64,
-    /// Sessions whose id is NULL or a blob; they have no name by which they could be listed.
+    /// Sessions whose id is NULL, a blob or no UTF-8; they have no name by which they could be listed.
     pub odd: Tally,
+    /// Rows of sessions that are gone, by session: they stay, and are none of the sessions of which so many may go at once.
+    pub orphans: Tally,
 }
 
 impl Survey {
+    /// Sessions there are.
     pub fn count(&self) -> u64 {
         self.sessions.len() as u64 + self.odd.count
     }
@@ -292,13 +295,13 @@ fn verify(database: &Database, layout: &Layout, session: &SessionId, limits: &Li
 }
 
 /// Adds up what the rows of each session hold. Rows of sessions that were not there a moment ago make young ones; rows
-/// beside no checkpoint at all are late writes of a session that is gone. False when the run is to stop.
+/// beside no checkpoint at all are late writes of a session that is gone: orphans. False when the run is to stop.
 fn weigh(database: &Database, layout: &Layout, survey: &mut Survey, limits: &Limits, foreman: &mut dyn Foreman) -> rusqlite::Result<bool> {
     let mut unlisted: BTreeMap<SessionId, Seen> = BTreeMap::new();
+    let mut orphans: BTreeMap<SessionId, u64> = BTreeMap::new();
     for rows in [layout.main()].into_iter().chain(layout.children()) {
         let is_main = rows == layout.main();
-        let age = if is_main { Age::at(limits.now) } else { Age::Unknown(Doubt::NoCheckpoint) };
-        let Survey { sessions, checkpoints, odd } = survey;
+        let Survey { sessions, checkpoints, odd, .. } = survey;
         let mut has_odd = false;
         let all_read = read_in_chunks(database, rows, &rows_bytes(rows), foreman, |row| {
             let bytes = u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0);
@@ -309,11 +312,17 @@ fn weigh(database: &Database, layout: &Layout, survey: &mut Survey, limits: &Lim
                 return Ok(());
             };
             let place = sessions.binary_search_by(|seen| seen.id.cmp(&id));
-            let seen = match place.ok().and_then(|place| sessions.get_mut(place)) {
-                Some(seen) => seen,
-                None => unlisted.entry(id.clone()).or_insert(Seen { id, age, bytes: 0, look: None }),
+            let sum = match place.ok().and_then(|place| sessions.get_mut(place)) {
+                Some(seen) => &mut seen.bytes,
+                None if is_main => {
+                    &mut unlisted.entry(id.clone()).or_insert(Seen { id, age: Age::at(limits.now), bytes: 0, look: None }).bytes
+                }
+                None => match unlisted.get_mut(&id) {
+                    Some(seen) => &mut seen.bytes,
+                    None => orphans.entry(id).or_default(),
+                },
             };
-            seen.bytes = seen.bytes.saturating_add(bytes);
+            *sum = sum.saturating_add(bytes);
             Ok(())
         })?;
         if !all_read {
@@ -323,6 +332,7 @@ fn weigh(database: &Database, layout: &Layout, survey: &mut Survey, limits: &Lim
             survey.odd.count = 1;
         }
     }
+    orphans.into_values().for_each(|bytes| survey.orphans.add(bytes));
     if !unlisted.is_empty() {
         survey.sessions.extend(unlisted.into_values());
         survey.sessions.sort_by(|a, b| a.id.cmp(&b.id));
@@ -569,7 +579,9 @@ pub mod tests {
         let stage = self::stage(CURRENT);
         let write = "INSERT INTO writes (thread_id, checkpoint_id, task_id, idx, channel, value) VALUES ('late', 'c', 't', 0, 'm', x'00')";
         stage.app.execute(write, []).unwrap();
-        assert_eq!(age_of(&stage.survey(), "late").age, Age::Unknown(Doubt::NoCheckpoint));
+        stage.app.execute(&write.replace("'t', 0", "'t', 1"), []).unwrap();
+        let survey = stage.survey();
+        assert_eq!((survey.count(), survey.bytes(), survey.orphans), (0, 0, Tally { count: 1, bytes: 2 * 9 }));
     }
 
     /// The first pass has read that it is old, the second looks at it as it is by then.
