@@ -462,6 +462,33 @@ fn the_record_has_the_names_people_look_for() {
     assert!(outcome.figures["database_wal_bytes"] > 0.0 && outcome.figures["database_size_bytes"] >= 4096.0);
 }
 
+/// A line of a run's may have a mebibyte, an id any length.
+#[test]
+fn an_id_of_any_length_is_told_in_short_and_used_whole() {
+    let stage = Stage::new(&CURRENT);
+    let long = |end: &str| "ä".repeat(1_000_000) + end;
+    for (end, days) in [("old", 9.0), ("young", 1.0), ("future", -1.0)] {
+        stage.session(&long(end), days, 2, 10);
+    }
+    let archive = stage.folder.path().join("archive");
+    let settings = Sessions { archive: Some(archive), ..stage.settings() };
+    for (order, end) in [(PLAIN, End::Held), (YES, End::Done)] {
+        let mut boss = Boss::new();
+        let outcome = stage.run(&settings, &order, &mut boss);
+        assert_eq!(outcome.end, end);
+        assert_eq!(boss.planned(), names(&[&("ä".repeat(200) + "…")]));
+        let lines = boss.reports.iter().map(|report| serde_json::to_vec(report).unwrap().len());
+        let longest = lines.chain([serde_json::to_vec(&outcome).unwrap().len()]).max();
+        assert!(longest < Some(16 * 1024), "{longest:?}");
+    }
+    // Too long for an archive, and therefore still there.
+    assert_eq!(stage.threads().len(), 3);
+    let error = sessions::restore(&settings, &long("old"), Moment::now()).unwrap_err();
+    assert!(error.0.len() < 2000, "{} bytes", error.0.len());
+    stage.run(&stage.settings(), &YES, &mut Boss::new());
+    assert_eq!(stage.threads(), [long("young"), long("future")].into());
+}
+
 #[test]
 fn what_was_archived_comes_back_byte_for_byte_and_stays() {
     let stage = Stage::new(&CURRENT);

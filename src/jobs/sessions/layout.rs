@@ -22,6 +22,9 @@ use crate::jobs::sqlite::{Affinity, Database, quoted, told};
 /// A child table without an index on its column of ids would be read whole, under the lock, for every session.
 const MOST_ROWS_WITHOUT_INDEX: u64 = 10_000;
 
+/// Characters of the id of a session that are told.
+const LONGEST_TOLD: usize = 200;
+
 /// The id of a session as the database holds it: text and number are different ids.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -36,6 +39,24 @@ impl std::fmt::Display for SessionId {
             SessionId::Integer(id) => write!(f, "{id}"),
             SessionId::Text(id) => f.write_str(id),
         }
+    }
+}
+
+impl SessionId {
+    /// For people: an id may be of any length, a line of the record may not.
+    pub fn told(&self) -> String {
+        match self {
+            SessionId::Integer(id) => id.to_string(),
+            SessionId::Text(id) => shortened(id),
+        }
+    }
+}
+
+/// So much of the id of a session as is told.
+pub fn shortened(id: &str) -> String {
+    match id.char_indices().nth(LONGEST_TOLD) {
+        None => id.to_owned(),
+        Some((end, _)) => format!("{}…", id.get(..end).unwrap_or_default()),
     }
 }
 

@@ -208,7 +208,7 @@ fn tell_analysis(survey: &Survey, sizes: &Sizes, settings: &Sessions, limits: &L
     );
     let mut largest: Vec<&Seen> = survey.sessions.iter().collect();
     largest.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.id.cmp(&b.id)));
-    let told = |seen: &&Seen| json!({ "session": seen.id.to_string(), "bytes": seen.bytes });
+    let told = |seen: &&Seen| json!({ "session": seen.id.told(), "bytes": seen.bytes });
     let largest: Vec<Value> = largest.iter().take(LARGEST).map(told).collect();
     tell(foreman, "session_cleanup_largest", json!({ "sessions": largest, "total_bytes": survey.bytes() }));
 }

@@ -64,7 +64,7 @@ pub fn items<'a>(survey: &'a Survey, plan: &'a Plan, circumstances: &'a Circumst
     plan.delete.iter().filter_map(|place| survey.sessions.get(*place)).map(|seen| Item {
         deed: Deed::Delete,
         what: "session".to_owned(),
-        name: seen.id.to_string(),
+        name: seen.id.told(),
         reason: match seen.age {
             Age::Known { latest, .. } => {
                 format!("last touched {} ago, kept for {}", span(circumstances.limits.now.since(latest)), span(circumstances.keep))
@@ -114,7 +114,7 @@ fn brake(survey: &Survey, totals: &Totals, future: Option<&Seen>, circumstances:
         return Some("the clock has jumped since the last run, so ages cannot be trusted".to_owned());
     }
     if let Some(Seen { id, age: Age::Known { earliest, .. }, .. }) = future {
-        let (told, now) = (earliest.told(), circumstances.limits.now.told());
+        let (id, told, now) = (id.told(), earliest.told(), circumstances.limits.now.told());
         return Some(format!("the session {id} is dated {told} and now is {now}: either the clock is wrong or that session is"));
     }
     let is_surely_backed_up = circumstances.is_backed_up.is_some() && !circumstances.changes_in_place;

@@ -272,7 +272,7 @@ impl<'a> Purge<'a> {
     fn fail(&mut self, one: Condemned<'_>, why: &str) {
         self.done.failed += 1;
         if self.done.errors.len() < MOST_ERRORS {
-            self.done.errors.push(format!("session {}: {why}", one.id));
+            self.done.errors.push(format!("session {}: {why}", one.id.told()));
         }
     }
 

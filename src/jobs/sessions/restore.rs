@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::age::Stamp;
 use super::archive::{Columns, Found, kept, list, names};
-use super::layout::{Layout, SessionId};
+use super::layout::{Layout, SessionId, shortened};
 use crate::config::jobs::Sessions;
 use crate::host::clock::Moment;
 use crate::jobs::run::{Failure, Outcome};
@@ -30,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// When there is no archive or it does not hold the session, when the database holds rows of it already, or when its tables
 /// are not what they were.
 pub fn restore(settings: &Sessions, id: &str, now: Moment) -> Result<Outcome, Failure> {
-    let failed = |why: String| Failure(format!("restore the session {id}: {why}"));
+    let failed = |why: String| Failure(format!("restore the session {}: {why}", shortened(id)));
     let Some(folder) = &settings.archive else { return Err(failed("the job keeps no archive (set `archive`)".to_owned())) };
     let mut database = Database::open(&settings.database)?;
     let layout = Layout::detect(&database, &settings.format)?;
