@@ -9,8 +9,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rusqlite::types::{FromSql, Value, ValueRef};
-use rusqlite::{OptionalExtension, params};
+use rusqlite::types::{FromSql, ToSqlOutput, Value, ValueRef};
+use rusqlite::{OptionalExtension, ToSql, params};
 
 use super::age::{Stamp, agrees, parse, recorded_step};
 use super::layout::{Dating, Layout, Rows, SessionId};
@@ -165,6 +165,37 @@ fn at_once<T>(database: &Database, read: impl FnOnce() -> rusqlite::Result<T>) -
     Ok(answer)
 }
 
+/// The id of a session to which the first pass has jumped; bound back as what it is, or the next jump would miss.
+#[derive(Clone)]
+enum Jumped {
+    Text(String),
+    /// A text that is no UTF-8: nothing keeps an application from writing one.
+    Bytes(Vec<u8>),
+    Other(Value),
+}
+
+impl Jumped {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Jumped> {
+        Ok(match row.get_ref(0)? {
+            ValueRef::Text(text) => match std::str::from_utf8(text) {
+                Ok(text) => Jumped::Text(text.to_owned()),
+                Err(_) => Jumped::Bytes(text.to_vec()),
+            },
+            _ => Jumped::Other(row.get(0)?),
+        })
+    }
+}
+
+impl ToSql for Jumped {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        match self {
+            Jumped::Text(text) => text.to_sql(),
+            Jumped::Bytes(text) => Ok(ToSqlOutput::Borrowed(ValueRef::Text(text))),
+            Jumped::Other(value) => value.to_sql(),
+        }
+    }
+}
+
 /// The first pass over a LangGraph database: every session with the age of its newest root checkpoint. False when the run is
 /// to stop.
 ///
@@ -179,29 +210,28 @@ pub fn find_candidates(database: &Database, layout: &Layout, survey: &mut Survey
     };
     survey.odd.count += u64::from(has_null);
     let first = format!("SELECT {id} FROM {table} WHERE {id} IS NOT NULL ORDER BY {id} LIMIT 1");
-    // The id is bound back as what it is: a blob is never equal to a text.
     let next = format!("SELECT {id} FROM {table} WHERE {id} > ?1 ORDER BY {id} LIMIT 1");
     let newest = newest_of(layout);
     let mut first = database.connection.prepare(&first)?;
     let mut next = database.connection.prepare(&next)?;
     let mut newest = newest.map(|newest| database.connection.prepare(&newest)).transpose()?;
-    let mut last: Option<Value> = None;
+    let mut last: Option<Jumped> = None;
     // Many jumps in one transaction: taking the lock anew for each would be most of the work.
-    let mut jump = || -> rusqlite::Result<Vec<(Value, Option<Age>)>> {
+    let mut jump = || -> rusqlite::Result<Vec<(Jumped, Option<Age>)>> {
         let mut jumped = Vec::with_capacity(JUMPS);
         while jumped.len() < JUMPS {
-            let found: Option<Value> = match &last {
-                None => first.query_row([], |row| row.get(0)).optional()?,
-                Some(last) => next.query_row(params![last], |row| row.get(0)).optional()?,
+            let found = match &last {
+                None => first.query_row([], Jumped::read).optional()?,
+                Some(last) => next.query_row(params![last], Jumped::read).optional()?,
             };
             let Some(found) = found else { break };
             let age = match (&found, &mut newest) {
-                (Value::Text(_), Some(newest)) => {
+                (Jumped::Text(_), Some(newest)) => {
                     let age = newest.query_row(params![found], |row| row.get_ref(0).map(dated)).optional()?;
                     // No root checkpoint: nothing that says it is young.
                     Some(age.unwrap_or(Age::at(Stamp(i64::MIN))))
                 }
-                (Value::Text(_), None) => Some(Age::Unknown(Doubt::Time)),
+                (Jumped::Text(_), None) => Some(Age::Unknown(Doubt::Time)),
                 _ => None,
             };
             last = Some(found.clone());
@@ -217,7 +247,7 @@ pub fn find_candidates(database: &Database, layout: &Layout, survey: &mut Survey
         let is_last = jumped.len() < JUMPS;
         for found in jumped {
             match found {
-                (Value::Text(id), Some(age)) => survey.sessions.push(Seen { id: SessionId::Text(id), age, bytes: 0, look: None }),
+                (Jumped::Text(id), Some(age)) => survey.sessions.push(Seen { id: SessionId::Text(id), age, bytes: 0, look: None }),
                 _ => survey.odd.count += 1,
             }
         }
@@ -582,6 +612,22 @@ pub mod tests {
         stage.app.execute(&write.replace("'t', 0", "'t', 1"), []).unwrap();
         let survey = stage.survey();
         assert_eq!((survey.count(), survey.bytes(), survey.orphans), (0, 0, Tally { count: 1, bytes: 2 * 9 }));
+    }
+
+    #[test]
+    fn an_id_that_is_no_utf8_is_odd_and_passed_over() {
+        let stage = stage(CURRENT);
+        stage.put_good("a", "", 30, 1);
+        for id in ["x'80'", "x'8061'", "x'C3'"] {
+            let insert =
+                format!("INSERT INTO checkpoints (thread_id, checkpoint_id) VALUES (CAST({id} AS TEXT), 'c'), (CAST({id} AS TEXT), 'd')");
+            stage.app.execute_batch(&insert).unwrap();
+        }
+        stage.put_good("é", "", 30, 1);
+        let survey = stage.survey();
+        let ids: Vec<_> = survey.sessions.iter().map(|seen| (seen.id.to_string(), seen.look.is_some())).collect();
+        assert_eq!(ids, [("a".to_owned(), true), ("é".to_owned(), true)]);
+        assert_eq!((survey.odd.count, survey.count()), (3, 5));
     }
 
     /// The first pass has read that it is old, the second looks at it as it is by then.
