@@ -419,6 +419,85 @@ fn whoever_is_touched_between_the_looks_stays() {
     }
 }
 
+/// An application that has its database for itself alone, again and again, wherever the run may meet it: every other time
+/// the run asks whether it may go on, the application lets go only once the run has waited.
+struct Hog<'a> {
+    app: &'a Connection,
+    turn: u32,
+    met: u32,
+    is_patient: bool,
+}
+
+impl Hog<'_> {
+    fn hold(&mut self) {
+        // A reader of the run's own may be at work; then it is not the application's turn.
+        let _ = self.app.execute_batch("BEGIN EXCLUSIVE");
+    }
+}
+
+impl Foreman for Hog<'_> {
+    fn now(&mut self) -> Moment {
+        Moment::now()
+    }
+
+    fn tell(&mut self, _: Report) {
+        if self.app.is_autocommit() {
+            self.hold();
+        }
+    }
+
+    fn wait(&mut self, time: Duration) -> bool {
+        if time == SECOND_LOOK {
+            self.hold();
+            return true;
+        }
+        if !self.app.is_autocommit() {
+            self.met += 1;
+            self.app.execute_batch("COMMIT").unwrap();
+        }
+        self.is_patient
+    }
+
+    fn at_safe_point(&mut self) -> bool {
+        self.turn += 1;
+        if self.turn % 2 == 0 && self.app.is_autocommit() {
+            self.hold();
+        }
+        true
+    }
+}
+
+#[test]
+fn whoever_holds_the_database_is_waited_for_wherever_the_run_is() {
+    let setup = format!("PRAGMA auto_vacuum = INCREMENTAL; {}; PRAGMA journal_mode = DELETE", CURRENT.schema);
+    for is_archived in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let app = Connection::open(folder.path().join("memory.db")).unwrap();
+        app.execute_batch(&setup).unwrap();
+        let stage = Stage { folder, app, shape: &CURRENT };
+        for old in 0..3 {
+            stage.session(&format!("old-{old}"), 9.0, 2, 5000);
+        }
+        for young in 0..5 {
+            stage.session(&format!("young-{young}"), 1.0, 2, 5000);
+        }
+        let settings = Sessions { archive: is_archived.then(|| stage.folder.path().join("archive")), ..stage.settings() };
+        let mut hog = Hog { app: &stage.app, turn: 0, met: 0, is_patient: false };
+        hog.hold();
+        assert_eq!(sessions::run(&settings, &PLAIN, &mut hog).unwrap().end, End::Stopped);
+        let mut hog = Hog { is_patient: true, ..hog };
+        hog.hold();
+        let outcome = sessions::run(&settings, &PLAIN, &mut hog).unwrap();
+        let met = hog.met;
+        if !stage.app.is_autocommit() {
+            stage.app.execute_batch("COMMIT").unwrap();
+        }
+        assert_eq!((outcome.end, outcome.deleted["session"], outcome.errors.len()), (End::Done, 3, 0));
+        assert!(met > 5, "met {met} times");
+        assert_eq!(stage.threads().len(), 5);
+    }
+}
+
 #[test]
 fn a_run_that_is_stopped_or_finds_another_database_deletes_nothing() {
     let stage = Stage::new(&CURRENT);

@@ -92,9 +92,26 @@ impl Database {
     ///
     /// # Errors
     /// When there is no such file, it may not be written, or opening it could leave `-wal` or `-shm` files that its owner
-    /// cannot open.
+    /// cannot open; and while others hold it for themselves alone.
     pub fn open(path: &Path) -> Result<Database, Failure> {
-        let failed = |why: String| Failure(format!("open the database {}: {why}", path.display()));
+        let database = Database::reach(path)?;
+        let is_wal = settle(&database.connection).map_err(|error| not_opened(path, &told(&error)))?;
+        database.settled(path, is_wal)
+    }
+
+    /// The same, but waits while others hold it for themselves alone; `None` when the run is to stop first.
+    ///
+    /// # Errors
+    /// As [`Database::open`], never because it is busy.
+    pub fn open_patiently(path: &Path, foreman: &mut dyn Foreman) -> Result<Option<Database>, Failure> {
+        let database = Database::reach(path)?;
+        let settled = patiently(foreman, || settle(&database.connection)).map_err(|error| not_opened(path, &told(&error)))?;
+        settled.map(|is_wal| database.settled(path, is_wal)).transpose()
+    }
+
+    /// Reads nothing of the file yet, and so waits for nobody.
+    fn reach(path: &Path) -> Result<Database, Failure> {
+        let failed = |why: String| not_opened(path, &why);
         let real = std::fs::canonicalize(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => failed("there is no such file; the application makes it, a job never does".to_owned()),
             _ => failed(error.to_string()),
@@ -109,12 +126,26 @@ impl Database {
         // No URI: a `?` or `%` in a path is part of the path. No CREATE: a file that vanishes in between is not made again.
         let connection = Connection::open_with_flags(&real, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .map_err(|error| failed(told(&error)))?;
-        let is_wal = settle(&connection).map_err(|error| failed(told(&error)))?;
+        Ok(Database { connection, path: real, identity: (stat.dev(), stat.ino()), is_wal: false })
+    }
+
+    fn settled(self, path: &Path, is_wal: bool) -> Result<Database, Failure> {
         // SQLite opens what it may not write for reading alone, and says nothing.
-        if connection.is_readonly("main").map_err(|error| failed(told(&error)))? {
-            return Err(failed("it may not be written".to_owned()));
+        if self.connection.is_readonly("main").map_err(|error| not_opened(path, &told(&error)))? {
+            return Err(not_opened(path, "it may not be written"));
         }
-        Ok(Database { connection, path: real, identity: (stat.dev(), stat.ino()), is_wal })
+        Ok(Database { is_wal, ..self })
+    }
+
+    /// Reads several statements from one state of the database; none but the first can find it busy.
+    ///
+    /// # Errors
+    /// What SQLite said, or the first of `read`.
+    pub fn at_once<T>(&self, read: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        let transaction = self.connection.unchecked_transaction()?;
+        let answer = read()?;
+        transaction.finish()?;
+        Ok(answer)
     }
 
     /// The file itself, with every symbolic link followed.
@@ -197,6 +228,10 @@ impl Database {
         }
         Ok(false)
     }
+}
+
+fn not_opened(path: &Path, why: &str) -> Failure {
+    Failure(format!("open the database {}: {why}", path.display()))
 }
 
 /// Sets what a guest in somebody's database sets. Answers whether the database keeps a log of changes.

@@ -16,8 +16,8 @@ use rusqlite::{ToSql, params};
 use serde::{Deserialize, Serialize};
 
 use crate::config::jobs::{Format, Table};
-use crate::jobs::run::Failure;
-use crate::jobs::sqlite::{Affinity, Database, quoted, told};
+use crate::jobs::run::{Failure, Foreman};
+use crate::jobs::sqlite::{Affinity, Database, patiently, quoted, told};
 
 /// A child table without an index on its column of ids would be read whole, under the lock, for every session.
 const MOST_ROWS_WITHOUT_INDEX: u64 = 10_000;
@@ -159,6 +159,21 @@ impl Layout {
     /// True where a change keeps the place and the number of a row, so that only its content shows it.
     pub fn changes_in_place(&self) -> bool {
         matches!(self.dating, Dating::Column(_))
+    }
+
+    /// The same as [`Layout::detect`], but waits while others hold the database for themselves alone; `None` when the run is
+    /// to stop first.
+    ///
+    /// # Errors
+    /// When the tables are not there or are none of those that are known.
+    pub fn detect_patiently(database: &Database, format: &Format, foreman: &mut dyn Foreman) -> Result<Option<Layout>, Failure> {
+        let detect = || {
+            // Meets whoever is in the way; after it the transaction has the tables for itself to read.
+            database.connection.query_row("PRAGMA schema_version", [], |_| Ok(()))?;
+            Ok(Layout::detect(database, format))
+        };
+        let detected = patiently(foreman, || database.at_once(detect)).map_err(|error| unreadable(database, &error))?;
+        detected.transpose()
     }
 
     /// Finds out where the sessions of this database are.

@@ -37,7 +37,7 @@ use self::purge::{Condemned, Done, Purge};
 use self::survey::{Limits, Seen, Survey};
 use super::plan::{Deed, Item};
 use super::run::{End, Failure, Foreman, Order, Outcome, Report};
-use super::sqlite::{Database, Sizes, told};
+use super::sqlite::{Database, Sizes, patiently, told};
 use crate::config::jobs::Sessions;
 
 pub use self::restore::restore;
@@ -53,10 +53,9 @@ const LARGEST: usize = 10;
 pub fn run(settings: &Sessions, order: &Order, foreman: &mut dyn Foreman) -> Result<Outcome, Failure> {
     let now = Stamp::of(foreman.now().wall);
     let limits = Limits::new(now, settings.keep);
-    let mut database = Database::open(&settings.database)?;
-    let layout = Layout::detect(&database, &settings.format)?;
+    let Some((mut database, layout)) = open(settings, foreman)? else { return Ok(stopped()) };
     let Some(survey) = survey::take(&database, &layout, &limits, foreman)? else { return Ok(stopped()) };
-    let sizes = sizes(&database)?;
+    let Some(sizes) = sizes(&database, foreman)? else { return Ok(stopped()) };
     tell_analysis(&survey, &sizes, settings, &limits, foreman);
 
     let copies = match &settings.backed_up_in {
@@ -102,8 +101,12 @@ pub fn run(settings: &Sessions, order: &Order, foreman: &mut dyn Foreman) -> Res
             if !foreman.wait(settings.second_look) {
                 return Ok(Outcome { end: End::Stopped, ..outcome });
             }
-            database = Database::open(&settings.database)?;
-            if database.identity() != identity || Layout::detect(&database, &settings.format)? != layout {
+            let (second, found) = match open(settings, foreman)? {
+                None => return Ok(Outcome { end: End::Stopped, ..outcome }),
+                Some(opened) => opened,
+            };
+            database = second;
+            if database.identity() != identity || found != layout {
                 let path = settings.database.display();
                 return Err(Failure(format!("delete sessions from {path}: it is another database than at the first look")));
             }
@@ -121,8 +124,16 @@ fn stopped() -> Outcome {
     Outcome { end: End::Stopped, ..Outcome::default() }
 }
 
-fn sizes(database: &Database) -> Result<Sizes, Failure> {
-    database.sizes().map_err(|error| Failure(format!("read the size of {}: {}", database.path().display(), told(&error))))
+/// Opens the database and finds its sessions; `None` when the run is to stop while others are in the way.
+fn open(settings: &Sessions, foreman: &mut dyn Foreman) -> Result<Option<(Database, Layout)>, Failure> {
+    let Some(database) = Database::open_patiently(&settings.database, foreman)? else { return Ok(None) };
+    let layout = Layout::detect_patiently(&database, &settings.format, foreman)?;
+    Ok(layout.map(|layout| (database, layout)))
+}
+
+fn sizes(database: &Database, foreman: &mut dyn Foreman) -> Result<Option<Sizes>, Failure> {
+    let failed = |error: rusqlite::Error| Failure(format!("read the size of {}: {}", database.path().display(), told(&error)));
+    patiently(foreman, || database.sizes()).map_err(failed)
 }
 
 fn condemned<'a>(survey: &'a Survey, plan: &Plan) -> Vec<Condemned<'a>> {

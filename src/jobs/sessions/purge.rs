@@ -284,9 +284,16 @@ impl<'a> Purge<'a> {
     fn give_back(&mut self, foreman: &mut dyn Foreman) -> Result<(), Failure> {
         let database = self.database;
         let connection = &database.connection;
-        let mode = connection.query_row("PRAGMA auto_vacuum", [], |row| row.get::<_, i64>(0));
-        if self.done.is_stopped || self.done.sessions == 0 || mode.map_err(|error| self.failure(&error))? != 2 {
+        if self.done.is_stopped || self.done.sessions == 0 {
             return Ok(());
+        }
+        let mode = patiently(foreman, || connection.query_row("PRAGMA auto_vacuum", [], |row| row.get::<_, i64>(0)));
+        match mode.map_err(|error| self.failure(&error))? {
+            Some(2) => {}
+            mode => {
+                self.done.is_stopped |= mode.is_none();
+                return Ok(());
+            }
         }
         let mut pages = FIRST_PAGES;
         loop {

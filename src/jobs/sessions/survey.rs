@@ -126,7 +126,7 @@ fn take_all(database: &Database, layout: &Layout, limits: &Limits, foreman: &mut
                     if !foreman.at_safe_point() {
                         return Ok(None);
                     }
-                    let again = || at_once(database, || date_and_look(database, layout, time, &seen.id, limits));
+                    let again = || database.at_once(|| date_and_look(database, layout, time, &seen.id, limits));
                     let Some((age, look)) = patiently(foreman, again)? else { return Ok(None) };
                     (seen.age, seen.look) = (age, look);
                 }
@@ -138,7 +138,7 @@ fn take_all(database: &Database, layout: &Layout, limits: &Limits, foreman: &mut
             }
             for seen in &mut survey.sessions {
                 if is_old(seen.age, limits) {
-                    let Some((age, look)) = patiently(foreman, || at_once(database, || verify(database, layout, &seen.id, limits)))? else {
+                    let Some((age, look)) = patiently(foreman, || database.at_once(|| verify(database, layout, &seen.id, limits)))? else {
                         return Ok(None);
                     };
                     (seen.age, seen.look) = (age, look);
@@ -155,14 +155,6 @@ fn take_all(database: &Database, layout: &Layout, limits: &Limits, foreman: &mut
 /// True for a session that may be deleted as far as its age goes.
 pub fn is_old(age: Age, limits: &Limits) -> bool {
     matches!(age, Age::Known { latest, .. } if latest < limits.cutoff)
-}
-
-/// Reads several statements from one state of the database.
-fn at_once<T>(database: &Database, read: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
-    let transaction = database.connection.unchecked_transaction()?;
-    let answer = read()?;
-    transaction.finish()?;
-    Ok(answer)
 }
 
 /// The id of a session to which the first pass has jumped; bound back as what it is, or the next jump would miss.
@@ -243,7 +235,7 @@ pub fn find_candidates(database: &Database, layout: &Layout, survey: &mut Survey
         if !foreman.at_safe_point() {
             return Ok(false);
         }
-        let Some(jumped) = patiently(foreman, || at_once(database, &mut jump))? else { return Ok(false) };
+        let Some(jumped) = patiently(foreman, || database.at_once(&mut jump))? else { return Ok(false) };
         let is_last = jumped.len() < JUMPS;
         for found in jumped {
             match found {
@@ -388,12 +380,15 @@ pub fn read_in_chunks(
     let Some(number) = rows.number else {
         // Without numbers there is no place to go on from.
         let sql = format!("SELECT 0, {id}, {expression} FROM {}", rows.name());
-        let mut statement = database.connection.prepare(&sql)?;
-        let mut found = statement.raw_query();
-        while let Some(row) = found.next()? {
-            each(row)?;
-        }
-        return Ok(true);
+        let all = patiently(foreman, || {
+            let mut statement = database.connection.prepare(&sql)?;
+            let mut found = statement.raw_query();
+            while let Some(row) = found.next()? {
+                each(row)?;
+            }
+            Ok(())
+        })?;
+        return Ok(all.is_some());
     };
     let sql = format!("SELECT {number}, {id}, {expression} FROM {} WHERE {number} >= ?1 ORDER BY {number} LIMIT {CHUNK}", rows.name());
     let mut from = i64::MIN;
