@@ -321,6 +321,13 @@ fn old_sessions_go_whole_in_every_shape_and_memory_stays() {
         let mut boss = Boss::new();
         let outcome = stage.run(&stage.settings(), &DRY, &mut boss);
         assert_eq!((outcome.end, &stage.content()), (End::Planned, &all), "{}", shape.name);
+        let planned = ["sessions_planned", "checkpoints_planned", "rows_planned"].map(|name| outcome.figures[name]);
+        let expected = match (shape.has_metadata, shape.has_writes) {
+            (false, _) => [0.0; 3],
+            (true, false) => [2.0, 6.0, 6.0],
+            (true, true) => [2.0, 7.0, 14.0],
+        };
+        assert_eq!(planned, expected, "{}", shape.name);
         let planned = boss.planned();
         if !shape.has_metadata {
             // Nothing confirms what the ids say.

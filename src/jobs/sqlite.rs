@@ -214,6 +214,17 @@ impl Database {
         statement.query_map(params![table], |row| row.get(0))?.collect()
     }
 
+    /// The tables whose rows refer to rows of this one by FOREIGN KEY, itself among them where it does.
+    ///
+    /// # Errors
+    /// What SQLite said.
+    pub fn referring_to(&self, table: &str) -> rusqlite::Result<Vec<String>> {
+        let sql = "SELECT DISTINCT t.name FROM sqlite_schema AS t JOIN pragma_foreign_key_list(t.name) AS k
+            WHERE t.type = 'table' AND k.\"table\" = ?1 COLLATE NOCASE ORDER BY t.name";
+        let mut statement = self.connection.prepare(sql)?;
+        statement.query_map(params![table], |row| row.get(0))?.collect()
+    }
+
     /// True when a statement reads a whole table and not just the part an index leads to.
     ///
     /// # Errors

@@ -267,6 +267,20 @@ fn described(database: &Database, table: &Table) -> Result<Layout, Failure> {
     if let Some(twice) = names.iter().enumerate().find(|(place, name)| names.iter().take(*place).any(|other| other == *name)) {
         return Err(refused(database, &format!("the table {} is named twice", twice.1)));
     }
+    for rows in layout.tables() {
+        let referring = database.referring_to(&rows.table).map_err(|error| unreadable(database, &error))?;
+        // We delete as most applications do, with no foreign keys kept: nothing would go with the session or be refused.
+        if let Some(other) = referring.iter().find(|other| !layout.tables().any(|rows| rows.table == **other)) {
+            return Err(refused(
+                database,
+                &format!(
+                    "rows of the table {other} refer to rows of {} and would stay without them: name it in `children`, with its column \
+                     that holds the id of the session",
+                    rows.table
+                ),
+            ));
+        }
+    }
     for child in layout.children() {
         // Otherwise one id of a session would be that of another here: as numbers, '007' is 7.
         if child.affinity != layout.main().affinity && child.affinity != Affinity::None {
@@ -417,8 +431,14 @@ mod tests {
             let error = detect(schema, &format).unwrap_err();
             assert!(error.0.contains(said), "{schema}: {error}");
         }
+        let referring = format!("{good}; CREATE TABLE files (of TEXT REFERENCES Messages (session) ON DELETE CASCADE)");
+        for (children, said) in [(&[("messages", "session")][..], "rows of the table files refer to rows of messages"), (&[], "")] {
+            let detected = detect(&referring, &table(children));
+            assert_eq!(detected.is_err(), !said.is_empty(), "{detected:?}");
+            assert!(detected.err().is_none_or(|error| error.0.contains(said)));
+        }
         for schema in [
-            "CREATE TABLE sessions (id INTEGER PRIMARY KEY, seen REAL); CREATE TABLE messages (session BIGINT)",
+            "CREATE TABLE sessions (id INTEGER PRIMARY KEY, seen REAL); CREATE TABLE messages (session BIGINT REFERENCES sessions (id))",
             "CREATE TABLE sessions (id TEXT PRIMARY KEY, seen REAL); CREATE TABLE messages (session)",
         ] {
             detect(schema, &table(&[("messages", "session")])).unwrap();

@@ -81,7 +81,9 @@ pub fn run(settings: &Sessions, order: &Order, foreman: &mut dyn Foreman) -> Res
     let expired = if is_in_doubt { Vec::new() } else { expired_archives(settings, &database, now)? };
     tell_plan(&survey, &mut plan, &circumstances, &expired, foreman);
 
+    let condemned = condemned(&survey, &plan);
     let mut outcome = Outcome { figures: figures(&survey, &sizes), ..Outcome::default() };
+    outcome.figures.extend(planned(&layout, &condemned));
     outcome.end = match &plan.totals.brake {
         _ if order.dry_run => End::Planned,
         Some(_) => End::Held,
@@ -90,7 +92,6 @@ pub fn run(settings: &Sessions, order: &Order, foreman: &mut dyn Foreman) -> Res
     if outcome.end != End::Done {
         return Ok(outcome);
     }
-    let condemned = condemned(&survey, &plan);
     let mut done = Done::default();
     let mut failure = None;
     if !condemned.is_empty() {
@@ -238,6 +239,15 @@ fn figures(survey: &Survey, sizes: &Sizes) -> std::collections::BTreeMap<String,
         ("database_free_bytes", sizes.free_bytes()),
     ];
     figures.into_iter().map(|(name, value)| (name.to_owned(), value as f64)).collect()
+}
+
+/// What would go, or goes: told by every run, so that a plan that is only looked at says no less than one that is carried out.
+fn planned(layout: &Layout, condemned: &[Condemned<'_>]) -> [(String, f64); 3] {
+    let rows = condemned.iter().map(|one| one.look.rows()).fold(0, u64::saturating_add);
+    let of_main = |one: &Condemned<'_>| one.look.counts().zip(layout.tables()).find(|(_, rows)| *rows == layout.main());
+    let checkpoints = condemned.iter().filter_map(of_main).map(|(count, _)| count).fold(0, u64::saturating_add);
+    let figures = [("sessions_planned", condemned.len() as u64), ("checkpoints_planned", checkpoints), ("rows_planned", rows)];
+    figures.map(|(name, value)| (name.to_owned(), value as f64))
 }
 
 /// Puts what was done into the outcome and the record.
