@@ -13,15 +13,17 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::Row;
 use rusqlite::types::{Value, ValueRef};
-use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::age::Stamp;
 use super::layout::{Layout, SessionId};
 use super::look::Look;
-use crate::jobs::sqlite::Database;
+use super::row_by_row::each_row;
+use crate::jobs::run::Foreman;
+use crate::jobs::sqlite::{Database, patiently};
 
 /// Any of sixteen numbers tells a decompressor to pass over what follows; this one tells us that it is ours.
 const MAGIC: u32 = 0x184D_2A5D;
@@ -82,6 +84,8 @@ pub enum Added {
     Whole,
     /// It is not what it was when it was looked at; nothing is written.
     Touched,
+    /// The run is to stop; nothing is written.
+    Stopped,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -116,39 +120,59 @@ impl Archive {
     ///
     /// # Errors
     /// When it cannot be read or written; the file then ends where it ended before.
-    pub fn add(&mut self, database: &Database, layout: &Layout, id: &SessionId, expected: &Look) -> Result<Added, ArchiveError> {
-        let transaction = database.connection.unchecked_transaction()?;
-        if Look::take(database, layout, id)? != *expected {
-            return Ok(Added::Touched);
+    pub fn add(
+        &mut self,
+        database: &Database,
+        layout: &Layout,
+        id: &SessionId,
+        expected: &Look,
+        foreman: &mut dyn Foreman,
+    ) -> Result<Added, ArchiveError> {
+        match patiently(foreman, || database.at_once(|| Look::take(database, layout, id)))? {
+            None => return Ok(Added::Stopped),
+            Some(look) if look != *expected => return Ok(Added::Touched),
+            Some(_) => {}
         }
-        let added = self.write(database, layout, id);
-        if added.is_err() {
+        let added = self.write(database, layout, id, expected, foreman);
+        if matches!(added, Ok(Added::Whole)) {
+            self.is_sealed = false;
+        } else {
             // Whatever of it is there would otherwise stand in the way of the next.
             self.file.set_len(self.good)?;
         }
-        added?;
-        transaction.finish()?;
-        self.is_sealed = false;
-        Ok(Added::Whole)
+        added
     }
 
-    fn write(&mut self, database: &Database, layout: &Layout, id: &SessionId) -> Result<(), ArchiveError> {
+    fn write(
+        &mut self,
+        database: &Database,
+        layout: &Layout,
+        id: &SessionId,
+        expected: &Look,
+        foreman: &mut dyn Foreman,
+    ) -> Result<Added, ArchiveError> {
         let mut label = Label { format: FORMAT, id: id.clone(), at: self.at.clone(), rows: digits(0), length: digits(0) };
         self.file.seek(SeekFrom::Start(self.good))?;
         let begins = self.good + write_label(&mut self.file, &label)?;
         let mut encoder = zstd::stream::write::Encoder::new(BufWriter::new(&self.file), LEVEL)?;
         encoder.include_checksum(true)?;
         let mut out = BufWriter::new(encoder);
-        let rows = write_rows(&mut out, database, layout, id)?;
+        let Some(rows) = write_rows(&mut out, database, layout, id, foreman)? else { return Ok(Added::Stopped) };
         let encoder = out.into_inner().map_err(io::IntoInnerError::into_error)?;
         encoder.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+        // What was read is of many moments; unless nobody has touched it meanwhile, it is of one.
+        match patiently(foreman, || database.at_once(|| Look::take(database, layout, id)))? {
+            None => return Ok(Added::Stopped),
+            Some(look) if look != *expected => return Ok(Added::Touched),
+            Some(_) => {}
+        }
         let ends = self.file.stream_position()?;
         label.rows = digits(rows);
         label.length = digits(ends.saturating_sub(begins));
         self.file.seek(SeekFrom::Start(self.good))?;
         write_label(&mut self.file, &label)?;
         self.good = ends;
-        Ok(())
+        Ok(Added::Whole)
     }
 
     /// Everything added is on the disk when this returns.
@@ -194,26 +218,31 @@ fn write_label(file: &mut File, label: &Label) -> io::Result<u64> {
     Ok(all.len() as u64)
 }
 
-fn write_rows(out: &mut impl Write, database: &Database, layout: &Layout, id: &SessionId) -> Result<u64, ArchiveError> {
+/// Answers with how many; `None` when the run is to stop.
+fn write_rows(
+    out: &mut impl Write,
+    database: &Database,
+    layout: &Layout,
+    id: &SessionId,
+    foreman: &mut dyn Foreman,
+) -> Result<Option<u64>, ArchiveError> {
     let tables: Vec<Columns> = layout.tables().map(|rows| Columns { table: rows.table.clone(), columns: rows.columns.clone() }).collect();
     let head = serde_json::to_vec(&tables).map_err(io::Error::from)?;
     write_bytes(out, &head)?;
     let mut count = 0_u64;
     for (place, rows) in layout.tables().enumerate() {
-        // In the order in which they came: some applications rely on it without knowing.
-        let order = rows.number.map_or(String::new(), |number| format!(" ORDER BY {number}"));
-        let sql = format!("SELECT {} FROM {} WHERE {}{order}", rows.list(), rows.name(), rows.are_of_session());
-        let mut statement = database.connection.prepare_cached(&sql)?;
-        let mut found = statement.query(params![id])?;
-        while let Some(row) = found.next()? {
+        let all_read = each_row(database, rows, &rows.list(), id, foreman, |row| {
             out.write_all(&[1, u8::try_from(place).unwrap_or(u8::MAX)])?;
-            write_row(out, row, rows.columns.len())?;
             count += 1;
+            write_row(out, row, rows.columns.len())
+        })?;
+        if !all_read {
+            return Ok(None);
         }
     }
     out.write_all(&[0])?;
     out.write_all(&count.to_le_bytes())?;
-    Ok(count)
+    Ok(Some(count))
 }
 
 fn write_row(out: &mut impl Write, row: &Row<'_>, columns: usize) -> Result<(), ArchiveError> {
@@ -456,11 +485,11 @@ pub fn expired(kept: Vec<Kept>, now: Stamp, keep: Duration) -> Vec<Kept> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rusqlite::Connection;
+    use rusqlite::{Connection, params};
 
     use super::*;
     use crate::config::jobs::Format;
-    use crate::jobs::sessions::survey::tests::CURRENT;
+    use crate::jobs::sessions::survey::tests::{CURRENT, Calm, Meddler};
 
     const AT: Stamp = Stamp(1_763_607_600 * 10_000_000);
 
@@ -472,10 +501,14 @@ mod tests {
     }
 
     fn stage() -> Stage {
+        stage_with(CURRENT)
+    }
+
+    fn stage_with(schema: &str) -> Stage {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("memory.db");
         let app = Connection::open(&path).unwrap();
-        app.execute_batch(CURRENT).unwrap();
+        app.execute_batch(schema).unwrap();
         for thread in ["a", "b", "c"] {
             let row = params![thread, "x\0y", vec![0_u8, 255, 7]];
             app.execute("INSERT INTO checkpoints (thread_id, checkpoint_id, type, metadata) VALUES (?1, 'c', ?2, ?3)", row).unwrap();
@@ -498,7 +531,7 @@ mod tests {
 
         fn add(&self, archive: &mut Archive, id: &str) -> Added {
             let look = Look::take(&self.database, &self.layout, &text(id)).unwrap();
-            archive.add(&self.database, &self.layout, &text(id), &look).unwrap()
+            archive.add(&self.database, &self.layout, &text(id), &look, &mut Calm).unwrap()
         }
     }
 
@@ -536,11 +569,28 @@ mod tests {
         let mut archive = stage.archive();
         let look = Look::take(&stage.database, &stage.layout, &text("a")).unwrap();
         stage.app.execute("DELETE FROM writes WHERE thread_id = 'a'", []).unwrap();
-        assert_eq!(archive.add(&stage.database, &stage.layout, &text("a"), &look).unwrap(), Added::Touched);
+        assert_eq!(archive.add(&stage.database, &stage.layout, &text("a"), &look, &mut Calm).unwrap(), Added::Touched);
         assert_eq!(list(archive.path()).unwrap().len(), 0);
         let path = archive.path().to_path_buf();
         archive.end().unwrap();
         assert!(!path.exists(), "an empty archive stays behind");
+    }
+
+    /// Without a log, rows are of many moments: the application may write in between, and then what is written down is void.
+    #[test]
+    fn a_session_that_is_touched_while_it_is_read_is_not_written_down() {
+        let stage = stage_with(&CURRENT.replace("WAL", "DELETE"));
+        let mut archive = stage.archive();
+        let looks = ["a", "b"].map(|id| Look::take(&stage.database, &stage.layout, &text(id)).unwrap());
+        // No lock is held at a safe point: nothing keeps the application from committing.
+        let act = || drop(stage.app.execute("DELETE FROM checkpoints WHERE thread_id = 'a'", []).unwrap());
+        // The second safe point is before the row of the second table.
+        let mut added =
+            |id: &str, look: &Look| archive.add(&stage.database, &stage.layout, &text(id), look, &mut Meddler { at: 2, act }).unwrap();
+        assert_eq!((added("a", &looks[0]), added("b", &looks[1])), (Added::Touched, Added::Whole));
+        let found = list(archive.path()).unwrap();
+        assert_eq!(found.iter().map(|one| one.label.id.to_string()).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(rows(&found[0]).len(), 2);
     }
 
     /// Cut off anywhere, an archive has all records before the cut; changed anywhere, it never gives back other rows.

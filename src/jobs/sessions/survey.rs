@@ -15,6 +15,7 @@ use rusqlite::{OptionalExtension, ToSql, params};
 use super::age::{Stamp, agrees, parse, recorded_step};
 use super::layout::{Dating, Layout, Rows, SessionId};
 use super::look::Look;
+use super::row_by_row::each_row;
 use super::table;
 use crate::jobs::plan::Tally;
 use crate::jobs::run::{Failure, Foreman};
@@ -138,9 +139,7 @@ fn take_all(database: &Database, layout: &Layout, limits: &Limits, foreman: &mut
             }
             for seen in &mut survey.sessions {
                 if is_old(seen.age, limits) {
-                    let Some((age, look)) = patiently(foreman, || database.at_once(|| verify(database, layout, &seen.id, limits)))? else {
-                        return Ok(None);
-                    };
+                    let Some((age, look)) = verify(database, layout, &seen.id, limits, foreman)? else { return Ok(None) };
                     (seen.age, seen.look) = (age, look);
                     if !foreman.at_safe_point() {
                         return Ok(None);
@@ -277,43 +276,76 @@ fn date_and_look(
 }
 
 /// Looks at every row of a session, over all namespaces: the newest is not always one of the root, and one id that is not
-/// what it should be makes the whole session one whose age is not known.
-fn verify(database: &Database, layout: &Layout, session: &SessionId, limits: &Limits) -> rusqlite::Result<(Age, Option<Look>)> {
-    let Dating::Ids { id, has_metadata, .. } = &layout.dating else { return Ok((Age::Unknown(Doubt::Time), None)) };
+/// what it should be makes the whole session one whose age is not known. `None` when the run is to stop.
+fn verify(
+    database: &Database,
+    layout: &Layout,
+    session: &SessionId,
+    limits: &Limits,
+    foreman: &mut dyn Foreman,
+) -> rusqlite::Result<Option<(Age, Option<Look>)>> {
+    let Dating::Ids { id, has_metadata, .. } = &layout.dating else { return Ok(Some((Age::Unknown(Doubt::Time), None))) };
     let main = layout.main();
     // First what the index alone answers.
-    let ids = format!("SELECT {id} FROM {} WHERE {}", main.name(), main.are_of_session());
-    let mut statement = database.connection.prepare_cached(&ids)?;
-    let mut rows = statement.query(params![session])?;
-    let mut newest: Option<Stamp> = None;
-    while let Some(row) = rows.next()? {
-        match dated(row.get_ref(0)?) {
-            Age::Known { latest, .. } => newest = newest.max(Some(latest)),
-            doubted @ Age::Unknown(_) => return Ok((doubted, None)),
-        }
-    }
-    let Some(newest) = newest else { return Ok((Age::Unknown(Doubt::NoCheckpoint), None)) };
-    let age = Age::at(newest);
-    if !is_old(age, limits) {
-        return Ok((age, None));
-    }
+    let dated = patiently(foreman, || {
+        database.at_once(|| {
+            let age = newest_in(database, main, id, session)?;
+            let look = is_old(age, limits).then(|| Look::take(database, layout, session)).transpose()?;
+            Ok((age, look))
+        })
+    })?;
+    let (age, look) = match dated {
+        Some((age, Some(look))) => (age, look),
+        young => return Ok(young),
+    };
     if !has_metadata {
-        return Ok((Age::Unknown(Doubt::Step), None));
+        return Ok(Some((Age::Unknown(Doubt::Step), None)));
     }
-    let steps = format!("SELECT {id}, metadata FROM {} WHERE {}", main.name(), main.are_of_session());
-    let mut statement = database.connection.prepare_cached(&steps)?;
-    let mut rows = statement.query(params![session])?;
-    while let Some(row) = rows.next()? {
+    let confirmed = each_row(database, main, &format!("{id}, metadata"), session, foreman, |row| {
         let id = if let ValueRef::Text(id) = row.get_ref(0)? { parse(id) } else { None };
         let step = match row.get_ref(1)? {
             ValueRef::Text(metadata) | ValueRef::Blob(metadata) => recorded_step(metadata),
             ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => None,
         };
-        if !matches!((id, step), (Some(id), Some(step)) if agrees(id.sequence, step)) {
-            return Ok((Age::Unknown(Doubt::Step), None));
+        let is_confirmed = matches!((id, step), (Some(id), Some(step)) if agrees(id.sequence, step));
+        if is_confirmed { Ok(()) } else { Err(Unconfirmed::Step) }
+    });
+    match confirmed {
+        Ok(true) => {}
+        Ok(false) => return Ok(None),
+        Err(Unconfirmed::Step) => return Ok(Some((Age::Unknown(Doubt::Step), None))),
+        Err(Unconfirmed::Database(error)) => return Err(error),
+    }
+    let after = patiently(foreman, || database.at_once(|| Look::take(database, layout, session)))?;
+    // Who was touched since the ids were read may have rows that nobody has verified: for this run he is young.
+    Ok(after.map(|after| if after == look { (age, Some(look)) } else { (Age::at(limits.now), None) }))
+}
+
+/// Why the rows of a session were read no further.
+enum Unconfirmed {
+    Step,
+    Database(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Unconfirmed {
+    fn from(error: rusqlite::Error) -> Unconfirmed {
+        Unconfirmed::Database(error)
+    }
+}
+
+/// The age of a session by the newest of all its ids; one that tells no time is enough for doubt.
+fn newest_in(database: &Database, main: &Rows, id: &str, session: &SessionId) -> rusqlite::Result<Age> {
+    let sql = format!("SELECT {id} FROM {} WHERE {}", main.name(), main.are_of_session());
+    let mut statement = database.connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(params![session])?;
+    let mut newest: Option<Stamp> = None;
+    while let Some(row) = rows.next()? {
+        match dated(row.get_ref(0)?) {
+            Age::Known { latest, .. } => newest = newest.max(Some(latest)),
+            doubted @ Age::Unknown(_) => return Ok(doubted),
         }
     }
-    Ok((age, Some(Look::take(database, layout, session)?)))
+    Ok(newest.map_or(Age::Unknown(Doubt::NoCheckpoint), Age::at))
 }
 
 /// Adds up what the rows of each session hold. Rows of sessions that were not there a moment ago make young ones; rows
@@ -457,9 +489,9 @@ pub mod tests {
     }
 
     /// Does something at the safe point of that number, counted from 1.
-    struct Meddler<F: FnMut()> {
-        at: u32,
-        act: F,
+    pub struct Meddler<F: FnMut()> {
+        pub at: u32,
+        pub act: F,
     }
 
     impl<F: FnMut()> Foreman for Meddler<F> {
@@ -623,6 +655,27 @@ pub mod tests {
         let ids: Vec<_> = survey.sessions.iter().map(|seen| (seen.id.to_string(), seen.look.is_some())).collect();
         assert_eq!(ids, [("a".to_owned(), true), ("é".to_owned(), true)]);
         assert_eq!((survey.odd.count, survey.count()), (3, 5));
+    }
+
+    /// Without a log, rows are verified one by one, and the application may write in between.
+    #[test]
+    fn who_is_touched_while_he_is_verified_is_young() {
+        let mut touched = 0;
+        for at in 1..=6 {
+            let stage = stage(&CURRENT.replace("WAL", "DELETE"));
+            stage.put_good("a", "", 30, 1);
+            stage.put_good("a", "", 30, 2);
+            let id = stage.id(0, 3);
+            // No lock is held at a safe point: nothing keeps the application from committing.
+            let act = || stage.put(&Value::Text("a".to_owned()), "", &Value::Text(id.clone()), &Value::Null);
+            let survey = take(&stage.database, &stage.layout, &stage.limits(), &mut Meddler { at, act }).unwrap().unwrap();
+            let seen = age_of(&survey, "a");
+            // Later than the look it is not seen here, but shows when it is looked at again.
+            let now = seen.look.as_ref().map(|look| *look != Look::take(&stage.database, &stage.layout, &seen.id).unwrap());
+            assert!(seen.age == Age::at(stage.now) && now.is_none() || now == Some(true), "{at}: {seen:?}");
+            touched += u32::from(now.is_none());
+        }
+        assert_eq!(touched, 3, "before it is listed, before either of its rows");
     }
 
     /// The first pass has read that it is old, the second looks at it as it is by then.
