@@ -467,7 +467,7 @@ impl Foreman for Hog<'_> {
 
     fn at_safe_point(&mut self) -> bool {
         self.turn += 1;
-        if self.turn % 2 == 0 && self.app.is_autocommit() {
+        if self.turn.is_multiple_of(2) && self.app.is_autocommit() {
             self.hold();
         }
         true

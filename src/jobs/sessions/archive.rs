@@ -583,7 +583,7 @@ mod tests {
         let mut archive = stage.archive();
         let looks = ["a", "b"].map(|id| Look::take(&stage.database, &stage.layout, &text(id)).unwrap());
         // No lock is held at a safe point: nothing keeps the application from committing.
-        let act = || drop(stage.app.execute("DELETE FROM checkpoints WHERE thread_id = 'a'", []).unwrap());
+        let act = || stage.app.execute_batch("DELETE FROM checkpoints WHERE thread_id = 'a'").unwrap();
         // The second safe point is before the row of the second table.
         let mut added =
             |id: &str, look: &Look| archive.add(&stage.database, &stage.layout, &text(id), look, &mut Meddler { at: 2, act }).unwrap();

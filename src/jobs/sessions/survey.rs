@@ -691,7 +691,7 @@ pub mod tests {
         let layout = Layout::detect(&database, &Format::Table(described)).unwrap();
         let now = Stamp(1_764_000_000 * 10_000_000);
         let limits = Limits::new(now, Duration::from_secs(7 * 86_400));
-        let act = || drop(app.execute("UPDATE sessions SET seen = 1764000000", []).unwrap());
+        let act = || app.execute_batch("UPDATE sessions SET seen = 1764000000").unwrap();
         // The first safe point is before the only chunk of the first pass.
         let survey = take(&database, &layout, &limits, &mut Meddler { at: 2, act }).unwrap().unwrap();
         let seen = age_of(&survey, "a");
