@@ -321,6 +321,13 @@ fn old_sessions_go_whole_in_every_shape_and_memory_stays() {
         let mut boss = Boss::new();
         let outcome = stage.run(&stage.settings(), &DRY, &mut boss);
         assert_eq!((outcome.end, &stage.content()), (End::Planned, &all), "{}", shape.name);
+        let planned = ["sessions_planned", "checkpoints_planned", "rows_planned"].map(|name| outcome.figures[name]);
+        let expected = match (shape.has_metadata, shape.has_writes) {
+            (false, _) => [0.0; 3],
+            (true, false) => [2.0, 6.0, 6.0],
+            (true, true) => [2.0, 7.0, 14.0],
+        };
+        assert_eq!(planned, expected, "{}", shape.name);
         let planned = boss.planned();
         if !shape.has_metadata {
             // Nothing confirms what the ids say.
@@ -419,6 +426,85 @@ fn whoever_is_touched_between_the_looks_stays() {
     }
 }
 
+/// An application that has its database for itself alone, again and again, wherever the run may meet it: every other time
+/// the run asks whether it may go on, the application lets go only once the run has waited.
+struct Hog<'a> {
+    app: &'a Connection,
+    turn: u32,
+    met: u32,
+    is_patient: bool,
+}
+
+impl Hog<'_> {
+    fn hold(&mut self) {
+        // A reader of the run's own may be at work; then it is not the application's turn.
+        let _ = self.app.execute_batch("BEGIN EXCLUSIVE");
+    }
+}
+
+impl Foreman for Hog<'_> {
+    fn now(&mut self) -> Moment {
+        Moment::now()
+    }
+
+    fn tell(&mut self, _: Report) {
+        if self.app.is_autocommit() {
+            self.hold();
+        }
+    }
+
+    fn wait(&mut self, time: Duration) -> bool {
+        if time == SECOND_LOOK {
+            self.hold();
+            return true;
+        }
+        if !self.app.is_autocommit() {
+            self.met += 1;
+            self.app.execute_batch("COMMIT").unwrap();
+        }
+        self.is_patient
+    }
+
+    fn at_safe_point(&mut self) -> bool {
+        self.turn += 1;
+        if self.turn.is_multiple_of(2) && self.app.is_autocommit() {
+            self.hold();
+        }
+        true
+    }
+}
+
+#[test]
+fn whoever_holds_the_database_is_waited_for_wherever_the_run_is() {
+    let setup = format!("PRAGMA auto_vacuum = INCREMENTAL; {}; PRAGMA journal_mode = DELETE", CURRENT.schema);
+    for is_archived in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let app = Connection::open(folder.path().join("memory.db")).unwrap();
+        app.execute_batch(&setup).unwrap();
+        let stage = Stage { folder, app, shape: &CURRENT };
+        for old in 0..3 {
+            stage.session(&format!("old-{old}"), 9.0, 2, 5000);
+        }
+        for young in 0..5 {
+            stage.session(&format!("young-{young}"), 1.0, 2, 5000);
+        }
+        let settings = Sessions { archive: is_archived.then(|| stage.folder.path().join("archive")), ..stage.settings() };
+        let mut hog = Hog { app: &stage.app, turn: 0, met: 0, is_patient: false };
+        hog.hold();
+        assert_eq!(sessions::run(&settings, &PLAIN, &mut hog).unwrap().end, End::Stopped);
+        let mut hog = Hog { is_patient: true, ..hog };
+        hog.hold();
+        let outcome = sessions::run(&settings, &PLAIN, &mut hog).unwrap();
+        let met = hog.met;
+        if !stage.app.is_autocommit() {
+            stage.app.execute_batch("COMMIT").unwrap();
+        }
+        assert_eq!((outcome.end, outcome.deleted["session"], outcome.errors.len()), (End::Done, 3, 0));
+        assert!(met > 5, "met {met} times");
+        assert_eq!(stage.threads().len(), 5);
+    }
+}
+
 #[test]
 fn a_run_that_is_stopped_or_finds_another_database_deletes_nothing() {
     let stage = Stage::new(&CURRENT);
@@ -460,6 +546,33 @@ fn the_record_has_the_names_people_look_for() {
         assert!(outcome.figures.contains_key(figure), "{figure}");
     }
     assert!(outcome.figures["database_wal_bytes"] > 0.0 && outcome.figures["database_size_bytes"] >= 4096.0);
+}
+
+/// A line of a run's may have a mebibyte, an id any length.
+#[test]
+fn an_id_of_any_length_is_told_in_short_and_used_whole() {
+    let stage = Stage::new(&CURRENT);
+    let long = |end: &str| "ä".repeat(1_000_000) + end;
+    for (end, days) in [("old", 9.0), ("young", 1.0), ("future", -1.0)] {
+        stage.session(&long(end), days, 2, 10);
+    }
+    let archive = stage.folder.path().join("archive");
+    let settings = Sessions { archive: Some(archive), ..stage.settings() };
+    for (order, end) in [(PLAIN, End::Held), (YES, End::Done)] {
+        let mut boss = Boss::new();
+        let outcome = stage.run(&settings, &order, &mut boss);
+        assert_eq!(outcome.end, end);
+        assert_eq!(boss.planned(), names(&[&("ä".repeat(200) + "…")]));
+        let lines = boss.reports.iter().map(|report| serde_json::to_vec(report).unwrap().len());
+        let longest = lines.chain([serde_json::to_vec(&outcome).unwrap().len()]).max();
+        assert!(longest < Some(16 * 1024), "{longest:?}");
+    }
+    // Too long for an archive, and therefore still there.
+    assert_eq!(stage.threads().len(), 3);
+    let error = sessions::restore(&settings, &long("old"), Moment::now()).unwrap_err();
+    assert!(error.0.len() < 2000, "{} bytes", error.0.len());
+    stage.run(&stage.settings(), &YES, &mut Boss::new());
+    assert_eq!(stage.threads(), [long("young"), long("future")].into());
 }
 
 #[test]

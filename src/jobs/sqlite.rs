@@ -57,8 +57,34 @@ impl Sizes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
     pub name: String,
+    pub affinity: Affinity,
     /// Its place in the primary key, from 1; 0: not part of it.
     pub key: u64,
+}
+
+/// What a column makes of a value that is compared with it or stored in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Affinity {
+    /// A number becomes a text.
+    Text,
+    /// A text that reads as a number becomes one: `'007'` is 7.
+    Number,
+    /// Everything stays what it is.
+    None,
+}
+
+impl Affinity {
+    /// By SQLite's own rules, of which the first that fits counts.
+    fn of(declared: &str) -> Affinity {
+        let declared = declared.to_ascii_uppercase();
+        let has = |parts: &[&str]| parts.iter().any(|part| declared.contains(part));
+        match () {
+            () if has(&["INT"]) => Affinity::Number,
+            () if has(&["CHAR", "CLOB", "TEXT"]) => Affinity::Text,
+            () if declared.is_empty() || has(&["BLOB"]) => Affinity::None,
+            () => Affinity::Number,
+        }
+    }
 }
 
 impl Database {
@@ -66,9 +92,26 @@ impl Database {
     ///
     /// # Errors
     /// When there is no such file, it may not be written, or opening it could leave `-wal` or `-shm` files that its owner
-    /// cannot open.
+    /// cannot open; and while others hold it for themselves alone.
     pub fn open(path: &Path) -> Result<Database, Failure> {
-        let failed = |why: String| Failure(format!("open the database {}: {why}", path.display()));
+        let database = Database::reach(path)?;
+        let is_wal = settle(&database.connection).map_err(|error| not_opened(path, &told(&error)))?;
+        database.settled(path, is_wal)
+    }
+
+    /// The same, but waits while others hold it for themselves alone; `None` when the run is to stop first.
+    ///
+    /// # Errors
+    /// As [`Database::open`], never because it is busy.
+    pub fn open_patiently(path: &Path, foreman: &mut dyn Foreman) -> Result<Option<Database>, Failure> {
+        let database = Database::reach(path)?;
+        let settled = patiently(foreman, || settle(&database.connection)).map_err(|error| not_opened(path, &told(&error)))?;
+        settled.map(|is_wal| database.settled(path, is_wal)).transpose()
+    }
+
+    /// Reads nothing of the file yet, and so waits for nobody.
+    fn reach(path: &Path) -> Result<Database, Failure> {
+        let failed = |why: String| not_opened(path, &why);
         let real = std::fs::canonicalize(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => failed("there is no such file; the application makes it, a job never does".to_owned()),
             _ => failed(error.to_string()),
@@ -83,12 +126,26 @@ impl Database {
         // No URI: a `?` or `%` in a path is part of the path. No CREATE: a file that vanishes in between is not made again.
         let connection = Connection::open_with_flags(&real, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
             .map_err(|error| failed(told(&error)))?;
-        let is_wal = settle(&connection).map_err(|error| failed(told(&error)))?;
+        Ok(Database { connection, path: real, identity: (stat.dev(), stat.ino()), is_wal: false })
+    }
+
+    fn settled(self, path: &Path, is_wal: bool) -> Result<Database, Failure> {
         // SQLite opens what it may not write for reading alone, and says nothing.
-        if connection.is_readonly("main").map_err(|error| failed(told(&error)))? {
-            return Err(failed("it may not be written".to_owned()));
+        if self.connection.is_readonly("main").map_err(|error| not_opened(path, &told(&error)))? {
+            return Err(not_opened(path, "it may not be written"));
         }
-        Ok(Database { connection, path: real, identity: (stat.dev(), stat.ino()), is_wal })
+        Ok(Database { is_wal, ..self })
+    }
+
+    /// Reads several statements from one state of the database; none but the first can find it busy.
+    ///
+    /// # Errors
+    /// What SQLite said, or the first of `read`.
+    pub fn at_once<T>(&self, read: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+        let transaction = self.connection.unchecked_transaction()?;
+        let answer = read()?;
+        transaction.finish()?;
+        Ok(answer)
     }
 
     /// The file itself, with every symbolic link followed.
@@ -124,20 +181,27 @@ impl Database {
     /// # Errors
     /// What SQLite said.
     pub fn columns(&self, table: &str) -> rusqlite::Result<Vec<Column>> {
-        let mut statement = self.connection.prepare("SELECT name, pk FROM pragma_table_info(?1) ORDER BY cid")?;
-        let column = |row: &rusqlite::Row<'_>| Ok(Column { name: row.get(0)?, key: u64::try_from(row.get::<_, i64>(1)?).unwrap_or(0) });
+        // ANY is no type in a STRICT table and a number in any other.
+        let is_strict = "coalesce((SELECT strict FROM pragma_table_list WHERE schema = 'main' AND name = ?1 COLLATE NOCASE), 0)";
+        let declared = format!("CASE WHEN {is_strict} AND type = 'ANY' COLLATE NOCASE THEN '' ELSE type END");
+        let mut statement = self.connection.prepare(&format!("SELECT name, pk, {declared} FROM pragma_table_info(?1) ORDER BY cid"))?;
+        let column = |row: &rusqlite::Row<'_>| {
+            let (key, declared) = (row.get::<_, i64>(1)?, row.get::<_, String>(2)?);
+            Ok(Column { name: row.get(0)?, affinity: Affinity::of(&declared), key: u64::try_from(key).unwrap_or(0) })
+        };
         statement.query_map(params![table], column)?.collect()
     }
 
-    /// `table`, `view`, …; `None` when there is nothing of this name.
+    /// Its name as the database spells it, whatever the case of `name`, and `table`, `view`, …; `None` when there is nothing
+    /// of this name.
     ///
     /// # Errors
     /// What SQLite said.
-    pub fn kind_of(&self, name: &str) -> rusqlite::Result<Option<String>> {
-        let sql = "SELECT type FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE AND type IN ('table', 'view')";
+    pub fn kind_of(&self, name: &str) -> rusqlite::Result<Option<(String, String)>> {
+        let sql = "SELECT name, type FROM sqlite_schema WHERE name = ?1 COLLATE NOCASE AND type IN ('table', 'view')";
         let mut statement = self.connection.prepare(sql)?;
         let mut rows = statement.query(params![name])?;
-        rows.next()?.map(|row| row.get(0)).transpose()
+        rows.next()?.map(|row| Ok((row.get(0)?, row.get(1)?))).transpose()
     }
 
     /// The triggers a change of this table would set off.
@@ -146,6 +210,17 @@ impl Database {
     /// What SQLite said.
     pub fn triggers_of(&self, table: &str) -> rusqlite::Result<Vec<String>> {
         let sql = "SELECT name FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE ORDER BY name";
+        let mut statement = self.connection.prepare(sql)?;
+        statement.query_map(params![table], |row| row.get(0))?.collect()
+    }
+
+    /// The tables whose rows refer to rows of this one by FOREIGN KEY, itself among them where it does.
+    ///
+    /// # Errors
+    /// What SQLite said.
+    pub fn referring_to(&self, table: &str) -> rusqlite::Result<Vec<String>> {
+        let sql = "SELECT DISTINCT t.name FROM sqlite_schema AS t JOIN pragma_foreign_key_list(t.name) AS k
+            WHERE t.type = 'table' AND k.\"table\" = ?1 COLLATE NOCASE ORDER BY t.name";
         let mut statement = self.connection.prepare(sql)?;
         statement.query_map(params![table], |row| row.get(0))?.collect()
     }
@@ -164,6 +239,10 @@ impl Database {
         }
         Ok(false)
     }
+}
+
+fn not_opened(path: &Path, why: &str) -> Failure {
+    Failure(format!("open the database {}: {why}", path.display()))
 }
 
 /// Sets what a guest in somebody's database sets. Answers whether the database keeps a log of changes.
@@ -291,7 +370,7 @@ mod tests {
         let guest = Database::open(&path).unwrap();
         assert!(guest.is_wal());
         assert_eq!(guest.connection.query_row("PRAGMA foreign_keys", [], |row| row.get::<_, i64>(0)).unwrap(), 0);
-        assert_eq!(guest.columns("t").unwrap(), [Column { name: "a".to_owned(), key: 0 }]);
+        assert_eq!(guest.columns("t").unwrap(), [Column { name: "a".to_owned(), affinity: Affinity::None, key: 0 }]);
         let wal = guest.sizes().unwrap().wal_bytes;
         assert!(wal > 0);
         app.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
@@ -333,6 +412,34 @@ mod tests {
             guest.connection.execute_batch("BEGIN IMMEDIATE")
         });
         assert_eq!((freed.unwrap(), tries), (Some(()), 3));
+    }
+
+    /// Asked of SQLite itself, which makes of a value what it says here.
+    #[test]
+    fn what_a_column_makes_of_a_value_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory.db");
+        let app = Connection::open(&path).unwrap();
+        let types =
+            ["INTEGER", "bigint", "varchar(9)", "CLOB", "TEXT", "BLOB", "", "REAL", "DOUBLE", "DATETIME", "ANY", "CHARINT", "STRING"];
+        let columns: Vec<String> = types.iter().enumerate().map(|(place, declared)| format!("c{place} {declared}")).collect();
+        app.execute_batch(&format!("CREATE TABLE t ({}); CREATE TABLE s (c0 ANY, c1 TEXT, c2 INT) STRICT", columns.join(", "))).unwrap();
+        let guest = Database::open(&path).unwrap();
+        for (table, count) in [("t", types.len()), ("s", 3)] {
+            app.execute_batch(&format!("INSERT INTO {table} DEFAULT VALUES")).unwrap();
+            for (place, column) in guest.columns(table).unwrap().into_iter().enumerate() {
+                let made = |value: &str| -> String {
+                    app.execute_batch(&format!("UPDATE {table} SET c{place} = {value}")).unwrap();
+                    app.query_row(&format!("SELECT typeof(c{place}) FROM {table}"), [], |row| row.get(0)).unwrap()
+                };
+                let expected = match (made("7") == "text", made("'7'") == "text") {
+                    (true, _) => Affinity::Text,
+                    (false, false) => Affinity::Number,
+                    (false, true) => Affinity::None,
+                };
+                assert_eq!(column.affinity, expected, "column {} of {table}, of {count}", column.name);
+            }
+        }
     }
 
     #[test]

@@ -107,7 +107,36 @@ pub fn recorded_step(metadata: &[u8]) -> Option<i64> {
     struct Metadata {
         step: Option<i64>,
     }
-    serde_json::from_slice::<Metadata>(metadata).ok()?.step
+    let read = |text: &[u8]| serde_json::from_slice::<Metadata>(text).ok();
+    read(metadata).or_else(|| read(&without_non_numbers(metadata)?))?.step
+}
+
+/// Python writes `NaN`, `Infinity` and `-Infinity` where JSON knows no such thing: with `null` in their places, or `None`
+/// where there are none.
+fn without_non_numbers(text: &[u8]) -> Option<Vec<u8>> {
+    const NON_NUMBERS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
+    let mut written = Vec::with_capacity(text.len());
+    let (mut rest, mut is_in_string, mut found) = (text, false, false);
+    while let Some((byte, after)) = rest.split_first() {
+        let non_number = NON_NUMBERS.iter().find_map(|name| rest.strip_prefix(*name)).filter(|_| !is_in_string);
+        if let Some(after) = non_number {
+            written.extend(b"null");
+            (rest, found) = (after, true);
+            continue;
+        }
+        written.push(*byte);
+        rest = after;
+        match byte {
+            b'"' => is_in_string = !is_in_string,
+            // Whatever follows it, a quotation mark too, does not end the string.
+            b'\\' => {
+                written.extend(rest.first());
+                rest = rest.get(1..).unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    found.then_some(written)
 }
 
 #[cfg(test)]
@@ -172,8 +201,23 @@ pub mod tests {
     #[test]
     fn steps_are_read_from_whatever_stands_in_metadata() {
         assert_eq!(recorded_step(br#"{"source":"loop","writes":{"a":[1,{"step":9}]},"step":4,"parents":{}}"#), Some(4));
-        for bad in [&b""[..], b"{}", b"null", b"{\"step\":null}", b"{\"step\":\"4\"}", b"{\"step\":1.5}", b"\x80\x04pickle", b"{\"step\":4"]
-        {
+        // As Python's json.dumps writes them.
+        assert_eq!(recorded_step(br#"{"score":NaN,"step":4,"worst":[-Infinity,Infinity]}"#), Some(4));
+        assert_eq!(recorded_step(br#"{"a":"NaN \" NaN \\","b":NaN,"step":4,"c":"-Infinity"}"#), Some(4));
+        for bad in [
+            &b""[..],
+            b"{}",
+            b"{\"step\":NaN}",
+            b"{\"step\":4,\"a\":NaNs}",
+            b"{\"step\":4,\"a\":nan}",
+            b"{\"step\":4,\"a\":-NaN}",
+            b"null",
+            b"{\"step\":null}",
+            b"{\"step\":\"4\"}",
+            b"{\"step\":1.5}",
+            b"\x80\x04pickle",
+            b"{\"step\":4",
+        ] {
             assert_eq!(recorded_step(bad), None, "{bad:?}");
         }
     }
@@ -195,6 +239,15 @@ pub mod tests {
         #[test]
         fn nothing_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80), step: i64, sequence: u16) {
             let _ = (parse(&bytes), recorded_step(&bytes), agrees(sequence, step));
+        }
+
+        #[test]
+        fn what_is_like_a_number_makes_no_other_step(before in "[NaInfity\"\\\\-]{0,12}", step in -2_i64..100) {
+            let text = serde_json::json!({ "before": before, "step": step }).to_string();
+            prop_assert_eq!(recorded_step(text.as_bytes()), Some(step));
+            let with = format!("{{\"worst\":-Infinity,{}", &text[1..]);
+            prop_assert_eq!(recorded_step(with.as_bytes()), Some(step));
+            let _ = (recorded_step(before.as_bytes()), without_non_numbers(before.as_bytes()));
         }
     }
 }

@@ -1,24 +1,29 @@
 //! Sessions written down before they are deleted, so that each can be brought back.
 //!
-//! One file a run: `memory.db.sessions-20261120T030000Z.zst`, readable by its owner alone. Every session is a zstd frame with
+//! One file a run: `memory.db.ab5b47da.sessions-20261120T030000Z.zst`, readable by its owner alone. Every session is a zstd frame with
 //! a checksum, and a skippable frame before it that says whose it is and how long: looking for one reads no other, and
 //! `zstd -d` takes the whole file. A record counts once its length is written, which happens last; what a crash leaves
 //! unfinished at the end is passed over. Inside a frame are the rows of each table, column by column with their types.
 
+use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::Row;
 use rusqlite::types::{Value, ValueRef};
-use rusqlite::{Row, params};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::age::Stamp;
 use super::layout::{Layout, SessionId};
 use super::look::Look;
-use crate::jobs::sqlite::Database;
+use super::row_by_row::each_row;
+use crate::jobs::run::Foreman;
+use crate::jobs::sqlite::{Database, patiently};
 
 /// Any of sixteen numbers tells a decompressor to pass over what follows; this one tells us that it is ours.
 const MAGIC: u32 = 0x184D_2A5D;
@@ -27,6 +32,8 @@ const LEVEL: i32 = 3;
 /// Nothing SQLite holds in one value is longer.
 const LONGEST_VALUE: u64 = 2_147_483_647;
 const LONGEST_LABEL: u32 = 1024 * 1024;
+/// Of the hash of a path in the name of a file: two databases of one name in one folder never come to share four.
+const HASH_BYTES: usize = 4;
 const TOLERATED_AHEAD: Duration = Duration::from_secs(5 * 60);
 
 /// In front of each session.
@@ -77,6 +84,8 @@ pub enum Added {
     Whole,
     /// It is not what it was when it was looked at; nothing is written.
     Touched,
+    /// The run is to stop; nothing is written.
+    Stopped,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -111,39 +120,59 @@ impl Archive {
     ///
     /// # Errors
     /// When it cannot be read or written; the file then ends where it ended before.
-    pub fn add(&mut self, database: &Database, layout: &Layout, id: &SessionId, expected: &Look) -> Result<Added, ArchiveError> {
-        let transaction = database.connection.unchecked_transaction()?;
-        if Look::take(database, layout, id)? != *expected {
-            return Ok(Added::Touched);
+    pub fn add(
+        &mut self,
+        database: &Database,
+        layout: &Layout,
+        id: &SessionId,
+        expected: &Look,
+        foreman: &mut dyn Foreman,
+    ) -> Result<Added, ArchiveError> {
+        match patiently(foreman, || database.at_once(|| Look::take(database, layout, id)))? {
+            None => return Ok(Added::Stopped),
+            Some(look) if look != *expected => return Ok(Added::Touched),
+            Some(_) => {}
         }
-        let added = self.write(database, layout, id);
-        if added.is_err() {
+        let added = self.write(database, layout, id, expected, foreman);
+        if matches!(added, Ok(Added::Whole)) {
+            self.is_sealed = false;
+        } else {
             // Whatever of it is there would otherwise stand in the way of the next.
             self.file.set_len(self.good)?;
         }
-        added?;
-        transaction.finish()?;
-        self.is_sealed = false;
-        Ok(Added::Whole)
+        added
     }
 
-    fn write(&mut self, database: &Database, layout: &Layout, id: &SessionId) -> Result<(), ArchiveError> {
+    fn write(
+        &mut self,
+        database: &Database,
+        layout: &Layout,
+        id: &SessionId,
+        expected: &Look,
+        foreman: &mut dyn Foreman,
+    ) -> Result<Added, ArchiveError> {
         let mut label = Label { format: FORMAT, id: id.clone(), at: self.at.clone(), rows: digits(0), length: digits(0) };
         self.file.seek(SeekFrom::Start(self.good))?;
         let begins = self.good + write_label(&mut self.file, &label)?;
         let mut encoder = zstd::stream::write::Encoder::new(BufWriter::new(&self.file), LEVEL)?;
         encoder.include_checksum(true)?;
         let mut out = BufWriter::new(encoder);
-        let rows = write_rows(&mut out, database, layout, id)?;
+        let Some(rows) = write_rows(&mut out, database, layout, id, foreman)? else { return Ok(Added::Stopped) };
         let encoder = out.into_inner().map_err(io::IntoInnerError::into_error)?;
         encoder.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+        // What was read is of many moments; unless nobody has touched it meanwhile, it is of one.
+        match patiently(foreman, || database.at_once(|| Look::take(database, layout, id)))? {
+            None => return Ok(Added::Stopped),
+            Some(look) if look != *expected => return Ok(Added::Touched),
+            Some(_) => {}
+        }
         let ends = self.file.stream_position()?;
         label.rows = digits(rows);
         label.length = digits(ends.saturating_sub(begins));
         self.file.seek(SeekFrom::Start(self.good))?;
         write_label(&mut self.file, &label)?;
         self.good = ends;
-        Ok(())
+        Ok(Added::Whole)
     }
 
     /// Everything added is on the disk when this returns.
@@ -189,26 +218,31 @@ fn write_label(file: &mut File, label: &Label) -> io::Result<u64> {
     Ok(all.len() as u64)
 }
 
-fn write_rows(out: &mut impl Write, database: &Database, layout: &Layout, id: &SessionId) -> Result<u64, ArchiveError> {
+/// Answers with how many; `None` when the run is to stop.
+fn write_rows(
+    out: &mut impl Write,
+    database: &Database,
+    layout: &Layout,
+    id: &SessionId,
+    foreman: &mut dyn Foreman,
+) -> Result<Option<u64>, ArchiveError> {
     let tables: Vec<Columns> = layout.tables().map(|rows| Columns { table: rows.table.clone(), columns: rows.columns.clone() }).collect();
     let head = serde_json::to_vec(&tables).map_err(io::Error::from)?;
     write_bytes(out, &head)?;
     let mut count = 0_u64;
     for (place, rows) in layout.tables().enumerate() {
-        // In the order in which they came: some applications rely on it without knowing.
-        let order = rows.number.map_or(String::new(), |number| format!(" ORDER BY {number}"));
-        let sql = format!("SELECT {} FROM {} WHERE {}{order}", rows.list(), rows.name(), rows.are_of_session());
-        let mut statement = database.connection.prepare_cached(&sql)?;
-        let mut found = statement.query(params![id])?;
-        while let Some(row) = found.next()? {
+        let all_read = each_row(database, rows, &rows.list(), id, foreman, |row| {
             out.write_all(&[1, u8::try_from(place).unwrap_or(u8::MAX)])?;
-            write_row(out, row, rows.columns.len())?;
             count += 1;
+            write_row(out, row, rows.columns.len())
+        })?;
+        if !all_read {
+            return Ok(None);
         }
     }
     out.write_all(&[0])?;
     out.write_all(&count.to_le_bytes())?;
-    Ok(count)
+    Ok(Some(count))
 }
 
 fn write_row(out: &mut impl Write, row: &Row<'_>, columns: usize) -> Result<(), ArchiveError> {
@@ -374,20 +408,27 @@ fn read_u64(stream: &mut impl Read) -> io::Result<u64> {
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// `memory.db.sessions-20261120T030000Z.zst`; the second of the same second has `-2` before its ending.
+/// `memory.db.ab5b47da.sessions-20261120T030000Z.zst`; the second of the same second has `-2` before its ending.
 fn file_name(database: &Path, at: Stamp, turn: u32) -> io::Result<PathBuf> {
     let unfit = || io::Error::new(io::ErrorKind::InvalidInput, "the clock says no time of any calendar");
     let stamp = jiff::Timestamp::from_second(at.0.div_euclid(10_000_000)).map_err(|_| unfit())?;
     let again = if turn == 1 { String::new() } else { format!("-{turn}") };
-    let mut name = prefix(database);
+    let [mut name, _] = names(database, ".sessions-");
     name.push(format!("{}{again}.zst", stamp.strftime("%Y%m%dT%H%M%SZ")));
     Ok(name.into())
 }
 
-fn prefix(database: &Path) -> std::ffi::OsString {
-    let mut name = database.file_name().unwrap_or_default().to_owned();
-    name.push(".sessions-");
-    name
+/// What a file that belongs to this database is called in an archive folder, up to and with `ending`: as it is now, and as
+/// it was before the hash. Many databases are called `memory.db`, and jobs may share a folder: a hash of the whole path
+/// keeps one from restoring or removing what is another's.
+pub fn names(database: &Path, ending: &str) -> [OsString; 2] {
+    let hash = Sha256::digest(database.as_os_str().as_bytes());
+    let hash: String = hash.iter().take(HASH_BYTES).map(|byte| format!("{byte:02x}")).collect();
+    [format!(".{hash}{ending}"), ending.to_owned()].map(|rest| {
+        let mut name = database.file_name().unwrap_or_default().to_owned();
+        name.push(rest);
+        name
+    })
 }
 
 /// An archive that lies in a folder, with the time in its name: times of files change when they are copied.
@@ -403,7 +444,7 @@ pub struct Kept {
 /// # Errors
 /// When the folder cannot be read; one that is not there is an empty one.
 pub fn kept(folder: &Path, database: &Path) -> io::Result<Vec<Kept>> {
-    let prefix = prefix(database);
+    let prefixes = names(database, ".sessions-");
     let mut found = Vec::new();
     let entries = match std::fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
@@ -412,7 +453,8 @@ pub fn kept(folder: &Path, database: &Path) -> io::Result<Vec<Kept>> {
     for entry in entries {
         let entry = entry?;
         let name = entry.file_name();
-        let Some(at) = name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes()).and_then(time_in_name) else { continue };
+        let time_after = |prefix: &OsString| name.as_bytes().strip_prefix(prefix.as_bytes()).and_then(time_in_name);
+        let Some(at) = prefixes.iter().find_map(time_after) else { continue };
         let stat = entry.metadata()?;
         if stat.is_file() {
             found.push(Kept { at, path: entry.path(), bytes: stat.len() });
@@ -443,11 +485,11 @@ pub fn expired(kept: Vec<Kept>, now: Stamp, keep: Duration) -> Vec<Kept> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rusqlite::Connection;
+    use rusqlite::{Connection, params};
 
     use super::*;
     use crate::config::jobs::Format;
-    use crate::jobs::sessions::survey::tests::CURRENT;
+    use crate::jobs::sessions::survey::tests::{CURRENT, Calm, Meddler};
 
     const AT: Stamp = Stamp(1_763_607_600 * 10_000_000);
 
@@ -459,10 +501,14 @@ mod tests {
     }
 
     fn stage() -> Stage {
+        stage_with(CURRENT)
+    }
+
+    fn stage_with(schema: &str) -> Stage {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("memory.db");
         let app = Connection::open(&path).unwrap();
-        app.execute_batch(CURRENT).unwrap();
+        app.execute_batch(schema).unwrap();
         for thread in ["a", "b", "c"] {
             let row = params![thread, "x\0y", vec![0_u8, 255, 7]];
             app.execute("INSERT INTO checkpoints (thread_id, checkpoint_id, type, metadata) VALUES (?1, 'c', ?2, ?3)", row).unwrap();
@@ -485,7 +531,7 @@ mod tests {
 
         fn add(&self, archive: &mut Archive, id: &str) -> Added {
             let look = Look::take(&self.database, &self.layout, &text(id)).unwrap();
-            archive.add(&self.database, &self.layout, &text(id), &look).unwrap()
+            archive.add(&self.database, &self.layout, &text(id), &look, &mut Calm).unwrap()
         }
     }
 
@@ -523,11 +569,28 @@ mod tests {
         let mut archive = stage.archive();
         let look = Look::take(&stage.database, &stage.layout, &text("a")).unwrap();
         stage.app.execute("DELETE FROM writes WHERE thread_id = 'a'", []).unwrap();
-        assert_eq!(archive.add(&stage.database, &stage.layout, &text("a"), &look).unwrap(), Added::Touched);
+        assert_eq!(archive.add(&stage.database, &stage.layout, &text("a"), &look, &mut Calm).unwrap(), Added::Touched);
         assert_eq!(list(archive.path()).unwrap().len(), 0);
         let path = archive.path().to_path_buf();
         archive.end().unwrap();
         assert!(!path.exists(), "an empty archive stays behind");
+    }
+
+    /// Without a log, rows are of many moments: the application may write in between, and then what is written down is void.
+    #[test]
+    fn a_session_that_is_touched_while_it_is_read_is_not_written_down() {
+        let stage = stage_with(&CURRENT.replace("WAL", "DELETE"));
+        let mut archive = stage.archive();
+        let looks = ["a", "b"].map(|id| Look::take(&stage.database, &stage.layout, &text(id)).unwrap());
+        // No lock is held at a safe point: nothing keeps the application from committing.
+        let act = || stage.app.execute_batch("DELETE FROM checkpoints WHERE thread_id = 'a'").unwrap();
+        // The second safe point is before the row of the second table.
+        let mut added =
+            |id: &str, look: &Look| archive.add(&stage.database, &stage.layout, &text(id), look, &mut Meddler { at: 2, act }).unwrap();
+        assert_eq!((added("a", &looks[0]), added("b", &looks[1])), (Added::Touched, Added::Whole));
+        let found = list(archive.path()).unwrap();
+        assert_eq!(found.iter().map(|one| one.label.id.to_string()).collect::<Vec<_>>(), ["b"]);
+        assert_eq!(rows(&found[0]).len(), 2);
     }
 
     /// Cut off anywhere, an archive has all records before the cut; changed anywhere, it never gives back other rows.
@@ -585,6 +648,24 @@ mod tests {
         let ahead = Kept { at: AT.after(day * 3), path: PathBuf::from("ahead"), bytes: 0 };
         assert_eq!(expired(all.into_iter().chain([ahead]).collect(), AT.after(day * 2), day).len(), 0);
         assert_eq!(kept(&folder.join("none"), stage.database.path()).unwrap(), []);
+    }
+
+    /// Two databases of one name in one folder; names from before the hash are taken for one's own.
+    #[test]
+    fn archives_of_another_database_of_that_name_are_passed_over() {
+        let stage = stage();
+        let archive = stage.archive();
+        let folder = stage.folder.path().join("archive");
+        assert_eq!(kept(&folder, Path::new("/other/memory.db")).unwrap(), []);
+        assert_eq!(kept(&folder, stage.database.path()).unwrap()[0].path, archive.path());
+        let old = folder.join("memory.db.sessions-20200101T000000Z.zst");
+        std::fs::write(&old, "x").unwrap();
+        for database in [Path::new("/other/memory.db"), stage.database.path()] {
+            assert_eq!(kept(&folder, database).unwrap()[0].path, old);
+        }
+        // Archives are kept for a month, and another release has to find them.
+        let name = file_name(Path::new("/app/data/memory.db"), AT, 2).unwrap();
+        assert_eq!(name, Path::new("memory.db.ab5b47da.sessions-20251120T030000Z-2.zst"));
     }
 
     proptest! {

@@ -77,15 +77,16 @@ fn read(text: &[u8], folder: &Path, database: &Path) -> Option<Copy> {
 }
 
 /// True when one of the copies was taken after the session was last touched and holds all its rows: each has a number, and
-/// none is higher than the highest in the copy.
+/// none is higher than the highest in the copy. Rows without numbers are held by none.
 pub fn holds(copies: &[Copy], layout: &Layout, seen: &Seen) -> bool {
     let (Age::Known { latest, .. }, Some(look)) = (seen.age, &seen.look) else { return false };
     copies.iter().any(|copy| {
-        let holds_rows = |table: &str, highest: Option<i64>| match copy.tables.get(table) {
-            Some(newest) => highest.is_none_or(|highest| newest.is_some_and(|newest| highest <= newest)),
+        let holds_rows = |table: &str, count: u64, highest: Option<i64>| match copy.tables.get(table) {
+            Some(newest) => count == 0 || matches!((highest, newest), (Some(highest), Some(newest)) if highest <= *newest),
             None => false,
         };
-        copy.made > latest && layout.tables().zip(look.highest()).all(|(rows, highest)| holds_rows(&rows.table, highest))
+        let mut parts = layout.tables().zip(look.counts().zip(look.highest()));
+        copy.made > latest && parts.all(|(rows, (count, highest))| holds_rows(&rows.table, count, highest))
     })
 }
 
@@ -94,7 +95,7 @@ mod tests {
     use rusqlite::Connection;
 
     use super::*;
-    use crate::config::jobs::Format;
+    use crate::config::jobs::{Format, Table};
     use crate::jobs::sessions::layout::SessionId;
     use crate::jobs::sessions::look::Look;
     use crate::jobs::sessions::survey::tests::CURRENT;
@@ -111,6 +112,38 @@ mod tests {
         });
         change(&mut manifest);
         manifest.to_string().into_bytes()
+    }
+
+    /// Numbers count in tables of the application's own too, and the manifest spells their names as the database does.
+    #[test]
+    fn rows_that_came_after_the_copy_or_have_no_number_are_not_held() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.db");
+        let app = Connection::open(&path).unwrap();
+        app.execute_batch(
+            "CREATE TABLE Sessions (id TEXT PRIMARY KEY, seen REAL);
+             CREATE TABLE messages (session TEXT, body TEXT);
+             CREATE TABLE files (session TEXT, n INTEGER, PRIMARY KEY (session, n)) WITHOUT ROWID;
+             INSERT INTO Sessions VALUES ('a', 1), ('b', 1), ('c', 1);
+             INSERT INTO messages VALUES ('a', 'in the copy'), ('b', 'after it');
+             INSERT INTO files VALUES ('c', 1)",
+        )
+        .unwrap();
+        let children = vec![("Messages".to_owned(), "session".to_owned()), ("files".to_owned(), "session".to_owned())];
+        let table = Table { table: "sessions".to_owned(), id: "id".to_owned(), time: "seen".to_owned(), children };
+        let database = Database::open(&path).unwrap();
+        let layout = Layout::detect(&database, &Format::Table(table)).unwrap();
+        std::fs::write(folder.path().join("memory.db.zst"), "copy").unwrap();
+        let tables = serde_json::json!({ "Sessions": { "newest": 3 }, "messages": { "newest": 1 }, "files": {} });
+        let text = manifest(database.path(), |manifest| manifest["content"]["tables"] = tables);
+        std::fs::write(folder.path().join("memory.db.zst.json"), text).unwrap();
+        let copies = copies(folder.path(), database.path()).unwrap();
+        let is_held = |id: &str| {
+            let id = SessionId::Text(id.to_owned());
+            let look = Some(Look::take(&database, &layout, &id).unwrap());
+            holds(&copies, &layout, &Seen { look, id, age: Age::at(Stamp(0)), bytes: 0 })
+        };
+        assert_eq!(["a", "b", "c"].map(is_held), [true, false, false]);
     }
 
     #[test]

@@ -16,11 +16,14 @@ use rusqlite::{ToSql, params};
 use serde::{Deserialize, Serialize};
 
 use crate::config::jobs::{Format, Table};
-use crate::jobs::run::Failure;
-use crate::jobs::sqlite::{Database, quoted, told};
+use crate::jobs::run::{Failure, Foreman};
+use crate::jobs::sqlite::{Affinity, Database, patiently, quoted, told};
 
 /// A child table without an index on its column of ids would be read whole, under the lock, for every session.
 const MOST_ROWS_WITHOUT_INDEX: u64 = 10_000;
+
+/// Characters of the id of a session that are told.
+const LONGEST_TOLD: usize = 200;
 
 /// The id of a session as the database holds it: text and number are different ids.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -36,6 +39,24 @@ impl std::fmt::Display for SessionId {
             SessionId::Integer(id) => write!(f, "{id}"),
             SessionId::Text(id) => f.write_str(id),
         }
+    }
+}
+
+impl SessionId {
+    /// For people: an id may be of any length, a line of the record may not.
+    pub fn told(&self) -> String {
+        match self {
+            SessionId::Integer(id) => id.to_string(),
+            SessionId::Text(id) => shortened(id),
+        }
+    }
+}
+
+/// So much of the id of a session as is told.
+pub fn shortened(id: &str) -> String {
+    match id.char_indices().nth(LONGEST_TOLD) {
+        None => id.to_owned(),
+        Some((end, _)) => format!("{}…", id.get(..end).unwrap_or_default()),
     }
 }
 
@@ -71,6 +92,8 @@ pub struct Rows {
     pub what: String,
     /// All of them, in the order of the table.
     pub columns: Vec<String>,
+    /// What the column of ids makes of the value it is compared with.
+    affinity: Affinity,
     /// The name by which the number of a row can be asked; `None` for a table that has none.
     pub number: Option<&'static str>,
 }
@@ -136,6 +159,21 @@ impl Layout {
     /// True where a change keeps the place and the number of a row, so that only its content shows it.
     pub fn changes_in_place(&self) -> bool {
         matches!(self.dating, Dating::Column(_))
+    }
+
+    /// The same as [`Layout::detect`], but waits while others hold the database for themselves alone; `None` when the run is
+    /// to stop first.
+    ///
+    /// # Errors
+    /// When the tables are not there or are none of those that are known.
+    pub fn detect_patiently(database: &Database, format: &Format, foreman: &mut dyn Foreman) -> Result<Option<Layout>, Failure> {
+        let detect = || {
+            // Meets whoever is in the way; after it the transaction has the tables for itself to read.
+            database.connection.query_row("PRAGMA schema_version", [], |_| Ok(()))?;
+            Ok(Layout::detect(database, format))
+        };
+        let detected = patiently(foreman, || database.at_once(detect)).map_err(|error| unreadable(database, &error))?;
+        detected.transpose()
     }
 
     /// Finds out where the sessions of this database are.
@@ -230,6 +268,35 @@ fn described(database: &Database, table: &Table) -> Result<Layout, Failure> {
         return Err(refused(database, &format!("the table {} is named twice", twice.1)));
     }
     for rows in layout.tables() {
+        let referring = database.referring_to(&rows.table).map_err(|error| unreadable(database, &error))?;
+        // We delete as most applications do, with no foreign keys kept: nothing would go with the session or be refused.
+        if let Some(other) = referring.iter().find(|other| !layout.tables().any(|rows| rows.table == **other)) {
+            return Err(refused(
+                database,
+                &format!(
+                    "rows of the table {other} refer to rows of {} and would stay without them: name it in `children`, with its column \
+                     that holds the id of the session",
+                    rows.table
+                ),
+            ));
+        }
+    }
+    for child in layout.children() {
+        // Otherwise one id of a session would be that of another here: as numbers, '007' is 7.
+        if child.affinity != layout.main().affinity && child.affinity != Affinity::None {
+            return Err(refused(
+                database,
+                &format!(
+                    "the column {} of {} is of another type than the column {} of {}, so that it cannot be said for certain whose a row is",
+                    child.id,
+                    child.table,
+                    layout.main().id,
+                    layout.main().table
+                ),
+            ));
+        }
+    }
+    for rows in layout.tables() {
         let delete = format!("DELETE FROM {} WHERE {}", rows.name(), rows.are_of_session());
         let is_long = database.reads_all(&delete).and_then(|reads_all| Ok(reads_all && has_many_rows(database, rows)?));
         if is_long.map_err(|error| unreadable(database, &error))? {
@@ -263,27 +330,29 @@ fn no_column(rows: &Rows, name: &str) -> String {
 
 /// A table with its primary key; `None` when there is none of this name.
 fn rows_of(database: &Database, table: &str, id: &str, what: &str) -> Result<Option<(Rows, Vec<String>)>, Failure> {
-    let read = || -> rusqlite::Result<Option<(Rows, Vec<String>)>> {
-        let columns = database.columns(table)?;
+    let read = |table: String| -> rusqlite::Result<Option<(Rows, Vec<String>)>> {
+        let columns = database.columns(&table)?;
         if columns.is_empty() {
             return Ok(None);
         }
         let mut key: Vec<(u64, String)> =
             columns.iter().filter(|column| column.key > 0).map(|column| (column.key, column.name.clone())).collect();
         key.sort();
+        let affinity = columns.iter().find(|column| column.name == id).map_or(Affinity::None, |column| column.affinity);
         let columns: Vec<String> = columns.into_iter().map(|column| column.name).collect();
         let sql = "SELECT wr FROM pragma_table_list WHERE schema = 'main' AND name = ?1 COLLATE NOCASE";
         let has_numbers = database.connection.query_row(sql, params![table], |row| row.get::<_, i64>(0))? == 0;
         // A column of one of these names hides the number of the row.
         let is_free = |name: &&&str| !columns.iter().any(|column| column.eq_ignore_ascii_case(name));
         let number = if has_numbers { ["rowid", "_rowid_", "oid"].iter().find(is_free).copied() } else { None };
-        let rows = Rows { table: table.to_owned(), id: id.to_owned(), what: what.to_owned(), columns, number };
+        let rows = Rows { table, id: id.to_owned(), what: what.to_owned(), columns, affinity, number };
         Ok(Some((rows, key.into_iter().map(|(_, name)| name).collect())))
     };
-    match database.kind_of(table).map_err(|error| unreadable(database, &error))?.as_deref() {
+    match database.kind_of(table).map_err(|error| unreadable(database, &error))? {
         None => Ok(None),
-        Some("table") => read().map_err(|error| unreadable(database, &error)),
-        Some(kind) => Err(refused(database, &format!("{table} is a {kind}, not a table"))),
+        // By its own spelling: manifests of backups know it by no other.
+        Some((table, kind)) if kind == "table" => read(table).map_err(|error| unreadable(database, &error)),
+        Some((table, kind)) => Err(refused(database, &format!("{table} is a {kind}, not a table"))),
     }
 }
 
@@ -347,10 +416,32 @@ mod tests {
             (good, table(&[("message", "session")]), "no table message"),
             (good, table(&[("messages", "thread")]), "no column thread"),
             (good, table(&[("Sessions", "id")]), "named twice"),
+            (
+                "CREATE TABLE sessions (id TEXT PRIMARY KEY, seen REAL); CREATE TABLE messages (session INTEGER)",
+                table(&[("messages", "session")]),
+                "column session of messages is of another type than the column id of sessions",
+            ),
+            (
+                "CREATE TABLE sessions (id, seen REAL); CREATE TABLE messages (session TEXT)",
+                table(&[("messages", "session")]),
+                "another type",
+            ),
             (many.as_str(), table(&[("messages", "session")]), "no index on session"),
         ] {
             let error = detect(schema, &format).unwrap_err();
             assert!(error.0.contains(said), "{schema}: {error}");
+        }
+        let referring = format!("{good}; CREATE TABLE files (of TEXT REFERENCES Messages (session) ON DELETE CASCADE)");
+        for (children, said) in [(&[("messages", "session")][..], "rows of the table files refer to rows of messages"), (&[], "")] {
+            let detected = detect(&referring, &table(children));
+            assert_eq!(detected.is_err(), !said.is_empty(), "{detected:?}");
+            assert!(detected.err().is_none_or(|error| error.0.contains(said)));
+        }
+        for schema in [
+            "CREATE TABLE sessions (id INTEGER PRIMARY KEY, seen REAL); CREATE TABLE messages (session BIGINT REFERENCES sessions (id))",
+            "CREATE TABLE sessions (id TEXT PRIMARY KEY, seen REAL); CREATE TABLE messages (session)",
+        ] {
+            detect(schema, &table(&[("messages", "session")])).unwrap();
         }
         let indexed = format!("{many}; CREATE INDEX by_session ON messages (session)");
         detect(&indexed, &table(&[("messages", "session")])).unwrap();

@@ -46,7 +46,7 @@ impl Look {
         self.counts().sum()
     }
 
-    /// The highest row number in each table, where rows are told by their number.
+    /// The highest row number in each table; `None` for no rows, and where rows have no number.
     pub fn highest(&self) -> impl Iterator<Item = Option<i64>> {
         self.0.iter().map(|part| part.highest)
     }
@@ -68,7 +68,8 @@ fn by_number(database: &Database, rows: &Rows, number: &str, id: &SessionId) -> 
 }
 
 fn whole(database: &Database, rows: &Rows, id: &SessionId) -> rusqlite::Result<Part> {
-    let sql = format!("SELECT {} FROM {} WHERE {}", rows.list(), rows.name(), rows.are_of_session());
+    let number = rows.number.unwrap_or("NULL");
+    let sql = format!("SELECT {}, {number} FROM {} WHERE {}", rows.list(), rows.name(), rows.are_of_session());
     let mut statement = database.connection.prepare_cached(&sql)?;
     let mut found = statement.query(params![id])?;
     let mut part = Part { rows: 0, highest: None, content: 0 };
@@ -76,6 +77,7 @@ fn whole(database: &Database, rows: &Rows, id: &SessionId) -> rusqlite::Result<P
         let mut content = DefaultHasher::new();
         feed(row, rows.columns.len(), &mut content)?;
         part.rows += 1;
+        part.highest = part.highest.max(row.get(rows.columns.len())?);
         // The order in which rows are found may change with the plan of the query, so it must not matter.
         part.content = part.content.wrapping_add(content.finish());
     }

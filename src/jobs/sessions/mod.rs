@@ -5,6 +5,7 @@
 //! | `layout.rs` | which tables hold sessions; known shapes only |
 //! | `age.rs`, `table.rs` | when a session was last touched, and whether that can be believed |
 //! | `look.rs` | what a session is at one moment, in a few numbers |
+//! | `row_by_row.rs` | every row of a session, read without holding up a commit |
 //! | `survey.rs` | all sessions with age and size |
 //! | `plan.rs` | which go, which stay, and why; the brakes (pure) |
 //! | `backed_up.rs` | whether a verified backup holds a session |
@@ -24,6 +25,7 @@ pub mod pace;
 pub mod plan;
 pub mod purge;
 pub mod restore;
+mod row_by_row;
 pub mod survey;
 mod table;
 
@@ -37,7 +39,7 @@ use self::purge::{Condemned, Done, Purge};
 use self::survey::{Limits, Seen, Survey};
 use super::plan::{Deed, Item};
 use super::run::{End, Failure, Foreman, Order, Outcome, Report};
-use super::sqlite::{Database, Sizes, told};
+use super::sqlite::{Database, Sizes, patiently, told};
 use crate::config::jobs::Sessions;
 
 pub use self::restore::restore;
@@ -53,10 +55,9 @@ const LARGEST: usize = 10;
 pub fn run(settings: &Sessions, order: &Order, foreman: &mut dyn Foreman) -> Result<Outcome, Failure> {
     let now = Stamp::of(foreman.now().wall);
     let limits = Limits::new(now, settings.keep);
-    let mut database = Database::open(&settings.database)?;
-    let layout = Layout::detect(&database, &settings.format)?;
+    let Some((mut database, layout)) = open(settings, foreman)? else { return Ok(stopped()) };
     let Some(survey) = survey::take(&database, &layout, &limits, foreman)? else { return Ok(stopped()) };
-    let sizes = sizes(&database)?;
+    let Some(sizes) = sizes(&database, foreman)? else { return Ok(stopped()) };
     tell_analysis(&survey, &sizes, settings, &limits, foreman);
 
     let copies = match &settings.backed_up_in {
@@ -72,6 +73,7 @@ pub fn run(settings: &Sessions, order: &Order, foreman: &mut dyn Foreman) -> Res
         keep: settings.keep,
         order: *order,
         has_archive: settings.archive.is_some(),
+        changes_in_place: layout.changes_in_place(),
         is_backed_up: copies.as_ref().map(|_| &is_backed_up as &dyn Fn(&Seen) -> bool),
         restored: restore::recent(settings, &database, now)?,
     };
@@ -81,7 +83,9 @@ pub fn run(settings: &Sessions, order: &Order, foreman: &mut dyn Foreman) -> Res
     let expired = if is_in_doubt { Vec::new() } else { expired_archives(settings, &database, now)? };
     tell_plan(&survey, &mut plan, &circumstances, &expired, foreman);
 
+    let condemned = condemned(&survey, &plan);
     let mut outcome = Outcome { figures: figures(&survey, &sizes), ..Outcome::default() };
+    outcome.figures.extend(planned(&layout, &condemned));
     outcome.end = match &plan.totals.brake {
         _ if order.dry_run => End::Planned,
         Some(_) => End::Held,
@@ -90,7 +94,6 @@ pub fn run(settings: &Sessions, order: &Order, foreman: &mut dyn Foreman) -> Res
     if outcome.end != End::Done {
         return Ok(outcome);
     }
-    let condemned = condemned(&survey, &plan);
     let mut done = Done::default();
     let mut failure = None;
     if !condemned.is_empty() {
@@ -101,8 +104,12 @@ pub fn run(settings: &Sessions, order: &Order, foreman: &mut dyn Foreman) -> Res
             if !foreman.wait(settings.second_look) {
                 return Ok(Outcome { end: End::Stopped, ..outcome });
             }
-            database = Database::open(&settings.database)?;
-            if database.identity() != identity || Layout::detect(&database, &settings.format)? != layout {
+            let (second, found) = match open(settings, foreman)? {
+                None => return Ok(Outcome { end: End::Stopped, ..outcome }),
+                Some(opened) => opened,
+            };
+            database = second;
+            if database.identity() != identity || found != layout {
                 let path = settings.database.display();
                 return Err(Failure(format!("delete sessions from {path}: it is another database than at the first look")));
             }
@@ -120,8 +127,16 @@ fn stopped() -> Outcome {
     Outcome { end: End::Stopped, ..Outcome::default() }
 }
 
-fn sizes(database: &Database) -> Result<Sizes, Failure> {
-    database.sizes().map_err(|error| Failure(format!("read the size of {}: {}", database.path().display(), told(&error))))
+/// Opens the database and finds its sessions; `None` when the run is to stop while others are in the way.
+fn open(settings: &Sessions, foreman: &mut dyn Foreman) -> Result<Option<(Database, Layout)>, Failure> {
+    let Some(database) = Database::open_patiently(&settings.database, foreman)? else { return Ok(None) };
+    let layout = Layout::detect_patiently(&database, &settings.format, foreman)?;
+    Ok(layout.map(|layout| (database, layout)))
+}
+
+fn sizes(database: &Database, foreman: &mut dyn Foreman) -> Result<Option<Sizes>, Failure> {
+    let failed = |error: rusqlite::Error| Failure(format!("read the size of {}: {}", database.path().display(), told(&error)));
+    patiently(foreman, || database.sizes()).map_err(failed)
 }
 
 fn condemned<'a>(survey: &'a Survey, plan: &Plan) -> Vec<Condemned<'a>> {
@@ -207,7 +222,7 @@ fn tell_analysis(survey: &Survey, sizes: &Sizes, settings: &Sessions, limits: &L
     );
     let mut largest: Vec<&Seen> = survey.sessions.iter().collect();
     largest.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.id.cmp(&b.id)));
-    let told = |seen: &&Seen| json!({ "session": seen.id.to_string(), "bytes": seen.bytes });
+    let told = |seen: &&Seen| json!({ "session": seen.id.told(), "bytes": seen.bytes });
     let largest: Vec<Value> = largest.iter().take(LARGEST).map(told).collect();
     tell(foreman, "session_cleanup_largest", json!({ "sessions": largest, "total_bytes": survey.bytes() }));
 }
@@ -226,6 +241,15 @@ fn figures(survey: &Survey, sizes: &Sizes) -> std::collections::BTreeMap<String,
         ("database_free_bytes", sizes.free_bytes()),
     ];
     figures.into_iter().map(|(name, value)| (name.to_owned(), value as f64)).collect()
+}
+
+/// What would go, or goes: told by every run, so that a plan that is only looked at says no less than one that is carried out.
+fn planned(layout: &Layout, condemned: &[Condemned<'_>]) -> [(String, f64); 3] {
+    let rows = condemned.iter().map(|one| one.look.rows()).fold(0, u64::saturating_add);
+    let of_main = |one: &Condemned<'_>| one.look.counts().zip(layout.tables()).find(|(_, rows)| *rows == layout.main());
+    let checkpoints = condemned.iter().filter_map(of_main).map(|(count, _)| count).fold(0, u64::saturating_add);
+    let figures = [("sessions_planned", condemned.len() as u64), ("checkpoints_planned", checkpoints), ("rows_planned", rows)];
+    figures.map(|(name, value)| (name.to_owned(), value as f64))
 }
 
 /// Puts what was done into the outcome and the record.

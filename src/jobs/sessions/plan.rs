@@ -14,6 +14,8 @@ pub struct Circumstances<'a> {
     pub order: Order,
     /// What goes is written to the archive first.
     pub has_archive: bool,
+    /// Rows change under their own number: that a backup holds them says nothing of what it holds in them.
+    pub changes_in_place: bool,
     /// Whether a verified backup holds the session; `None` where none is asked for.
     pub is_backed_up: Option<&'a dyn Fn(&Seen) -> bool>,
     /// Brought back from the archive not long ago.
@@ -41,10 +43,12 @@ pub fn make(survey: &Survey, circumstances: &Circumstances<'_>) -> Plan {
             future = future.or(Some(seen));
         }
     }
-    if survey.odd.count > 0 {
-        let kept = plan.totals.kept.entry("odd-id".to_owned()).or_default();
-        kept.count += survey.odd.count;
-        kept.bytes = kept.bytes.saturating_add(survey.odd.bytes);
+    for (reason, tally) in [("odd-id", survey.odd), ("no-checkpoint", survey.orphans)] {
+        if tally.count > 0 {
+            let kept = plan.totals.kept.entry(reason.to_owned()).or_default();
+            kept.count += tally.count;
+            kept.bytes = kept.bytes.saturating_add(tally.bytes);
+        }
     }
     plan.delete.sort_by_key(|place| survey.sessions.get(*place).map(|seen| (latest(seen), *place)));
     let mut totals = std::mem::take(&mut plan.totals);
@@ -60,7 +64,7 @@ pub fn items<'a>(survey: &'a Survey, plan: &'a Plan, circumstances: &'a Circumst
     plan.delete.iter().filter_map(|place| survey.sessions.get(*place)).map(|seen| Item {
         deed: Deed::Delete,
         what: "session".to_owned(),
-        name: seen.id.to_string(),
+        name: seen.id.told(),
         reason: match seen.age {
             Age::Known { latest, .. } => {
                 format!("last touched {} ago, kept for {}", span(circumstances.limits.now.since(latest)), span(circumstances.keep))
@@ -110,15 +114,17 @@ fn brake(survey: &Survey, totals: &Totals, future: Option<&Seen>, circumstances:
         return Some("the clock has jumped since the last run, so ages cannot be trusted".to_owned());
     }
     if let Some(Seen { id, age: Age::Known { earliest, .. }, .. }) = future {
-        let (told, now) = (earliest.told(), circumstances.limits.now.told());
+        let (id, told, now) = (id.told(), earliest.told(), circumstances.limits.now.told());
         return Some(format!("the session {id} is dated {told} and now is {now}: either the clock is wrong or that session is"));
     }
-    let can_be_brought_back = circumstances.has_archive || circumstances.is_backed_up.is_some();
+    let is_surely_backed_up = circumstances.is_backed_up.is_some() && !circumstances.changes_in_place;
+    let can_be_brought_back = circumstances.has_archive || is_surely_backed_up;
     let (count, bytes) = (survey.count(), survey.bytes());
     if !can_be_brought_back && (going.count > count / 2 || going.bytes > bytes / 2) {
+        let remedy = if circumstances.changes_in_place { "set `archive`" } else { "set `archive` or `backed_up_in`" };
         return Some(format!(
-            "it would delete {} of {count} sessions and {} of {bytes} bytes, more than half, and nothing could bring them back \
-             (set `archive` or `backed_up_in`)",
+            "it would delete {} of {count} sessions and {} of {bytes} bytes, more than half, and nothing could bring them back for \
+             certain ({remedy})",
             going.count, going.bytes
         ));
     }
@@ -149,7 +155,8 @@ mod tests {
     const KEEP: Duration = Duration::from_secs(7 * 86_400);
 
     fn circumstances(order: Order) -> Circumstances<'static> {
-        Circumstances { limits: Limits::new(NOW, KEEP), keep: KEEP, order, has_archive: false, is_backed_up: None, restored: Vec::new() }
+        let limits = Limits::new(NOW, KEEP);
+        Circumstances { limits, keep: KEEP, order, has_archive: false, changes_in_place: false, is_backed_up: None, restored: Vec::new() }
     }
 
     fn seen(id: &str, age: Age, bytes: u64) -> Seen {
@@ -196,12 +203,16 @@ mod tests {
         let bytes = survey(vec![seen("a", days(8), 101), seen("b", days(1), 50), seen("c", days(1), 50)]);
         let future = survey(vec![seen("a", days(8), 1), seen("b", days(-1), 10), seen("c", days(1), 10)]);
         let jumped = Order { clock_jumped: true, ..Order::default() };
+        // Rows without a session are none, however many there are.
+        let orphaned = Survey { orphans: crate::jobs::plan::Tally { count: 1000, bytes: 1_000_000 }, ..more.clone() };
+        assert_eq!(make(&orphaned, &circumstances(jumped)).totals.kept["no-checkpoint"].count, 1000);
         for (all, order, said) in [
             (&half, Order::default(), None),
             (&more, Order::default(), Some("2 of 3 sessions")),
             (&bytes, Order::default(), Some("101 of 201 bytes")),
             (&future, Order::default(), Some("the session b is dated")),
             (&half, jumped, Some("the clock has jumped")),
+            (&orphaned, Order::default(), Some("2 of 3 sessions")),
         ] {
             let brake = make(all, &circumstances(order)).totals.brake;
             assert_eq!(brake.is_some(), said.is_some(), "{brake:?}");
@@ -214,6 +225,12 @@ mod tests {
         let archived = |all: &Survey, order| make(all, &Circumstances { has_archive: true, ..circumstances(order) }).totals.brake;
         assert_eq!(archived(&more, Order::default()), None);
         assert!(archived(&more, jumped).is_some() && archived(&future, Order::default()).is_some());
+        // A backup is a way back where rows never change; an archive always is one.
+        let backed_up =
+            |changes_in_place| Circumstances { is_backed_up: Some(&|_: &Seen| true), changes_in_place, ..circumstances(Order::default()) };
+        assert_eq!(make(&more, &backed_up(false)).totals.brake, None);
+        assert!(make(&more, &backed_up(true)).totals.brake.unwrap().contains("(set `archive`)"));
+        assert_eq!(make(&more, &Circumstances { has_archive: true, ..backed_up(true) }).totals.brake, None);
         // Nothing to delete, nothing to hold.
         assert_eq!(make(&survey(vec![seen("b", days(-1), 10)]), &circumstances(jumped)).totals.brake, None);
     }

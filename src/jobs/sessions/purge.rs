@@ -14,6 +14,7 @@ use super::archive::{Added, Archive, ArchiveError};
 use super::layout::{Layout, SessionId};
 use super::look::Look;
 use super::pace::Pace;
+use super::row_by_row::each_row;
 use crate::jobs::run::{Failure, Foreman, Report};
 use crate::jobs::sqlite::{Database, is_busy, patiently, told, write_log_back};
 
@@ -106,6 +107,9 @@ impl<'a> Purge<'a> {
                 if self.prepare(*one, foreman)? {
                     ready.push_back(*one);
                 }
+                if self.done.is_stopped {
+                    return Ok(());
+                }
             }
             if let Some(archive) = &mut self.archive {
                 archive.seal().map_err(|error| Failure(format!("write the archive {}: {error}", archive.path().display())))?;
@@ -121,26 +125,18 @@ impl<'a> Purge<'a> {
     /// True for a session that may be deleted now: it is what it was, and it is written down where that is asked for.
     fn prepare(&mut self, one: Condemned<'_>, foreman: &mut dyn Foreman) -> Result<bool, Failure> {
         let (database, layout) = (self.database, self.layout);
-        let archive = &mut self.archive;
-        let prepared = loop {
-            let prepared = match archive {
-                Some(archive) => archive.add(database, layout, one.id, one.look),
-                None => read(database, layout, one).map_err(ArchiveError::from),
-            };
-            match prepared {
-                Err(ArchiveError::Database(error)) if is_busy(&error) => {
-                    if !foreman.wait(AFTER_BUSY) {
-                        self.done.is_stopped = true;
-                        return Ok(false);
-                    }
-                }
-                prepared => break prepared,
-            }
+        let prepared = match &mut self.archive {
+            Some(archive) => archive.add(database, layout, one.id, one.look, foreman),
+            None => read(database, layout, one, foreman).map_err(ArchiveError::from),
         };
         match prepared {
             Ok(Added::Whole) => Ok(true),
             Ok(Added::Touched) => {
                 self.done.touched += 1;
+                Ok(false)
+            }
+            Ok(Added::Stopped) => {
+                self.done.is_stopped = true;
                 Ok(false)
             }
             Err(ArchiveError::Database(error)) => self.failed_at(one, &error).map(|()| false),
@@ -272,7 +268,7 @@ impl<'a> Purge<'a> {
     fn fail(&mut self, one: Condemned<'_>, why: &str) {
         self.done.failed += 1;
         if self.done.errors.len() < MOST_ERRORS {
-            self.done.errors.push(format!("session {}: {why}", one.id));
+            self.done.errors.push(format!("session {}: {why}", one.id.told()));
         }
     }
 
@@ -284,9 +280,16 @@ impl<'a> Purge<'a> {
     fn give_back(&mut self, foreman: &mut dyn Foreman) -> Result<(), Failure> {
         let database = self.database;
         let connection = &database.connection;
-        let mode = connection.query_row("PRAGMA auto_vacuum", [], |row| row.get::<_, i64>(0));
-        if self.done.is_stopped || self.done.sessions == 0 || mode.map_err(|error| self.failure(&error))? != 2 {
+        if self.done.is_stopped || self.done.sessions == 0 {
             return Ok(());
+        }
+        let mode = patiently(foreman, || connection.query_row("PRAGMA auto_vacuum", [], |row| row.get::<_, i64>(0)));
+        match mode.map_err(|error| self.failure(&error))? {
+            Some(2) => {}
+            mode => {
+                self.done.is_stopped |= mode.is_none();
+                return Ok(());
+            }
         }
         let mut pages = FIRST_PAGES;
         loop {
@@ -352,22 +355,20 @@ fn progress(done: usize, of: usize, bytes: u64, spent: Duration) -> Report {
 }
 
 /// Reads a session whole, so that its pages are at hand.
-fn read(database: &Database, layout: &Layout, one: Condemned<'_>) -> rusqlite::Result<Added> {
-    let transaction = database.connection.unchecked_transaction()?;
-    if Look::take(database, layout, one.id)? != *one.look {
-        return Ok(Added::Touched);
+fn read(database: &Database, layout: &Layout, one: Condemned<'_>, foreman: &mut dyn Foreman) -> rusqlite::Result<Added> {
+    match patiently(foreman, || database.at_once(|| Look::take(database, layout, one.id)))? {
+        None => return Ok(Added::Stopped),
+        Some(look) if look != *one.look => return Ok(Added::Touched),
+        Some(_) => {}
     }
     for rows in layout.tables() {
-        let sql = format!("SELECT {} FROM {} WHERE {}", rows.list(), rows.name(), rows.are_of_session());
-        let mut statement = database.connection.prepare_cached(&sql)?;
-        let mut found = statement.query(params![one.id])?;
-        while let Some(row) = found.next()? {
-            for column in 0..rows.columns.len() {
-                row.get_ref(column)?;
-            }
+        let all_read = each_row(database, rows, &rows.list(), one.id, foreman, |row| {
+            (0..rows.columns.len()).try_for_each(|column| row.get_ref(column).map(drop))
+        })?;
+        if !all_read {
+            return Ok(Added::Stopped);
         }
     }
-    transaction.finish()?;
     Ok(Added::Whole)
 }
 

@@ -4,7 +4,7 @@
 //! it is noted beside the archives, and stays for as long as a young one.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use rusqlite::{TransactionBehavior, params_from_iter};
 use serde::{Deserialize, Serialize};
 
 use super::age::Stamp;
-use super::archive::{Columns, Found, kept, list};
-use super::layout::{Layout, SessionId};
+use super::archive::{Columns, Found, kept, list, names};
+use super::layout::{Layout, SessionId, shortened};
 use crate::config::jobs::Sessions;
 use crate::host::clock::Moment;
 use crate::jobs::run::{Failure, Outcome};
@@ -30,14 +30,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// When there is no archive or it does not hold the session, when the database holds rows of it already, or when its tables
 /// are not what they were.
 pub fn restore(settings: &Sessions, id: &str, now: Moment) -> Result<Outcome, Failure> {
-    let failed = |why: String| Failure(format!("restore the session {id}: {why}"));
+    let failed = |why: String| Failure(format!("restore the session {}: {why}", shortened(id)));
     let Some(folder) = &settings.archive else { return Err(failed("the job keeps no archive (set `archive`)".to_owned())) };
     let mut database = Database::open(&settings.database)?;
     let layout = Layout::detect(&database, &settings.format)?;
     let found = find(folder, &database, id).map_err(&failed)?;
     database.connection.busy_timeout(PATIENCE).map_err(|error| failed(told(&error)))?;
     // Noted first: a session that is noted and not there harms nobody, the other way round it might be deleted again.
-    note(folder, &database, &found.label.id, Stamp::of(now.wall)).map_err(|error| failed(error.to_string()))?;
+    note(folder, database.path(), &found.label.id, Stamp::of(now.wall)).map_err(|error| failed(error.to_string()))?;
     let inserted = insert(&mut database, &layout, &found).map_err(|error| match error {
         RestoreError::Database(error) => failed(told(&error)),
         RestoreError::Disk(error) => failed(error.to_string()),
@@ -84,7 +84,7 @@ fn insert(database: &mut Database, layout: &Layout, found: &Found) -> Result<u64
     }
     let count = found.read(|tables, place, row| {
         let Some(Columns { table, columns }) = tables.get(place) else { return Ok(()) };
-        let Some(known) = layout.tables().find(|rows| rows.table == *table) else {
+        let Some(known) = layout.tables().find(|rows| rows.table.eq_ignore_ascii_case(table)) else {
             return Err(RestoreError::Refused(format!("there is no table {table} any more")));
         };
         if let Some(missing) = columns.iter().find(|column| !known.columns.contains(column)) {
@@ -107,19 +107,21 @@ struct Note {
     at: f64,
 }
 
-/// `memory.db.restored`, a line for each.
-fn notes(folder: &Path, database: &Path) -> PathBuf {
-    let mut name = database.file_name().unwrap_or_default().to_owned();
-    name.push(".restored");
-    folder.join(name)
+/// `memory.db.HASH.restored`, a line for each; and as it was called before the hash.
+fn notes(folder: &Path, database: &Path) -> [PathBuf; 2] {
+    names(database, ".restored").map(|name| folder.join(name))
 }
 
-fn note(folder: &Path, database: &Database, id: &SessionId, at: Stamp) -> io::Result<()> {
-    let mut line = serde_json::to_vec(&Note { id: id.clone(), at: at.unix_seconds() })?;
+fn note(folder: &Path, database: &Path, id: &SessionId, at: Stamp) -> io::Result<()> {
+    let [path, _] = notes(folder, database);
+    // A line break before it, too: the line there may be one that a crash has cut off.
+    let mut line = vec![b'\n'];
+    serde_json::to_writer(&mut line, &Note { id: id.clone(), at: at.unix_seconds() })?;
     line.push(b'\n');
-    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(notes(folder, database.path()))?;
+    let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
     file.write_all(&line)?;
-    file.sync_all()
+    file.sync_all()?;
+    File::open(folder)?.sync_all()
 }
 
 /// The sessions that were brought back less than `keep` ago.
@@ -128,14 +130,58 @@ fn note(folder: &Path, database: &Database, id: &SessionId, at: Stamp) -> io::Re
 /// When the notes are there and cannot be read: then nobody knows what must stay.
 pub fn recent(settings: &Sessions, database: &Database, now: Stamp) -> Result<Vec<SessionId>, Failure> {
     let Some(folder) = &settings.archive else { return Ok(Vec::new()) };
-    let path = notes(folder, database.path());
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Vec::new()),
-        Err(error) => return Err(Failure(format!("read {}: {error}", path.display()))),
-    };
     let cutoff = now.before(settings.keep).unix_seconds();
-    // A line that was cut off by a crash was never followed by a restore.
-    let notes = text.lines().filter_map(|line| serde_json::from_str::<Note>(line).ok());
-    Ok(notes.filter(|note| note.at >= cutoff).map(|note| note.id).collect())
+    let mut recent = Vec::new();
+    for path in notes(folder, database.path()) {
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => continue,
+            Err(error) => return Err(Failure(format!("read {}: {error}", path.display()))),
+        };
+        // A line that was cut off by a crash, maybe inside a letter, was never followed by a restore.
+        let notes = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Note>(line).ok());
+        recent.extend(notes.filter(|note| note.at >= cutoff).map(|note| note.id));
+    }
+    Ok(recent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::jobs::Format;
+
+    fn text(id: &str) -> SessionId {
+        SessionId::Text(id.to_owned())
+    }
+
+    #[test]
+    fn a_note_that_was_cut_off_takes_no_other_with_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("memory.db");
+        drop(rusqlite::Connection::open(&path).unwrap().execute_batch("CREATE TABLE t (a)"));
+        let database = Database::open(&path).unwrap();
+        let day = Duration::from_secs(86_400);
+        let settings = Sessions {
+            database: path,
+            format: Format::Auto,
+            keep: day * 7,
+            second_look: Duration::ZERO,
+            longest_lock: Duration::ZERO,
+            archive: Some(folder.path().to_path_buf()),
+            archive_keep: day * 7,
+            backed_up_in: None,
+        };
+        let now = Stamp(20_000 * 86_400 * 10_000_000);
+        let note = |database: &Path, id: &str, at: Stamp| note(folder.path(), database, &text(id), at).unwrap();
+        note(database.path(), "long ago", now.before(day * 8));
+        note(database.path(), "b", now);
+        note(Path::new("/other/memory.db"), "of another", now);
+        let [path, old] = notes(folder.path(), database.path());
+        let whole = std::fs::read(&path).unwrap();
+        // In the middle of the two bytes of a letter.
+        std::fs::write(&path, [&whole[..], b"{\"id\":{\"text\":\"\xc3"].concat()).unwrap();
+        note(database.path(), "c", now);
+        std::fs::write(old, format!("{{\"id\":{{\"text\":\"a\"}},\"at\":{}}}\n", now.unix_seconds())).unwrap();
+        assert_eq!(recent(&settings, &database, now).unwrap(), ["b", "c", "a"].map(text));
+    }
 }

@@ -9,12 +9,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rusqlite::types::{FromSql, Value, ValueRef};
-use rusqlite::{OptionalExtension, params};
+use rusqlite::types::{FromSql, ToSqlOutput, Value, ValueRef};
+use rusqlite::{OptionalExtension, ToSql, params};
 
 use super::age::{Stamp, agrees, parse, recorded_step};
 use super::layout::{Dating, Layout, Rows, SessionId};
 use super::look::Look;
+use super::row_by_row::each_row;
 use super::table;
 use crate::jobs::plan::Tally;
 use crate::jobs::run::{Failure, Foreman};
@@ -89,11 +90,14 @@ pub struct Survey {
     pub sessions: Vec<Seen>,
     /// Rows of the main table.
     pub checkpoints: u64,
-    /// Sessions whose id is NULL or a blob; they have no name by which they could be listed.
+    /// Sessions whose id is NULL, a blob or no UTF-8; they have no name by which they could be listed.
     pub odd: Tally,
+    /// Rows of sessions that are gone, by session: they stay, and are none of the sessions of which so many may go at once.
+    pub orphans: Tally,
 }
 
 impl Survey {
+    /// Sessions there are.
     pub fn count(&self) -> u64 {
         self.sessions.len() as u64 + self.odd.count
     }
@@ -120,10 +124,12 @@ fn take_all(database: &Database, layout: &Layout, limits: &Limits, foreman: &mut
             survey.sessions = ages.into_iter().map(|(id, age)| Seen { id, age, bytes: 0, look: None }).collect();
             for seen in &mut survey.sessions {
                 if is_old(seen.age, limits) {
-                    let Some(look) = patiently(foreman, || at_once(database, || Look::take(database, layout, &seen.id)))? else {
+                    if !foreman.at_safe_point() {
                         return Ok(None);
-                    };
-                    seen.look = Some(look);
+                    }
+                    let again = || database.at_once(|| date_and_look(database, layout, time, &seen.id, limits));
+                    let Some((age, look)) = patiently(foreman, again)? else { return Ok(None) };
+                    (seen.age, seen.look) = (age, look);
                 }
             }
         }
@@ -133,9 +139,7 @@ fn take_all(database: &Database, layout: &Layout, limits: &Limits, foreman: &mut
             }
             for seen in &mut survey.sessions {
                 if is_old(seen.age, limits) {
-                    let Some((age, look)) = patiently(foreman, || at_once(database, || verify(database, layout, &seen.id, limits)))? else {
-                        return Ok(None);
-                    };
+                    let Some((age, look)) = verify(database, layout, &seen.id, limits, foreman)? else { return Ok(None) };
                     (seen.age, seen.look) = (age, look);
                     if !foreman.at_safe_point() {
                         return Ok(None);
@@ -152,12 +156,35 @@ pub fn is_old(age: Age, limits: &Limits) -> bool {
     matches!(age, Age::Known { latest, .. } if latest < limits.cutoff)
 }
 
-/// Reads several statements from one state of the database.
-fn at_once<T>(database: &Database, read: impl FnOnce() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
-    let transaction = database.connection.unchecked_transaction()?;
-    let answer = read()?;
-    transaction.finish()?;
-    Ok(answer)
+/// The id of a session to which the first pass has jumped; bound back as what it is, or the next jump would miss.
+#[derive(Clone)]
+enum Jumped {
+    Text(String),
+    /// A text that is no UTF-8: nothing keeps an application from writing one.
+    Bytes(Vec<u8>),
+    Other(Value),
+}
+
+impl Jumped {
+    fn read(row: &rusqlite::Row<'_>) -> rusqlite::Result<Jumped> {
+        Ok(match row.get_ref(0)? {
+            ValueRef::Text(text) => match std::str::from_utf8(text) {
+                Ok(text) => Jumped::Text(text.to_owned()),
+                Err(_) => Jumped::Bytes(text.to_vec()),
+            },
+            _ => Jumped::Other(row.get(0)?),
+        })
+    }
+}
+
+impl ToSql for Jumped {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        match self {
+            Jumped::Text(text) => text.to_sql(),
+            Jumped::Bytes(text) => Ok(ToSqlOutput::Borrowed(ValueRef::Text(text))),
+            Jumped::Other(value) => value.to_sql(),
+        }
+    }
 }
 
 /// The first pass over a LangGraph database: every session with the age of its newest root checkpoint. False when the run is
@@ -174,29 +201,28 @@ pub fn find_candidates(database: &Database, layout: &Layout, survey: &mut Survey
     };
     survey.odd.count += u64::from(has_null);
     let first = format!("SELECT {id} FROM {table} WHERE {id} IS NOT NULL ORDER BY {id} LIMIT 1");
-    // The id is bound back as what it is: a blob is never equal to a text.
     let next = format!("SELECT {id} FROM {table} WHERE {id} > ?1 ORDER BY {id} LIMIT 1");
     let newest = newest_of(layout);
     let mut first = database.connection.prepare(&first)?;
     let mut next = database.connection.prepare(&next)?;
     let mut newest = newest.map(|newest| database.connection.prepare(&newest)).transpose()?;
-    let mut last: Option<Value> = None;
+    let mut last: Option<Jumped> = None;
     // Many jumps in one transaction: taking the lock anew for each would be most of the work.
-    let mut jump = || -> rusqlite::Result<Vec<(Value, Option<Age>)>> {
+    let mut jump = || -> rusqlite::Result<Vec<(Jumped, Option<Age>)>> {
         let mut jumped = Vec::with_capacity(JUMPS);
         while jumped.len() < JUMPS {
-            let found: Option<Value> = match &last {
-                None => first.query_row([], |row| row.get(0)).optional()?,
-                Some(last) => next.query_row(params![last], |row| row.get(0)).optional()?,
+            let found = match &last {
+                None => first.query_row([], Jumped::read).optional()?,
+                Some(last) => next.query_row(params![last], Jumped::read).optional()?,
             };
             let Some(found) = found else { break };
             let age = match (&found, &mut newest) {
-                (Value::Text(_), Some(newest)) => {
+                (Jumped::Text(_), Some(newest)) => {
                     let age = newest.query_row(params![found], |row| row.get_ref(0).map(dated)).optional()?;
                     // No root checkpoint: nothing that says it is young.
                     Some(age.unwrap_or(Age::at(Stamp(i64::MIN))))
                 }
-                (Value::Text(_), None) => Some(Age::Unknown(Doubt::Time)),
+                (Jumped::Text(_), None) => Some(Age::Unknown(Doubt::Time)),
                 _ => None,
             };
             last = Some(found.clone());
@@ -208,11 +234,11 @@ pub fn find_candidates(database: &Database, layout: &Layout, survey: &mut Survey
         if !foreman.at_safe_point() {
             return Ok(false);
         }
-        let Some(jumped) = patiently(foreman, || at_once(database, &mut jump))? else { return Ok(false) };
+        let Some(jumped) = patiently(foreman, || database.at_once(&mut jump))? else { return Ok(false) };
         let is_last = jumped.len() < JUMPS;
         for found in jumped {
             match found {
-                (Value::Text(id), Some(age)) => survey.sessions.push(Seen { id: SessionId::Text(id), age, bytes: 0, look: None }),
+                (Jumped::Text(id), Some(age)) => survey.sessions.push(Seen { id: SessionId::Text(id), age, bytes: 0, look: None }),
                 _ => survey.odd.count += 1,
             }
         }
@@ -235,54 +261,101 @@ fn dated(id: ValueRef<'_>) -> Age {
     id.filter(|id| id.made >= FIRST).map_or(Age::Unknown(Doubt::Id), |id| Age::at(id.made))
 }
 
+/// Looks at a session of a table that has a column of times. Its time is read once more, in the transaction of the look: who
+/// was touched since the first pass would else be old by that and unchanged by this.
+fn date_and_look(
+    database: &Database,
+    layout: &Layout,
+    time: &str,
+    session: &SessionId,
+    limits: &Limits,
+) -> rusqlite::Result<(Age, Option<Look>)> {
+    let age = table::age_of(database, layout.main(), time, session)?;
+    let look = is_old(age, limits).then(|| Look::take(database, layout, session)).transpose()?;
+    Ok((age, look))
+}
+
 /// Looks at every row of a session, over all namespaces: the newest is not always one of the root, and one id that is not
-/// what it should be makes the whole session one whose age is not known.
-fn verify(database: &Database, layout: &Layout, session: &SessionId, limits: &Limits) -> rusqlite::Result<(Age, Option<Look>)> {
-    let Dating::Ids { id, has_metadata, .. } = &layout.dating else { return Ok((Age::Unknown(Doubt::Time), None)) };
+/// what it should be makes the whole session one whose age is not known. `None` when the run is to stop.
+fn verify(
+    database: &Database,
+    layout: &Layout,
+    session: &SessionId,
+    limits: &Limits,
+    foreman: &mut dyn Foreman,
+) -> rusqlite::Result<Option<(Age, Option<Look>)>> {
+    let Dating::Ids { id, has_metadata, .. } = &layout.dating else { return Ok(Some((Age::Unknown(Doubt::Time), None))) };
     let main = layout.main();
     // First what the index alone answers.
-    let ids = format!("SELECT {id} FROM {} WHERE {}", main.name(), main.are_of_session());
-    let mut statement = database.connection.prepare_cached(&ids)?;
-    let mut rows = statement.query(params![session])?;
-    let mut newest: Option<Stamp> = None;
-    while let Some(row) = rows.next()? {
-        match dated(row.get_ref(0)?) {
-            Age::Known { latest, .. } => newest = newest.max(Some(latest)),
-            doubted @ Age::Unknown(_) => return Ok((doubted, None)),
-        }
-    }
-    let Some(newest) = newest else { return Ok((Age::Unknown(Doubt::NoCheckpoint), None)) };
-    let age = Age::at(newest);
-    if !is_old(age, limits) {
-        return Ok((age, None));
-    }
+    let dated = patiently(foreman, || {
+        database.at_once(|| {
+            let age = newest_in(database, main, id, session)?;
+            let look = is_old(age, limits).then(|| Look::take(database, layout, session)).transpose()?;
+            Ok((age, look))
+        })
+    })?;
+    let (age, look) = match dated {
+        Some((age, Some(look))) => (age, look),
+        young => return Ok(young),
+    };
     if !has_metadata {
-        return Ok((Age::Unknown(Doubt::Step), None));
+        return Ok(Some((Age::Unknown(Doubt::Step), None)));
     }
-    let steps = format!("SELECT {id}, metadata FROM {} WHERE {}", main.name(), main.are_of_session());
-    let mut statement = database.connection.prepare_cached(&steps)?;
-    let mut rows = statement.query(params![session])?;
-    while let Some(row) = rows.next()? {
+    let confirmed = each_row(database, main, &format!("{id}, metadata"), session, foreman, |row| {
         let id = if let ValueRef::Text(id) = row.get_ref(0)? { parse(id) } else { None };
         let step = match row.get_ref(1)? {
             ValueRef::Text(metadata) | ValueRef::Blob(metadata) => recorded_step(metadata),
             ValueRef::Null | ValueRef::Integer(_) | ValueRef::Real(_) => None,
         };
-        if !matches!((id, step), (Some(id), Some(step)) if agrees(id.sequence, step)) {
-            return Ok((Age::Unknown(Doubt::Step), None));
+        let is_confirmed = matches!((id, step), (Some(id), Some(step)) if agrees(id.sequence, step));
+        if is_confirmed { Ok(()) } else { Err(Unconfirmed::Step) }
+    });
+    match confirmed {
+        Ok(true) => {}
+        Ok(false) => return Ok(None),
+        Err(Unconfirmed::Step) => return Ok(Some((Age::Unknown(Doubt::Step), None))),
+        Err(Unconfirmed::Database(error)) => return Err(error),
+    }
+    let after = patiently(foreman, || database.at_once(|| Look::take(database, layout, session)))?;
+    // Who was touched since the ids were read may have rows that nobody has verified: for this run he is young.
+    Ok(after.map(|after| if after == look { (age, Some(look)) } else { (Age::at(limits.now), None) }))
+}
+
+/// Why the rows of a session were read no further.
+enum Unconfirmed {
+    Step,
+    Database(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Unconfirmed {
+    fn from(error: rusqlite::Error) -> Unconfirmed {
+        Unconfirmed::Database(error)
+    }
+}
+
+/// The age of a session by the newest of all its ids; one that tells no time is enough for doubt.
+fn newest_in(database: &Database, main: &Rows, id: &str, session: &SessionId) -> rusqlite::Result<Age> {
+    let sql = format!("SELECT {id} FROM {} WHERE {}", main.name(), main.are_of_session());
+    let mut statement = database.connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(params![session])?;
+    let mut newest: Option<Stamp> = None;
+    while let Some(row) = rows.next()? {
+        match dated(row.get_ref(0)?) {
+            Age::Known { latest, .. } => newest = newest.max(Some(latest)),
+            doubted @ Age::Unknown(_) => return Ok(doubted),
         }
     }
-    Ok((age, Some(Look::take(database, layout, session)?)))
+    Ok(newest.map_or(Age::Unknown(Doubt::NoCheckpoint), Age::at))
 }
 
 /// Adds up what the rows of each session hold. Rows of sessions that were not there a moment ago make young ones; rows
-/// beside no checkpoint at all are late writes of a session that is gone. False when the run is to stop.
+/// beside no checkpoint at all are late writes of a session that is gone: orphans. False when the run is to stop.
 fn weigh(database: &Database, layout: &Layout, survey: &mut Survey, limits: &Limits, foreman: &mut dyn Foreman) -> rusqlite::Result<bool> {
     let mut unlisted: BTreeMap<SessionId, Seen> = BTreeMap::new();
+    let mut orphans: BTreeMap<SessionId, u64> = BTreeMap::new();
     for rows in [layout.main()].into_iter().chain(layout.children()) {
         let is_main = rows == layout.main();
-        let age = if is_main { Age::at(limits.now) } else { Age::Unknown(Doubt::NoCheckpoint) };
-        let Survey { sessions, checkpoints, odd } = survey;
+        let Survey { sessions, checkpoints, odd, .. } = survey;
         let mut has_odd = false;
         let all_read = read_in_chunks(database, rows, &rows_bytes(rows), foreman, |row| {
             let bytes = u64::try_from(row.get::<_, i64>(2)?).unwrap_or(0);
@@ -293,11 +366,17 @@ fn weigh(database: &Database, layout: &Layout, survey: &mut Survey, limits: &Lim
                 return Ok(());
             };
             let place = sessions.binary_search_by(|seen| seen.id.cmp(&id));
-            let seen = match place.ok().and_then(|place| sessions.get_mut(place)) {
-                Some(seen) => seen,
-                None => unlisted.entry(id.clone()).or_insert(Seen { id, age, bytes: 0, look: None }),
+            let sum = match place.ok().and_then(|place| sessions.get_mut(place)) {
+                Some(seen) => &mut seen.bytes,
+                None if is_main => {
+                    &mut unlisted.entry(id.clone()).or_insert(Seen { id, age: Age::at(limits.now), bytes: 0, look: None }).bytes
+                }
+                None => match unlisted.get_mut(&id) {
+                    Some(seen) => &mut seen.bytes,
+                    None => orphans.entry(id).or_default(),
+                },
             };
-            seen.bytes = seen.bytes.saturating_add(bytes);
+            *sum = sum.saturating_add(bytes);
             Ok(())
         })?;
         if !all_read {
@@ -307,6 +386,7 @@ fn weigh(database: &Database, layout: &Layout, survey: &mut Survey, limits: &Lim
             survey.odd.count = 1;
         }
     }
+    orphans.into_values().for_each(|bytes| survey.orphans.add(bytes));
     if !unlisted.is_empty() {
         survey.sessions.extend(unlisted.into_values());
         survey.sessions.sort_by(|a, b| a.id.cmp(&b.id));
@@ -332,12 +412,15 @@ pub fn read_in_chunks(
     let Some(number) = rows.number else {
         // Without numbers there is no place to go on from.
         let sql = format!("SELECT 0, {id}, {expression} FROM {}", rows.name());
-        let mut statement = database.connection.prepare(&sql)?;
-        let mut found = statement.raw_query();
-        while let Some(row) = found.next()? {
-            each(row)?;
-        }
-        return Ok(true);
+        let all = patiently(foreman, || {
+            let mut statement = database.connection.prepare(&sql)?;
+            let mut found = statement.raw_query();
+            while let Some(row) = found.next()? {
+                each(row)?;
+            }
+            Ok(())
+        })?;
+        return Ok(all.is_some());
     };
     let sql = format!("SELECT {number}, {id}, {expression} FROM {} WHERE {number} >= ?1 ORDER BY {number} LIMIT {CHUNK}", rows.name());
     let mut from = i64::MIN;
@@ -401,6 +484,29 @@ pub mod tests {
             true
         }
         fn at_safe_point(&mut self) -> bool {
+            true
+        }
+    }
+
+    /// Does something at the safe point of that number, counted from 1.
+    pub struct Meddler<F: FnMut()> {
+        pub at: u32,
+        pub act: F,
+    }
+
+    impl<F: FnMut()> Foreman for Meddler<F> {
+        fn now(&mut self) -> Moment {
+            Moment::now()
+        }
+        fn tell(&mut self, _: Report) {}
+        fn wait(&mut self, _: Duration) -> bool {
+            true
+        }
+        fn at_safe_point(&mut self) -> bool {
+            self.at = self.at.wrapping_sub(1);
+            if self.at == 0 {
+                (self.act)();
+            }
             true
         }
     }
@@ -530,7 +636,66 @@ pub mod tests {
         let stage = self::stage(CURRENT);
         let write = "INSERT INTO writes (thread_id, checkpoint_id, task_id, idx, channel, value) VALUES ('late', 'c', 't', 0, 'm', x'00')";
         stage.app.execute(write, []).unwrap();
-        assert_eq!(age_of(&stage.survey(), "late").age, Age::Unknown(Doubt::NoCheckpoint));
+        stage.app.execute(&write.replace("'t', 0", "'t', 1"), []).unwrap();
+        let survey = stage.survey();
+        assert_eq!((survey.count(), survey.bytes(), survey.orphans), (0, 0, Tally { count: 1, bytes: 2 * 9 }));
+    }
+
+    #[test]
+    fn an_id_that_is_no_utf8_is_odd_and_passed_over() {
+        let stage = stage(CURRENT);
+        stage.put_good("a", "", 30, 1);
+        for id in ["x'80'", "x'8061'", "x'C3'"] {
+            let insert =
+                format!("INSERT INTO checkpoints (thread_id, checkpoint_id) VALUES (CAST({id} AS TEXT), 'c'), (CAST({id} AS TEXT), 'd')");
+            stage.app.execute_batch(&insert).unwrap();
+        }
+        stage.put_good("é", "", 30, 1);
+        let survey = stage.survey();
+        let ids: Vec<_> = survey.sessions.iter().map(|seen| (seen.id.to_string(), seen.look.is_some())).collect();
+        assert_eq!(ids, [("a".to_owned(), true), ("é".to_owned(), true)]);
+        assert_eq!((survey.odd.count, survey.count()), (3, 5));
+    }
+
+    /// Without a log, rows are verified one by one, and the application may write in between.
+    #[test]
+    fn who_is_touched_while_he_is_verified_is_young() {
+        let mut touched = 0;
+        for at in 1..=6 {
+            let stage = stage(&CURRENT.replace("WAL", "DELETE"));
+            stage.put_good("a", "", 30, 1);
+            stage.put_good("a", "", 30, 2);
+            let id = stage.id(0, 3);
+            // No lock is held at a safe point: nothing keeps the application from committing.
+            let act = || stage.put(&Value::Text("a".to_owned()), "", &Value::Text(id.clone()), &Value::Null);
+            let survey = take(&stage.database, &stage.layout, &stage.limits(), &mut Meddler { at, act }).unwrap().unwrap();
+            let seen = age_of(&survey, "a");
+            // Later than the look it is not seen here, but shows when it is looked at again.
+            let now = seen.look.as_ref().map(|look| *look != Look::take(&stage.database, &stage.layout, &seen.id).unwrap());
+            assert!(seen.age == Age::at(stage.now) && now.is_none() || now == Some(true), "{at}: {seen:?}");
+            touched += u32::from(now.is_none());
+        }
+        assert_eq!(touched, 3, "before it is listed, before either of its rows");
+    }
+
+    /// The first pass has read that it is old, the second looks at it as it is by then.
+    #[test]
+    fn who_is_touched_between_the_passes_over_a_table_is_young() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.db");
+        let app = Connection::open(&path).unwrap();
+        app.execute_batch("CREATE TABLE sessions (id TEXT PRIMARY KEY, seen INTEGER); INSERT INTO sessions VALUES ('a', 1700000000)")
+            .unwrap();
+        let described = crate::config::jobs::Table { table: "sessions".into(), id: "id".into(), time: "seen".into(), children: Vec::new() };
+        let database = Database::open(&path).unwrap();
+        let layout = Layout::detect(&database, &Format::Table(described)).unwrap();
+        let now = Stamp(1_764_000_000 * 10_000_000);
+        let limits = Limits::new(now, Duration::from_secs(7 * 86_400));
+        let act = || app.execute_batch("UPDATE sessions SET seen = 1764000000").unwrap();
+        // The first safe point is before the only chunk of the first pass.
+        let survey = take(&database, &layout, &limits, &mut Meddler { at: 2, act }).unwrap().unwrap();
+        let seen = age_of(&survey, "a");
+        assert_eq!((seen.age, &seen.look), (Age::at(now), &None));
     }
 
     #[test]

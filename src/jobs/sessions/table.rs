@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use rusqlite::params;
 use rusqlite::types::{FromSql, ValueRef};
 
 use super::age::Stamp;
@@ -31,6 +32,22 @@ pub fn ages(database: &Database, main: &Rows, time: &str, foreman: &mut dyn Fore
         Ok(())
     })?;
     Ok(all_read.then_some(ages))
+}
+
+/// The age of one session, by its newest row.
+///
+/// # Errors
+/// What SQLite said.
+pub fn age_of(database: &Database, main: &Rows, time: &str, id: &SessionId) -> rusqlite::Result<Age> {
+    let sql = format!("SELECT {} FROM {} WHERE {}", quoted(time), main.name(), main.are_of_session());
+    let mut statement = database.connection.prepare_cached(&sql)?;
+    let mut rows = statement.query(params![id])?;
+    let mut age = None;
+    while let Some(row) = rows.next()? {
+        let read = read(row.get_ref(0)?);
+        age = Some(age.map_or(read, |so_far| youngest(so_far, read)));
+    }
+    Ok(age.unwrap_or(Age::Unknown(Doubt::NoCheckpoint)))
 }
 
 /// A row without a time makes the whole session one.
