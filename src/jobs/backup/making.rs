@@ -13,7 +13,7 @@ use super::snapshot::{self, Shot, Way};
 use super::source::Source;
 use super::verify;
 use super::watch::{Halt, Watch};
-use super::{copies_of, room};
+use super::{content, copies_of, room};
 use crate::config::jobs::{Backup, Compress, Verify};
 use crate::host::clock::Moment;
 use crate::host::filesystem;
@@ -266,7 +266,7 @@ fn prove(of: &Proving<'_>, manifest: &mut Manifest, watch: &mut Watch<'_>) -> Re
             manifest.source.display()
         ));
     }
-    if check.contains("not possible") {
+    if content::was_impossible(&check) {
         watch.warn(format!("{}: {check}; the copy is the same to the last byte", manifest.source.display()));
     }
     manifest.verified = Some(verify::verification(watch.foreman.now().wall, how, check));

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::content;
 use super::manifest::Manifest;
 use super::sealing::Keys;
 use super::shelf::{Copy, Shelf, State};
@@ -165,7 +166,11 @@ fn make(copy: &Opened<'_>, folder: &Directory, name: &str, work: &str, notes: &m
     let mut file = folder.create(work).map_err(cannot)?;
     let unpacked = verify::unpack(shelf, &manifest.file, manifest, *keys, watch, |piece| file.write_all(piece).map_err(cannot));
     unpacked.map_err(|fault| explained(fault, &manifest.file))?;
-    verify::ask(&folder.path().join(work), manifest, Verify::Quick).map_err(|fault| explained(fault, &manifest.file))?;
+    // It is what was copied, to the last byte: what only the application has keeps nobody from having it back.
+    let check = verify::ask(&folder.path().join(work), manifest, Verify::Quick).map_err(|fault| explained(fault, &manifest.file))?;
+    if content::was_impossible(&check) {
+        notes.push(format!("{check}; it is the same as what was copied to the last byte"));
+    }
     // As the one it replaces; as the one that was copied where nothing is left of it.
     let owner = folder.entry(name).map_err(cannot)?.map_or(manifest.database_owner.into(), |entry| entry.owner);
     if let Err(error) = durable::give(&file, owner) {

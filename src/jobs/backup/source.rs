@@ -101,7 +101,7 @@ pub fn beside(path: &Path, ending: &str) -> PathBuf {
 ///
 /// # Errors
 /// When SQLite cannot open it.
-pub fn open_still(path: &Path) -> Result<Connection, Halt> {
+pub fn open_still(path: &Path) -> rusqlite::Result<Connection> {
     let mut address = String::from("file:");
     for byte in path.as_os_str().as_encoded_bytes() {
         match byte {

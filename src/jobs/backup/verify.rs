@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::SystemTime;
 
+use rusqlite::ErrorCode;
 use sha2::{Digest, Sha256};
 
 use super::census::Census;
@@ -34,6 +35,16 @@ pub enum Fault {
     Damaged(String),
     /// It could not be looked at; it may be good.
     Unknown(Halt),
+}
+
+/// By the code alone: a disk that cannot be read, memory or room that is missing, a lock, say nothing about the content.
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Fault {
+        match content::code(&error) {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Fault::Damaged(error.to_string()),
+            _ => Fault::Unknown(error.into()),
+        }
+    }
 }
 
 impl From<Fault> for Halt {
@@ -112,18 +123,15 @@ pub fn restored(
     answer
 }
 
-/// Has SQLite open a database that was brought back.
+/// Has SQLite open a database that was brought back, check it as `how` says, and compare what it holds. Answers with the words of
+/// [`content::check`].
 ///
 /// # Errors
 /// See [`Fault`].
 pub fn ask(path: &Path, manifest: &Manifest, how: Verify) -> Result<String, Fault> {
-    let damaged = |halt: Halt| match halt {
-        Halt::Failed(reason) => Fault::Damaged(reason),
-        Halt::Stopped => Fault::Unknown(Halt::Stopped),
-    };
-    let connection = source::open_still(path).map_err(damaged)?;
-    let checked = content::check(&connection, how).map_err(damaged)?;
-    let found = content::read(&connection).map_err(damaged)?;
+    let connection = source::open_still(path)?;
+    let checked = content::check(&connection, how)?;
+    let found = content::read(&connection)?;
     match manifest.content.difference(&found) {
         Some(difference) => Err(Fault::Damaged(difference)),
         None => Ok(checked),
