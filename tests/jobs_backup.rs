@@ -671,6 +671,32 @@ fn sealed_copies_open_with_the_identity_alone_and_with_age_itself() {
     assert_eq!(stage.copies().len(), 2);
 }
 
+#[test]
+fn what_nobody_here_can_open_is_checked_before_it_is_sealed() {
+    for mode in ["wal", "delete"] {
+        for (verify, check) in [(Verify::Quick, "quick_check"), (Verify::Full, "integrity_check")] {
+            let mut stage = Stage::new(mode, 4096, 2000);
+            let recipient = stage.base.path().join("recipient");
+            fs::write(&recipient, RECIPIENT).unwrap();
+            (stage.settings.key_file, stage.settings.verify) = (Some(recipient), verify);
+            let (_, follower) = stage.run().unwrap();
+            // A snapshot of a live one is not held for the long check.
+            assert_eq!(follower.event()["check"], if mode == "wal" { "quick_check" } else { check });
+            assert_eq!((stage.copies().len(), stage.files().len()), (1, 2), "{mode}: nothing is left of what was looked at");
+            let pages = fs::metadata(&stage.database).unwrap().len() / 4096;
+            let mut file = File::options().write(true).open(&stage.database).unwrap();
+            for page in (pages / 3)..(pages / 3 + 20) {
+                file.seek(SeekFrom::Start(page * 4096)).unwrap();
+                file.write_all(&[0x55; 4096]).unwrap();
+            }
+            drop(file);
+            let failure = stage.run().err().unwrap_or_else(|| panic!("{mode}: a damaged database is sealed and counts"));
+            assert!(failure.0.contains("_check"), "{mode}: {failure}");
+            assert_eq!(stage.files().len(), 2, "{:?}", stage.files());
+        }
+    }
+}
+
 /// A disk of so many bytes, gone with the value.
 struct Disk(PathBuf);
 

@@ -163,20 +163,30 @@ fn make(
     let mut source = Source::open(&task.source)?;
     let wal_bytes = source.wal_bytes();
     let space = filesystem::space(&settings.to).map_err(|error| Halt::Failed(format!("{}: {error}", settings.to.display())))?;
-    room::judge(&space, task.estimate.saturating_add(if source.gives_pages { 0 } else { task.database_bytes })).map_err(Halt::Failed)?;
+    let can_open = keys.is_none_or(Keys::can_open);
+    // Unpacked beside the copies for a while, to be read or to be proven.
+    let is_unpacked = !source.gives_pages
+        || match settings.verify {
+            Verify::None => false,
+            Verify::Quick => !source.is_wal,
+            Verify::Full => !source.is_wal || can_open,
+        };
+    let unpacked = if is_unpacked { task.database_bytes } else { 0 };
+    room::judge(&space, task.estimate.saturating_add(unpacked)).map_err(Halt::Failed)?;
     watch.floor = Some((settings.to.clone(), room::reserve(&space)));
     let name = shelf.free_name(&task.source, begun.wall, settings.compress, keys.is_some())?;
     let partial = Shelf::partial(&name);
     let way = Way {
         compress: settings.compress,
-        // What cannot be brought back here is checked where it is.
-        verify: match (settings.verify, keys.is_none_or(Keys::can_open)) {
-            (Verify::Full, false) => Verify::Quick,
-            (verify, _) => verify,
+        // What cannot be brought back here is checked where it is, as long as it may be held.
+        verify: match settings.verify {
+            Verify::Full if !can_open && source.is_wal => Verify::Quick,
+            verify => verify,
         },
         longest_lock: settings.longest_lock,
         longest_wal: settings.longest_wal,
         keys: keys.cloned(),
+        is_last_look: !can_open,
     };
     let made = snapshot::take(&mut source, &way, &shelf.folder, &partial, watch).and_then(|shot| {
         // The application's database is let go before the copy is proven.
@@ -254,7 +264,9 @@ fn prove(of: &Proving<'_>, manifest: &mut Manifest, watch: &mut Watch<'_>) -> Re
         (Verify::None, _) => (by_stream(manifest, watch)?, "none".to_owned()),
         // SQLite has checked the very state that was copied, and the copy is that state to the last byte.
         (Verify::Quick, Some(check)) => (by_stream(manifest, watch)?, check.clone()),
-        (_, checked) if !can_open => (by_stream(manifest, watch)?, checked.clone().unwrap_or_else(|| "none".to_owned())),
+        (_, Some(check)) if !can_open => (by_stream(manifest, watch)?, check.clone()),
+        // Sealed unseen it would count, and push out what is good.
+        (_, None) if !can_open => return Err(Halt::because("it was not checked before it was sealed")),
         (how, _) => {
             let place = verify::Place { folder: &shelf.folder, keys: *keys };
             ("restored", verify::restored(shelf, partial, manifest, how, &place, watch)?)

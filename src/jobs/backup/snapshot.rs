@@ -9,6 +9,8 @@
 //! SQLite's own stepwise backup of a WAL database begins anew with each foreign commit and so never ends under load: the
 //! read transaction is pinned first here.
 
+use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::Connection;
@@ -19,6 +21,7 @@ use super::copy::{Packed, Packer};
 use super::manifest::{Content, Table};
 use super::sealing::Keys;
 use super::source::{self, Source};
+use super::verify;
 use super::watch::{Halt, Wal, Watch};
 use crate::config::jobs::{Compress, Verify};
 use crate::host::durable::{Directory, Stream};
@@ -46,6 +49,9 @@ pub struct Way {
     pub longest_wal: u64,
     /// Copies are sealed with them.
     pub keys: Option<Keys>,
+    /// Nobody can open the copy afterwards: what is not held long enough to be checked where it is goes to a scratch file too, unsealed, and is checked
+    /// there.
+    pub is_last_look: bool,
 }
 
 /// One state of a database, packed and forced to the disk, under a name that is not yet that of a copy.
@@ -80,7 +86,19 @@ pub fn take(source: &mut Source, way: &Way, folder: &Directory, name: &str, watc
         }
     };
     watch.wal = None;
+    // What is left of it goes at the beginning of the next run too.
+    let _ = folder.remove(&scratch_of(name));
     shot
+}
+
+/// The file that holds a database unpacked for a while.
+fn scratch_of(name: &str) -> String {
+    format!("{name}.scratch")
+}
+
+/// The check of a copy that nobody can open later.
+fn last_look(path: &Path, content: &Content, way: &Way) -> Result<Option<String>, Halt> {
+    Ok(if way.is_last_look && way.verify != Verify::None { Some(verify::ask(path, content, way.verify)?) } else { None })
 }
 
 fn pinned(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch: &mut Watch<'_>) -> Result<Shot, Halt> {
@@ -165,6 +183,14 @@ fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str,
     let (mut content, version, listed) =
         within(connection, |connection| Ok((content::outline(connection)?, version(connection)?, content::list(connection)?)))?;
     let mut packer = start(folder, name, way, &content)?;
+    let plain = scratch_of(name);
+    let mut scratch = if way.is_last_look && way.verify != Verify::None {
+        // Of an earlier attempt.
+        folder.remove(&plain).map_err(Halt::because)?;
+        Some(Stream::new(folder.create(&plain).map_err(Halt::because)?))
+    } else {
+        None
+    };
     let mut page = connection.prepare("SELECT data FROM sqlite_dbpage('main') WHERE pgno = ?1")?;
     let mut held = Vec::with_capacity(LOCKED_BYTES);
     let mut next = 1;
@@ -193,6 +219,9 @@ fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str,
             return Ok(None);
         }
         push(&mut packer, &held)?;
+        if let Some(scratch) = &mut scratch {
+            scratch.write_all(&held).map_err(|error| Halt::Failed(format!("{plain} cannot be written: {error}")))?;
+        }
         watch.look((next - 1) * u64::from(content.page_size), packer.written())?;
         // As long again belongs to the writers.
         if next <= content.pages && !watch.foreman.wait(locked) {
@@ -213,7 +242,9 @@ fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str,
         })?;
     }
     let packed = finish(packer, &content)?;
-    Ok(Some(Shot { made, content, packed, method: "pages-between-locks", checked: None }))
+    drop(scratch);
+    let checked = last_look(&folder.path().join(&plain), &content, way)?;
+    Ok(Some(Shot { made, content, packed, method: "pages-between-locks", checked }))
 }
 
 /// Rows that cannot be counted within one lock are not counted. `None` when the database has changed.
@@ -241,28 +272,25 @@ fn version(connection: &Connection) -> Result<i64, Halt> {
 }
 
 fn scratch(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch: &mut Watch<'_>) -> Result<Shot, Halt> {
-    let scratch = format!("{name}.scratch");
+    let scratch = scratch_of(name);
     // Made by us, so that it is readable to us alone; SQLite opens what is there.
     folder.create(&scratch).map_err(Halt::because)?;
     let path = folder.path().join(&scratch);
-    let answer = fill_scratch(source, &path, way, watch).and_then(|made| {
-        watch.wal = None;
-        let content = content::read(&source::open_still(&path)?)?;
-        let mut packer = start(folder, name, way, &content)?;
-        let file = folder.file(&scratch).map_err(Halt::because)?;
-        read_pieces(file, |piece, done| {
-            push(&mut packer, piece)?;
-            watch.look(done, packer.written())
-        })?;
-        let packed = finish(packer, &content)?;
-        Ok(Shot { made, content, packed, method: "scratch-copy", checked: None })
-    });
-    // What is left of it goes at the beginning of the next run too.
-    let _ = folder.remove(&scratch);
-    answer
+    let made = fill_scratch(source, &path, way, watch)?;
+    watch.wal = None;
+    let content = content::read(&source::open_still(&path)?)?;
+    let checked = last_look(&path, &content, way)?;
+    let mut packer = start(folder, name, way, &content)?;
+    let file = folder.file(&scratch).map_err(Halt::because)?;
+    read_pieces(file, |piece, done| {
+        push(&mut packer, piece)?;
+        watch.look(done, packer.written())
+    })?;
+    let packed = finish(packer, &content)?;
+    Ok(Shot { made, content, packed, method: "scratch-copy", checked })
 }
 
-fn fill_scratch(source: &Source, path: &std::path::Path, way: &Way, watch: &mut Watch<'_>) -> Result<SystemTime, Halt> {
+fn fill_scratch(source: &Source, path: &Path, way: &Way, watch: &mut Watch<'_>) -> Result<SystemTime, Halt> {
     let made = watch.foreman.now().wall;
     let mut target = Connection::open(path)?;
     target.execute_batch("PRAGMA synchronous = OFF; PRAGMA journal_mode = MEMORY")?;
@@ -349,8 +377,14 @@ mod tests {
     use super::*;
     use crate::jobs::run::Report;
 
-    const WAY: Way =
-        Way { compress: Compress::None, verify: Verify::Quick, longest_lock: Duration::from_millis(10), longest_wal: 1 << 30, keys: None };
+    const WAY: Way = Way {
+        compress: Compress::None,
+        verify: Verify::Quick,
+        longest_lock: Duration::from_millis(10),
+        longest_wal: 1 << 30,
+        keys: None,
+        is_last_look: false,
+    };
 
     fn database(mode: &str, rows: u32) -> (tempfile::TempDir, std::path::PathBuf) {
         let base = tempfile::tempdir().unwrap();

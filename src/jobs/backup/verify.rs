@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use super::census::Census;
 use super::content;
 use super::copy::{Unpacker, hexadecimal};
-use super::manifest::{Manifest, Verification};
+use super::manifest::{Content, Manifest, Verification};
 use super::sealing::Keys;
 use super::shelf::Shelf;
 use super::snapshot::read_pieces;
@@ -117,7 +117,7 @@ pub fn restored(
     let answer = unpack(shelf, name, manifest, place.keys, watch, |piece| {
         file.write_all(piece).map_err(|error| Halt::because(format!("{work}: {error}")))
     })
-    .and_then(|()| ask(&folder.path().join(&work), manifest, how));
+    .and_then(|()| ask(&folder.path().join(&work), &manifest.content, how));
     // What is left of it goes at the beginning of the next run too.
     let _ = folder.remove(&work);
     answer
@@ -128,11 +128,11 @@ pub fn restored(
 ///
 /// # Errors
 /// See [`Fault`].
-pub fn ask(path: &Path, manifest: &Manifest, how: Verify) -> Result<String, Fault> {
+pub fn ask(path: &Path, expected: &Content, how: Verify) -> Result<String, Fault> {
     let connection = source::open_still(path)?;
     let checked = content::check(&connection, how)?;
     let found = content::read(&connection)?;
-    match manifest.content.difference(&found) {
+    match expected.difference(&found) {
         Some(difference) => Err(Fault::Damaged(difference)),
         None => Ok(checked),
     }
