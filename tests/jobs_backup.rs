@@ -136,6 +136,7 @@ impl Stage {
 
 fn settings(database: &Path, to: &Path) -> Backup {
     Backup {
+        job: "backup".to_owned(),
         databases: vec![database.to_owned()],
         to: to.to_owned(),
         keep: Duration::from_secs(7 * 86400),
@@ -591,6 +592,33 @@ fn two_runs_at_once_do_not_meet() {
     assert!(failure.0.contains("another run is at work"), "{failure}");
     drop(folder);
     stage.run().unwrap();
+}
+
+#[test]
+fn two_jobs_that_copy_one_database_into_one_folder_leave_each_other_s_copies_alone() {
+    let mut stage = Stage::new("wal", 4096, 50);
+    stage.settings.keep = Duration::from_secs(3600);
+    let run = |settings: &Backup, day: u64| {
+        let mut follower = Follower { later: Duration::from_secs(day * 86400), ..Follower::default() };
+        backup::run(settings, &Order::default(), &mut follower).unwrap();
+        follower
+    };
+    run(&stage.settings, 0);
+    // As a version that wrote no names down has made it.
+    let old = stage.settings.to.join(format!("{}.json", stage.copies()[0].name));
+    let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&old).unwrap()).unwrap();
+    assert_eq!(manifest.as_object_mut().unwrap().remove("job"), Some("backup".into()));
+    fs::write(&old, manifest.to_string()).unwrap();
+    let long = Backup { job: "long".into(), keep_last: 10, ..stage.settings.clone() };
+    run(&long, 1);
+    for day in 2..6 {
+        let follower = run(&stage.settings, day);
+        assert_eq!(follower.event()["earlier_copies"], 1, "those of the other job are none of its");
+        run(&long, day);
+    }
+    let copies = stage.copies();
+    let of = |job| copies.iter().filter(|copy| copy.manifest.as_ref().unwrap().job.as_deref() == Some(job)).count();
+    assert_eq!((of("backup"), of("long"), copies.len()), (1, 5, 6));
 }
 
 #[test]

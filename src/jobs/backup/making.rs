@@ -83,7 +83,7 @@ fn plan(
             continue;
         }
         let database_bytes = std::fs::metadata(&source).map_or(0, |metadata| metadata.len());
-        let mine = copies_of(copies, &source);
+        let mine = copies_of(copies, &source, &settings.job);
         let last = mine.last().and_then(|copy| copy.manifest.as_ref()).map(|manifest| (manifest.file_bytes, manifest.database_bytes));
         let estimate = room::estimate(database_bytes, settings.compress, last);
         let reason = match mine.last().and_then(|copy| copy.manifest.as_ref()) {
@@ -193,6 +193,7 @@ fn make(
         let owner = source.owner;
         drop(source);
         let mut manifest = describe(&task.source, &name, settings.compress, owner, &shot);
+        manifest.job = Some(settings.job.clone());
         manifest.encryption = keys.map(|_| AGE.to_owned());
         watch.before += task.database_bytes;
         let proven = prove(&Proving { settings, shelf, keys, partial: &partial, shot: &shot }, &mut manifest, watch);
@@ -211,7 +212,7 @@ fn make(
         }
     };
     let seconds = watch.foreman.now().since(begun).as_secs_f64();
-    let replaced = copies_of(copies, &task.source).len();
+    let replaced = copies_of(copies, &task.source, &settings.job).len();
     tell(&manifest, seconds, replaced, watch);
     let mut add = |name: &str, value: u64| *figures.entry(name.to_owned()).or_default() += value as f64;
     add("backup_size_bytes", manifest.file_bytes);
@@ -225,6 +226,7 @@ fn describe(source: &Path, name: &str, compress: Compress, owner: super::manifes
     Manifest {
         format: FORMAT,
         made: shot.made,
+        job: None,
         source: source.to_owned(),
         file: name.to_owned(),
         compression: if matches!(compress, Compress::Zstd(_)) { "zstd" } else { "none" }.to_owned(),

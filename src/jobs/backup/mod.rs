@@ -132,9 +132,10 @@ pub fn newest_good(folder: &Path, source: &Path) -> Result<Option<Manifest>, Fai
     Ok(copies.rfind(|manifest| manifest.source == source))
 }
 
-/// Those of one database, the oldest first.
-fn copies_of<'c>(copies: &'c [Copy], source: &Path) -> Vec<&'c Copy> {
-    copies.iter().filter(|copy| copy.manifest.as_ref().is_some_and(|manifest| manifest.source == source)).collect()
+/// Those of one database that one job has made, the oldest first.
+fn copies_of<'c>(copies: &'c [Copy], source: &Path, job: &str) -> Vec<&'c Copy> {
+    let is_one = |manifest: &Manifest| manifest.source == source && manifest.job.as_deref().is_none_or(|made_by| made_by == job);
+    copies.iter().filter(|copy| copy.manifest.as_ref().is_some_and(is_one)).collect()
 }
 
 fn failure(what: &str, halt: Halt) -> Failure {
