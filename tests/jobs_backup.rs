@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use plimsoll::config::jobs::{Backup, Compress, Verify};
 use plimsoll::host::clock::Moment;
-use plimsoll::jobs::backup::{self, Copy, Proof, Request, State};
+use plimsoll::jobs::backup::{self, Copy, Proof, Request, State, restore};
 use plimsoll::jobs::plan::{Deed, Item, Totals};
 use plimsoll::jobs::run::{End, Failure, Foreman, Order, Outcome, Report};
 use rusqlite::Connection;
@@ -500,6 +500,27 @@ fn restore_overwrites_nothing_unless_it_is_forced_and_then_keeps_it_aside() {
     fs::remove_file(&stage.database).unwrap();
     fs::write(&wal, "left over").unwrap();
     assert!(restore(false).is_err());
+}
+
+#[test]
+fn a_lost_database_is_found_by_the_name_it_is_known_by() {
+    let stage = Stage::new("wal", 4096, 50);
+    let base = stage.base.path().canonicalize().unwrap();
+    stage.run().unwrap();
+    let copied = digest(&stage.database);
+    let link = base.join("link.db");
+    std::os::unix::fs::symlink("memory.db", &link).unwrap();
+    for ending in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(format!("{}{ending}", stage.database.display()));
+    }
+    let copies = stage.copies();
+    assert_eq!(restore::newest(&copies, Some(&backup::resolved(&link))), Ok(copies[0].name.clone()));
+    let error = restore::newest(&copies, Some(Path::new("/other.db"))).unwrap_err();
+    assert_eq!(error, format!("there is no verified copy of /other.db; there are copies of {}", stage.database.display()));
+    // What a link leads to is brought back, and the link stays.
+    let request = Request { name: copies[0].name.clone(), to: Some(link.clone()), force: false, key_file: None };
+    backup::restore(&stage.settings.to, &request, &mut Follower::default()).unwrap();
+    assert_eq!((digest(&stage.database), link.read_link().unwrap()), (copied, PathBuf::from("memory.db")));
 }
 
 #[test]

@@ -197,7 +197,7 @@ fn is_newest(folder: &Folder, copy: &Copy) -> bool {
 
 /// The newest good copy over all folders.
 fn newest<'f>(found: &'f [Folder], database: Option<&Path>) -> Result<(&'f Folder, String), String> {
-    let database = database.map(|path| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned()));
+    let database = database.map(backup::resolved);
     let mut all: Vec<Copy> = found.iter().flat_map(|folder| folder.copies.iter().cloned()).collect();
     all.sort_by_key(|copy| copy.manifest.as_ref().map(|manifest| manifest.made));
     let name = restore::newest(&all, database.as_deref())?;

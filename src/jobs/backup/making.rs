@@ -10,7 +10,7 @@ use super::rotation::{self, Fate, Keep, Known};
 use super::sealing::{AGE, Keys};
 use super::shelf::{Copy, Shelf};
 use super::snapshot::{self, Shot, Way};
-use super::source::Source;
+use super::source::{self, Source};
 use super::verify;
 use super::watch::{Halt, Watch};
 use super::{content, copies_of, room};
@@ -23,7 +23,7 @@ use crate::jobs::run::{End, Failure, Foreman, Order, Outcome, Report};
 /// What is done about one database.
 #[derive(Debug)]
 struct Task {
-    /// Without links where it is there, so that one database has one name; else as it is written.
+    /// See [`source::resolved`].
     source: PathBuf,
     /// Bytes of the file, and of the copy as far as can be told.
     database_bytes: u64,
@@ -78,7 +78,7 @@ fn plan(
         tell(item);
     };
     for path in &settings.databases {
-        let source = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let source = source::resolved(path);
         if tasks.iter().any(|task| task.source == source) {
             continue;
         }

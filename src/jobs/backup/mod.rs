@@ -41,6 +41,7 @@ pub use restore::{Request, Restored};
 use sealing::Keys;
 use shelf::Shelf;
 pub use shelf::{Copy, State};
+pub use source::resolved;
 use watch::{Halt, Watch};
 
 /// One run: a copy of each database, and what is old goes.

@@ -14,6 +14,7 @@ use super::content;
 use super::manifest::Manifest;
 use super::sealing::Keys;
 use super::shelf::{Copy, Shelf, State};
+use super::source;
 use super::verify::{self, Fault};
 use super::watch::{Halt, Watch, megabytes};
 use crate::config::jobs::Verify;
@@ -120,7 +121,16 @@ pub fn newest(copies: &[Copy], source: Option<&Path>) -> Result<String, String> 
         return Err(format!("there are copies of several databases: name one of {}, or a copy", names.join(", ")));
     }
     // They are in order of time.
-    good.last().map(|copy| copy.name.clone()).ok_or_else(|| "there is no verified copy".to_owned())
+    good.last().map(|copy| copy.name.clone()).ok_or_else(|| {
+        let Some(source) = source else {
+            return "there is no verified copy".to_owned();
+        };
+        let others: std::collections::BTreeSet<String> =
+            copies.iter().filter_map(|copy| copy.manifest.as_ref()).map(|manifest| manifest.source.display().to_string()).collect();
+        let others: Vec<String> = others.into_iter().collect();
+        let there_are = if others.is_empty() { String::new() } else { format!("; there are copies of {}", others.join(", ")) };
+        format!("there is no verified copy of {}{there_are}", source.display())
+    })
 }
 
 /// The folder a database is to be in, and its name there. A link is followed: what it leads to is replaced.
@@ -128,7 +138,7 @@ fn place_of(to: &Path) -> Result<(Directory, String), Halt> {
     let failed = |error: std::io::Error| Halt::Failed(format!("{}: {error}", to.display()));
     let to = match to.canonicalize() {
         Ok(path) => path,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => to.to_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => source::resolved(to),
         Err(error) => return Err(failed(error)),
     };
     let name = to.file_name().and_then(|name| name.to_str()).map(str::to_owned);

@@ -79,6 +79,25 @@ impl Source {
     }
 }
 
+/// The one name of a database: absolute and without links, also where it is not there any more, as when it is to be brought back. A link that
+/// leads nowhere stands for where it leads to.
+pub fn resolved(path: &Path) -> PathBuf {
+    // As many links as the kernel follows.
+    without_links(path, 40).unwrap_or_else(|| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
+}
+
+fn without_links(path: &Path, links: u32) -> Option<PathBuf> {
+    let path = std::path::absolute(path).ok()?;
+    if let Ok(whole) = path.canonicalize() {
+        return Some(whole);
+    }
+    let (parent, name) = (path.parent()?, path.file_name()?);
+    match path.read_link() {
+        Ok(target) => without_links(&parent.join(target), links.checked_sub(1)?),
+        Err(_) => Some(without_links(parent, links)?.join(name)),
+    }
+}
+
 /// True for a database in WAL mode.
 fn read_header(path: &Path) -> Result<bool, Halt> {
     let mut header = Vec::with_capacity(100);
@@ -138,6 +157,27 @@ mod tests {
         std::fs::write(&path, vec![7; 4096]).unwrap();
         assert_eq!(refusal(&path), "it is no SQLite database, or an encrypted one");
         assert_eq!(refusal(folder.path()), "it is no regular file");
+    }
+
+    #[test]
+    fn a_database_has_one_name_also_when_it_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().canonicalize().unwrap();
+        std::fs::create_dir(base.join("real")).unwrap();
+        std::fs::write(base.join("real/a.db"), "").unwrap();
+        let link = |to: &str, at: &str| std::os::unix::fs::symlink(to, base.join(at)).unwrap();
+        link("real", "linked");
+        link("linked/a.db", "link.db");
+        link("round.db", "round.db");
+        let name = |path: &str| resolved(&base.join(path)).strip_prefix(&base).unwrap().to_str().unwrap().to_owned();
+        for path in ["real/a.db", "linked/a.db", "link.db"] {
+            assert_eq!(name(path), "real/a.db");
+        }
+        std::fs::remove_file(base.join("real/a.db")).unwrap();
+        for path in ["real/a.db", "linked/a.db", "link.db"] {
+            assert_eq!(name(path), "real/a.db", "{path}");
+        }
+        assert_eq!((name("linked/gone/a.db"), name("round.db")), ("real/gone/a.db".into(), "round.db".into()));
     }
 
     #[test]
