@@ -12,7 +12,7 @@ use super::shelf::{Copy, Shelf};
 use super::snapshot::{self, Shot, Way};
 use super::source::{self, Source};
 use super::verify;
-use super::watch::{Halt, Watch};
+use super::watch::{Halt, Watch, megabytes};
 use super::{content, copies_of, room};
 use crate::config::jobs::{Backup, Compress, Verify};
 use crate::host::clock::Moment;
@@ -132,12 +132,16 @@ fn carry_out(settings: &Backup, shelf: &Shelf, copies: &[Copy], tasks: &[Task], 
     let keys = settings.key_file.as_deref().map(Keys::read).transpose().map_err(|reason| cannot_begin(Halt::Failed(reason)))?;
     let mut outcome = Outcome::default();
     let mut failures = Vec::new();
+    let mut made = 0_u32;
     // Read once and proven once.
     let of = 2 * tasks.iter().map(|task| task.database_bytes).sum::<u64>();
     let mut watch = Watch::new(foreman, of);
     for task in tasks {
         match make(settings, shelf, keys.as_ref(), copies, task, &mut watch, &mut outcome.figures) {
-            Ok(()) => take_away(shelf, task, &mut outcome),
+            Ok(()) => {
+                made += 1;
+                take_away(shelf, task, &mut outcome);
+            }
             Err(Halt::Stopped) => {
                 outcome.end = End::Stopped;
                 break;
@@ -146,7 +150,22 @@ fn carry_out(settings: &Backup, shelf: &Shelf, copies: &[Copy], tasks: &[Task], 
         }
         watch.before += 2 * task.database_bytes;
     }
-    if failures.is_empty() { Ok(outcome) } else { Err(Failure(format!("back up {}", failures.join("; ")))) }
+    if failures.is_empty() { Ok(outcome) } else { Err(partly(failures, made, &outcome)) }
+}
+
+/// A run that fails for one database tells what it did to the others: an outcome it has none.
+fn partly(mut failures: Vec<String>, made: u32, outcome: &Outcome) -> Failure {
+    failures.extend(outcome.errors.iter().cloned());
+    let mut done = Vec::new();
+    if made > 0 {
+        done.push(format!("{made} of the others {} copied", if made == 1 { "is" } else { "are" }));
+    }
+    let deleted: u64 = outcome.deleted.values().sum();
+    if deleted > 0 {
+        done.push(format!("{deleted} old copies of them ({}) are gone", megabytes(outcome.reclaimed_bytes)));
+    }
+    let done = if done.is_empty() { String::new() } else { format!("; {}", done.join(", ")) };
+    Failure(format!("back up {}{done}", failures.join("; ")))
 }
 
 /// Makes one copy and proves it. Unless all is well nothing of it stays.
