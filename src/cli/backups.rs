@@ -234,6 +234,7 @@ fn render(folder: &Folder, now: Moment, style: Style) -> String {
             State::Good => ("good", Tone::Good, String::new()),
             State::Unverified => ("unverified", Tone::Warning, String::new()),
             State::Damaged(reason) => ("damaged", Tone::Bad, format!("  {reason}")),
+            State::Unreadable(reason) => ("unreadable", Tone::Warning, format!("  it cannot be read: {reason}")),
         };
         let (age, bytes, source) = match &copy.manifest {
             Some(manifest) => {

@@ -60,6 +60,15 @@ impl Directory {
         &self.path
     }
 
+    /// Who the folder itself belongs to.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn owner(&self) -> io::Result<Owner> {
+        let stat = rustix::fs::fstat(&self.fd)?;
+        Ok(Owner { user: stat.st_uid, group: stat.st_gid, mode: stat.st_mode & 0o7777 })
+    }
+
     /// Takes the folder for this process alone; false when another has it. Held until the value is dropped.
     ///
     /// # Errors
@@ -295,6 +304,8 @@ mod tests {
         assert_eq!((text.as_str(), folder.names().unwrap()), ("twoone", vec!["four".to_owned(), "three".to_owned()]));
         assert_eq!((folder.remove("four").unwrap(), folder.remove("four").unwrap()), (true, false));
         folder.sync().unwrap();
+        let (own, above) = (folder.owner().unwrap(), Directory::open(&base.path().join("a")).unwrap().entry("b").unwrap().unwrap());
+        assert_eq!((own, own.mode, own.user), (above.owner, 0o700, acting_user()));
     }
 
     #[test]

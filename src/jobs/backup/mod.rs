@@ -86,10 +86,11 @@ pub fn verify(
     let shelf = Shelf::take(folder).map_err(failed)?;
     let copy = shelf.copy(name);
     let Some(mut manifest) = copy.manifest else {
-        let State::Damaged(reason) = copy.state else {
-            return Err(failed(Halt::because("there is no manifest")));
+        return match copy.state {
+            State::Damaged(reason) => Ok(Proof::Damaged(reason)),
+            State::Unreadable(reason) => Ok(Proof::Unknown(format!("its manifest cannot be read: {reason}"))),
+            State::Good | State::Unverified => Err(failed(Halt::because("there is no manifest"))),
         };
-        return Ok(Proof::Damaged(reason));
     };
     let place = Directory::open(scratch.unwrap_or(folder)).map_err(|error| failed(Halt::because(error)))?;
     let keys = key_file.map(Keys::read).transpose().map_err(|reason| failed(Halt::Failed(reason)))?;

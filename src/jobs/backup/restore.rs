@@ -62,6 +62,9 @@ pub fn restore(shelf: &Shelf, request: &Request, watch: &mut Watch<'_>) -> Resul
         (_, State::Damaged(reason)) => {
             return Err(Halt::Failed(format!("{} is damaged: {reason}", request.name)));
         }
+        (_, State::Unreadable(reason)) => {
+            return Err(Halt::Failed(format!("{} cannot be read: {reason}", request.name)));
+        }
         (None, _) => return Err(Halt::Failed(format!("{} has no manifest", request.name))),
     };
     let keys = request.key_file.as_deref().map(Keys::read).transpose().map_err(Halt::Failed)?;
