@@ -158,14 +158,6 @@ impl Directory {
         Ok(rustix::fs::renameat(&self.fd, from, &self.fd, to)?)
     }
 
-    /// Gives a file a second name.
-    ///
-    /// # Errors
-    /// `EEXIST` where the name is taken; `EPERM` on filesystems without links; else what the kernel said.
-    pub fn link(&self, from: &str, to: &str) -> io::Result<()> {
-        Ok(rustix::fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty())?)
-    }
-
     /// Removes a file; true when there was one.
     ///
     /// # Errors
@@ -178,7 +170,7 @@ impl Directory {
         }
     }
 
-    /// Forces what was renamed, linked and removed to the disk.
+    /// Forces what was renamed and removed to the disk.
     ///
     /// # Errors
     /// What the kernel said.
@@ -296,13 +288,11 @@ mod tests {
         assert_eq!(folder.create("one").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(folder.rename_new("one", "two").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         folder.rename_new("one", "three").unwrap();
-        folder.link("three", "four").unwrap();
         folder.rename_over("two", "three").unwrap();
         let mut text = String::new();
         folder.file("three").unwrap().read_to_string(&mut text).unwrap();
-        folder.file("four").unwrap().read_to_string(&mut text).unwrap();
-        assert_eq!((text.as_str(), folder.names().unwrap()), ("twoone", vec!["four".to_owned(), "three".to_owned()]));
-        assert_eq!((folder.remove("four").unwrap(), folder.remove("four").unwrap()), (true, false));
+        assert_eq!((text.as_str(), folder.names().unwrap()), ("two", vec!["three".to_owned()]));
+        assert_eq!((folder.remove("three").unwrap(), folder.remove("three").unwrap()), (true, false));
         folder.sync().unwrap();
         let (own, above) = (folder.owner().unwrap(), Directory::open(&base.path().join("a")).unwrap().entry("b").unwrap().unwrap());
         assert_eq!((own, own.mode, own.user), (above.owner, 0o700, acting_user()));
