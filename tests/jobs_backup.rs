@@ -205,6 +205,8 @@ fn as_another_process() {
     let (database, folder) = (variable(DATABASE), variable(FOLDER));
     match std::env::var(PART).expect("started by a test").as_str() {
         "writer" => write_until_told(&database),
+        "locker" => lock_for_a_while(&database),
+        "changer" => change_until_killed(&database),
         "run" => {
             backup::run(&settings(&database, &folder), &Order::default(), &mut Follower::default()).expect("a run");
         }
@@ -239,6 +241,23 @@ fn write_until_told(database: &Path) {
     println!("written {written} longest {}", longest.as_millis());
 }
 
+/// Has the database to itself for longer than one look at it waits.
+fn lock_for_a_while(database: &Path) {
+    let connection = Connection::open(database).unwrap();
+    connection.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    println!("locked");
+    std::thread::sleep(Duration::from_secs(7));
+    connection.execute_batch("COMMIT").unwrap();
+}
+
+/// In the middle of a change that is on the disk in part, and its journal with it.
+fn change_until_killed(database: &Path) {
+    let connection = Connection::open(database).unwrap();
+    connection.execute_batch("PRAGMA cache_size = 5; BEGIN IMMEDIATE; UPDATE checkpoints SET metadata = 'changed'").unwrap();
+    println!("changed");
+    std::thread::sleep(Duration::from_secs(600));
+}
+
 struct Writer {
     child: Child,
     out: BufReader<std::process::ChildStdout>,
@@ -247,10 +266,15 @@ struct Writer {
 impl Writer {
     /// Returns once it has written.
     fn start(database: &Path) -> Writer {
-        let mut child = part("writer", database, Path::new("/")).spawn().unwrap();
+        Writer::start_as("writer", "writing", database)
+    }
+
+    /// As another part; returns once it has said this.
+    fn start_as(name: &str, wanted: &str, database: &Path) -> Writer {
+        let mut child = part(name, database, Path::new("/")).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         let mut writer = Writer { child, out };
-        writer.line("writing");
+        writer.line(wanted);
         writer
     }
 
@@ -349,6 +373,30 @@ fn a_busy_database_without_a_log_of_changes_is_given_up_in_time_and_its_writer_i
     // At rest it is copied.
     stage.run().unwrap();
     assert_eq!(stage.copies()[0].state, State::Good);
+}
+
+#[test]
+fn a_database_that_is_locked_for_a_while_is_waited_for() {
+    let stage = Stage::new("delete", 4096, 50);
+    let mut locker = Writer::start_as("locker", "locked", &stage.database);
+    let begun = Instant::now();
+    stage.run().unwrap();
+    assert!(begun.elapsed() > Duration::from_secs(5), "it was not locked");
+    assert!(locker.child.wait().unwrap().success());
+    assert_eq!(stage.copies()[0].state, State::Good);
+}
+
+#[test]
+fn a_change_whose_application_died_is_told_as_such() {
+    let stage = Stage::new("delete", 4096, 2000);
+    let mut changer = Writer::start_as("changer", "changed", &stage.database);
+    changer.child.kill().unwrap();
+    changer.child.wait().unwrap();
+    let failure = stage.run().err().expect("a journal nobody may roll back");
+    assert!(failure.0.contains("its application died in the middle of a change"), "{failure}");
+    // Opened once it is whole again.
+    digest(&stage.database);
+    stage.run().unwrap();
 }
 
 #[test]

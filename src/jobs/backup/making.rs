@@ -179,7 +179,7 @@ fn make(
     figures: &mut BTreeMap<String, f64>,
 ) -> Result<(), Halt> {
     let begun = watch.foreman.now();
-    let mut source = Source::open(&task.source)?;
+    let mut source = Source::open_patiently(&task.source, watch)?;
     let wal_bytes = source.wal_bytes();
     let space = filesystem::space(&settings.to).map_err(|error| Halt::Failed(format!("{}: {error}", settings.to.display())))?;
     let can_open = keys.is_none_or(Keys::can_open);

@@ -20,7 +20,7 @@ use super::content::{self, Listed};
 use super::copy::{Packed, Packer};
 use super::manifest::{Content, Table};
 use super::sealing::Keys;
-use super::source::{self, Source};
+use super::source::{self, ATTEMPTS, Barred, LOCKED_PAUSE, Source};
 use super::verify;
 use super::watch::{Halt, Wal, Watch};
 use crate::config::jobs::{Compress, Verify};
@@ -30,14 +30,14 @@ use crate::host::durable::{Directory, Stream};
 const LOOK_EVERY: u64 = 1 << 20;
 /// A lock ends after so many bytes at the latest: they are held in memory until it is over.
 const LOCKED_BYTES: usize = 8 << 20;
-/// How often it is begun anew.
-const ATTEMPTS: u32 = 5;
 /// Steps of SQLite's virtual machine between two looks at the log of changes.
 const STEPS: i32 = 100_000;
 /// Pages a step of SQLite's backup.
 const BACKUP_PAGES: i32 = 256;
 /// Between two tries for a database that somebody has to himself.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// All of them together.
+const LONGEST_LOCKED: Duration = Duration::from_secs(30);
 
 /// How a copy is to be made.
 #[derive(Clone, Debug)]
@@ -106,7 +106,7 @@ fn pinned(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch:
     // Counting and checking are single statements that take what they take; this is what ends them.
     let wal = Wal::new(source.wal.clone(), way.longest_wal);
     source.connection.progress_handler(STEPS, Some(move || wal.excess().is_some()))?;
-    let answer = within(&source.connection, |connection| {
+    let answer = within::<_, Halt>(&source.connection, |connection| {
         let mut content = content::outline(connection)?;
         let mut packer = start(folder, name, way, &content)?;
         let mut statement = connection.prepare("SELECT data FROM sqlite_dbpage('main') ORDER BY pgno")?;
@@ -143,31 +143,44 @@ fn pinned(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch:
 }
 
 /// Does something inside one read transaction, which sees one state throughout.
-fn within<T>(connection: &Connection, inside: impl FnOnce(&Connection) -> Result<T, Halt>) -> Result<T, Halt> {
+fn within<T, E: From<rusqlite::Error>>(connection: &Connection, inside: impl FnOnce(&Connection) -> Result<T, E>) -> Result<T, E> {
     connection.execute_batch("BEGIN")?;
     // A transaction begins with its first look.
     let answer = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))
-        .map_err(Halt::from)
+        .map_err(E::from)
         .and_then(|_| inside(connection));
     // Nothing was written: it makes no difference how it ends, and after an error SQLite may have ended it already.
     let _ = connection.execute_batch("ROLLBACK");
     answer
 }
 
-/// Tries again while the database changes under the reader.
+/// Tries again, a few times, while the database changes under the reader or somebody has it to himself.
 fn attempts(
     watch: &mut Watch<'_>,
     folder: &Directory,
     name: &str,
     way: &Way,
-    mut attempt: impl FnMut(&mut Watch<'_>) -> Result<Option<Shot>, Halt>,
+    mut attempt: impl FnMut(&mut Watch<'_>) -> Result<Option<Shot>, Barred>,
 ) -> Result<Shot, Halt> {
+    let mut locked_since = None;
     for _ in 0..ATTEMPTS {
-        if let Some(shot) = attempt(watch)? {
-            return Ok(shot);
+        let begun = watch.foreman.now();
+        match attempt(watch) {
+            Ok(Some(shot)) => return Ok(shot),
+            Ok(None) => locked_since = None,
+            Err(Barred::Halted(halt)) => return Err(halt),
+            Err(Barred::Locked) => {
+                locked_since.get_or_insert(begun);
+                if !watch.foreman.wait(LOCKED_PAUSE) {
+                    return Err(Halt::Stopped);
+                }
+            }
         }
         folder.remove(name).map_err(Halt::because)?;
+    }
+    if let Some(since) = locked_since {
+        return Err(source::locked(watch.foreman.now().since(since)));
     }
     Err(Halt::Failed(format!(
         "it keeps no log of changes (WAL) and changed under the reader {ATTEMPTS} times; a copy in one piece would block its writers for longer \
@@ -177,11 +190,12 @@ fn attempts(
 }
 
 /// `None` when the database has changed meanwhile.
-fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch: &mut Watch<'_>) -> Result<Option<Shot>, Halt> {
+fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch: &mut Watch<'_>) -> Result<Option<Shot>, Barred> {
     let connection = &source.connection;
     let made = watch.foreman.now().wall;
-    let (mut content, version, listed) =
-        within(connection, |connection| Ok((content::outline(connection)?, version(connection)?, content::list(connection)?)))?;
+    let (mut content, version, listed) = within::<_, Barred>(connection, |connection| {
+        Ok((content::outline(connection)?, version(connection)?, content::list(connection)?))
+    })?;
     let mut packer = start(folder, name, way, &content)?;
     let plain = scratch_of(name);
     let mut scratch = if way.is_last_look && way.verify != Verify::None {
@@ -197,14 +211,14 @@ fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str,
     while next <= content.pages {
         held.clear();
         let begun = watch.foreman.now();
-        let is_same = within(connection, |connection| {
+        let is_same = within::<_, Barred>(connection, |connection| {
             if self::version(connection)? != version {
                 return Ok(false);
             }
             while next <= content.pages && held.len() < LOCKED_BYTES {
                 let mut rows = page.query([next as i64])?;
                 let Some(row) = rows.next()? else {
-                    return Err(Halt::Failed(format!("page {next} cannot be read")));
+                    return Err(Halt::Failed(format!("page {next} cannot be read")).into());
                 };
                 held.extend_from_slice(row.get_ref(0)?.as_blob().map_err(Halt::because)?);
                 next += 1;
@@ -225,7 +239,7 @@ fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str,
         watch.look((next - 1) * u64::from(content.page_size), packer.written())?;
         // As long again belongs to the writers.
         if next <= content.pages && !watch.foreman.wait(locked) {
-            return Err(Halt::Stopped);
+            return Err(Halt::Stopped.into());
         }
     }
     for table in listed {
@@ -236,7 +250,7 @@ fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str,
     }
     // Looked for where an index as long was gone through within one lock.
     if content.tables.get("checkpoints").is_some_and(|table| table.rows.is_some()) {
-        content.newest_checkpoint = within(connection, |connection| {
+        content.newest_checkpoint = within::<_, Barred>(connection, |connection| {
             let is_same = self::version(connection)? == version;
             Ok(is_same.then(|| content::newest_checkpoint(connection)).flatten())
         })?;
@@ -254,7 +268,7 @@ fn count_between_locks(
     version: i64,
     longest_lock: Duration,
     watch: &mut Watch<'_>,
-) -> Result<Option<Table>, Halt> {
+) -> Result<Option<Table>, Barred> {
     let begun = watch.foreman.now();
     within(connection, |connection| {
         if self::version(connection)? != version {
@@ -267,8 +281,8 @@ fn count_between_locks(
 }
 
 /// Changes with each commit of anybody else.
-fn version(connection: &Connection) -> Result<i64, Halt> {
-    Ok(connection.query_row("PRAGMA data_version", [], |row| row.get(0))?)
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("PRAGMA data_version", [], |row| row.get(0))
 }
 
 fn scratch(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch: &mut Watch<'_>) -> Result<Shot, Halt> {
@@ -298,6 +312,7 @@ fn fill_scratch(source: &Source, path: &Path, way: &Way, watch: &mut Watch<'_>) 
         let backup = Backup::new(connection, &mut target)?;
         let mut left = i32::MAX;
         let mut restarts = 0;
+        let mut locked_since = None;
         loop {
             let begun = watch.foreman.now();
             let step = backup.step(BACKUP_PAGES)?;
@@ -313,8 +328,14 @@ fn fill_scratch(source: &Source, path: &Path, way: &Way, watch: &mut Watch<'_>) 
                 StepResult::Done => return Ok(true),
                 StepResult::More if source.is_wal => continue,
                 StepResult::More => took,
+                _ if took.max(begun.since(*locked_since.get_or_insert(begun))) >= LONGEST_LOCKED => {
+                    return Err(source::locked(LONGEST_LOCKED));
+                }
                 _ => BUSY_PAUSE,
             };
+            if matches!(step, StepResult::More) {
+                locked_since = None;
+            }
             if !watch.foreman.wait(pause) {
                 return Err(Halt::Stopped);
             }
@@ -421,6 +442,25 @@ mod tests {
             assert_eq!(rows, Ok((2000, 2000)));
             assert_eq!(std::fs::read_dir(base.path().join("copies")).unwrap().count(), 1, "the scratch file is gone");
         }
+    }
+
+    #[test]
+    fn a_database_that_stays_locked_is_given_up_after_some_attempts() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = Directory::open(base.path()).unwrap();
+        let mut follower = Follower::default();
+        let mut watch = Watch::new(&mut follower, 0);
+        let busy = || rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY), None);
+        let mut asked = 0;
+        let halt = attempts(&mut watch, &folder, "copy", &WAY, |_| {
+            asked += 1;
+            Err(Barred::from(busy()))
+        });
+        assert_eq!((halt.err(), asked), (Some(Halt::because("somebody has had it locked for 0 s")), ATTEMPTS));
+        // Told to stop while it waits.
+        follower.stop_after = Some(1);
+        let halt = attempts(&mut Watch::new(&mut follower, 0), &folder, "copy", &WAY, |_| Err(Barred::from(busy())));
+        assert_eq!(halt.err(), Some(Halt::Stopped));
     }
 
     #[test]
