@@ -822,6 +822,24 @@ impl Drop for Disk {
 }
 
 #[test]
+fn a_disk_without_room_for_the_proof_is_told_before_the_copy_is_made() {
+    let mut stage = Stage::new("wal", 4096, 8000);
+    stage.settings.verify = Verify::Full;
+    let database = fs::metadata(&stage.database).unwrap().len();
+    let disk = match Disk::mount(&stage.settings.to, database) {
+        Ok(disk) => disk,
+        Err(reason) => return skip(&format!("no small disk can be mounted here: {reason}")),
+    };
+    let mut follower = Follower::default();
+    let failure = backup::run(&stage.settings, &Order::default(), &mut follower).unwrap_err();
+    assert!(failure.0.contains("are left on the disk; the copy takes about"), "{failure}");
+    // For the copy alone there is room.
+    stage.settings.verify = Verify::Quick;
+    stage.run().unwrap();
+    drop(disk);
+}
+
+#[test]
 fn a_disk_that_fills_at_any_moment_leaves_the_old_copy_and_nothing_else() {
     let mut stage = Stage::new("wal", 4096, 2000);
     let mut seen = BTreeMap::new();

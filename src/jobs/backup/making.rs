@@ -183,13 +183,7 @@ fn make(
     let wal_bytes = source.wal_bytes();
     let space = filesystem::space(&settings.to).map_err(|error| Halt::Failed(format!("{}: {error}", settings.to.display())))?;
     let can_open = keys.is_none_or(Keys::can_open);
-    // Unpacked beside the copies for a while, to be read or to be proven.
-    let is_unpacked = !source.gives_pages
-        || match settings.verify {
-            Verify::None => false,
-            Verify::Quick => !source.is_wal,
-            Verify::Full => !source.is_wal || can_open,
-        };
+    let is_unpacked = !source.gives_pages || room::is_unpacked(settings.verify, source.is_wal, can_open);
     let unpacked = if is_unpacked { task.database_bytes } else { 0 };
     room::judge(&space, task.estimate.saturating_add(unpacked)).map_err(Halt::Failed)?;
     watch.floor = Some((settings.to.clone(), room::reserve(&space)));

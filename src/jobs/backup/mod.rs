@@ -34,6 +34,7 @@ use std::path::Path;
 
 use crate::config::jobs::{self, Verify};
 use crate::host::durable::Directory;
+use crate::host::filesystem;
 use crate::jobs::run::{Failure, Foreman, Order, Outcome};
 
 pub use manifest::Manifest;
@@ -95,6 +96,8 @@ pub fn verify(
     let place = Directory::open(scratch.unwrap_or(folder)).map_err(|error| failed(Halt::because(error)))?;
     let keys = key_file.map(Keys::read).transpose().map_err(|reason| failed(Halt::Failed(reason)))?;
     let mut watch = Watch::new(foreman, manifest.database_bytes);
+    // Others write to that disk meanwhile.
+    watch.floor = filesystem::space(place.path()).ok().map(|space| (place.path().to_owned(), room::reserve(&space)));
     let place = verify::Place { folder: &place, keys: keys.as_ref() };
     let proof = match verify::restored(&shelf, name, &manifest, how, &place, &mut watch) {
         Ok(check) => Proof::Good(check),

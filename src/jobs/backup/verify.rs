@@ -16,6 +16,7 @@ use super::census::Census;
 use super::content;
 use super::copy::{Unpacker, hexadecimal};
 use super::manifest::{Content, Manifest, Verification};
+use super::room;
 use super::sealing::Keys;
 use super::shelf::Shelf;
 use super::snapshot::read_pieces;
@@ -24,9 +25,6 @@ use super::watch::{Halt, Watch, megabytes};
 use crate::config::jobs::Verify;
 use crate::host::durable::Directory;
 use crate::host::filesystem;
-
-/// Left free on the disk while a database is brought back for a while, in bytes.
-const MARGIN: u64 = 16 << 20;
 
 /// Why a copy was not proven.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,8 +98,8 @@ pub fn restored(
 ) -> Result<String, Fault> {
     let folder = place.folder;
     let unknown = |reason: String| Fault::Unknown(Halt::Failed(reason));
-    let needed = manifest.database_bytes.saturating_add(MARGIN);
     let space = filesystem::space(folder.path()).map_err(|error| unknown(format!("{}: {error}", folder.path().display())))?;
+    let needed = manifest.database_bytes.saturating_add(room::reserve(&space));
     if space.avail < needed {
         return Err(unknown(format!(
             "{} has {} left; to bring it back there for a while takes {}",
