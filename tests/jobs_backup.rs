@@ -840,6 +840,31 @@ fn a_disk_without_room_for_the_proof_is_told_before_the_copy_is_made() {
 }
 
 #[test]
+fn copies_on_read_only_media_are_proven_and_a_note_says_that_it_is_not_written_down() {
+    let stage = Stage::new("wal", 4096, 200);
+    let disk = match Disk::mount(&stage.settings.to, 64 << 20) {
+        Ok(disk) => disk,
+        Err(reason) => return skip(&format!("no small disk can be mounted here: {reason}")),
+    };
+    stage.run().unwrap();
+    let name = stage.copies()[0].name.clone();
+    assert!(Command::new("mount").args(["-o", "remount,ro"]).arg(&disk.0).status().unwrap().success());
+    let verify = |scratch: Option<&Path>| {
+        let mut follower = Follower::default();
+        (backup::verify(&stage.settings.to, &name, Verify::Full, scratch, None, &mut follower), follower.warnings())
+    };
+    let (proof, warnings) = verify(Some(stage.base.path()));
+    assert_eq!(proof, Ok(Proof::Good("integrity_check".into())));
+    assert!(
+        warnings.iter().any(|text| text.starts_with("could not write down what was found of ") && text.contains("Read-only")),
+        "{warnings:?}"
+    );
+    let (proof, _) = verify(None);
+    assert!(matches!(&proof, Ok(Proof::Unknown(reason)) if reason.contains("--scratch FOLDER")), "{proof:?}");
+    drop(disk);
+}
+
+#[test]
 fn a_disk_that_fills_at_any_moment_leaves_the_old_copy_and_nothing_else() {
     let mut stage = Stage::new("wal", 4096, 2000);
     let mut seen = BTreeMap::new();

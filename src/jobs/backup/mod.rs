@@ -71,10 +71,11 @@ pub enum Proof {
     Unknown(String),
 }
 
-/// Proves one copy by bringing it back to a temporary file: in `scratch`, or beside the copies. What is found is written into its manifest.
+/// Proves one copy by bringing it back to a temporary file: in `scratch`, or beside the copies. What is found is written into its manifest,
+/// where that can be written; else a warning says so.
 ///
 /// # Errors
-/// When the folder cannot be taken, there is no such copy, or what was found cannot be written down.
+/// When the folder cannot be taken, or there is no such copy.
 pub fn verify(
     folder: &Path,
     name: &str,
@@ -114,7 +115,10 @@ pub fn verify(
         Proof::Damaged(reason) => manifest.damaged = Some(reason.clone()),
         Proof::Unknown(_) => return Ok(proof),
     }
-    shelf.replace_manifest(&manifest).map_err(failed)?;
+    // The proof stands, also of what cannot be written to: read-only media, or copies of somebody else.
+    if let Err(halt) = shelf.replace_manifest(&manifest) {
+        watch.warn(format!("could not {}", failure(&format!("write down what was found of {name}"), halt)));
+    }
     Ok(proof)
 }
 

@@ -5,11 +5,11 @@
 //! - **Restored**: it is unpacked into a temporary file, which SQLite opens, checks and counts. Takes the size of the database
 //!   on the disk for a while.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::SystemTime;
 
-use rusqlite::ErrorCode;
+use rusqlite::ErrorCode as Code;
 use sha2::{Digest, Sha256};
 
 use super::census::Census;
@@ -39,7 +39,7 @@ pub enum Fault {
 impl From<rusqlite::Error> for Fault {
     fn from(error: rusqlite::Error) -> Fault {
         match content::code(&error) {
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Fault::Damaged(error.to_string()),
+            Some(Code::DatabaseCorrupt | Code::NotADatabase) => Fault::Damaged(error.to_string()),
             _ => Fault::Unknown(error.into()),
         }
     }
@@ -109,7 +109,13 @@ pub fn restored(
         )));
     }
     let work = format!("{}.scratch", Shelf::partial(&manifest.file));
-    let cannot = |error: std::io::Error| unknown(format!("{work} in {}: {error}", folder.path().display()));
+    let cannot = |error: std::io::Error| {
+        let hint = match error.kind() {
+            ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => "; `--scratch FOLDER` takes another place",
+            _ => "",
+        };
+        unknown(format!("{work} in {}: {error}{hint}", folder.path().display()))
+    };
     folder.remove(&work).map_err(cannot)?;
     let mut file = folder.create(&work).map_err(cannot)?;
     let answer = unpack(shelf, name, manifest, place.keys, watch, |piece| {
