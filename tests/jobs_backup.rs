@@ -800,6 +800,33 @@ fn what_nobody_here_can_open_is_checked_before_it_is_sealed() {
     }
 }
 
+#[test]
+fn a_restore_or_a_proof_that_is_told_to_stop_leaves_nothing_behind() {
+    let stage = Stage::new("wal", 4096, 60_000);
+    stage.run().unwrap();
+    let (name, to) = (stage.copies()[0].name.clone(), stage.base.path().join("back.db"));
+    let (folder, scratch) = (stage.settings.to.to_str().unwrap(), stage.base.path().join("scratch"));
+    fs::create_dir(&scratch).unwrap();
+    let commands = [
+        (vec!["backups", "restore", "--in", folder, &name, "--to", to.to_str().unwrap()], stage.base.path()),
+        (vec!["backups", "verify", "--in", folder, &name, "--scratch", scratch.to_str().unwrap()], scratch.as_path()),
+    ];
+    for (arguments, at) in commands {
+        let work = || names(at).into_iter().find(|name| name.ends_with(".restored") || name.ends_with(".scratch"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        let mut child = command.args(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while work().is_none() {
+            assert_eq!(child.try_wait().unwrap(), None, "it ended before it began: {arguments:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+        let status = child.wait().unwrap();
+        assert!(status.code().is_some_and(|code| code != 0), "{arguments:?}: {status}");
+        assert_eq!((work(), to.exists()), (None, false), "{arguments:?}");
+    }
+    assert_eq!(stage.copies()[0].state, State::Good, "nothing was found wrong with it");
+}
+
 /// A disk of so many bytes, gone with the value.
 struct Disk(PathBuf);
 

@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use super::arguments::{BackupsCommand, Check};
 use super::render::{Style, Tone, cell, duration, size};
-use super::{FAILED, Session, USAGE, complain, pause, pretty, print_line};
+use super::{FAILED, Session, USAGE, complain, pretty, print_line};
 use crate::config::jobs::{Backup, Kind, Verify};
 use crate::host::clock::Moment;
 use crate::jobs::backup::{self, Copy, Proof, Request, State, restore};
+use crate::jobs::patience::Patience;
 use crate::jobs::run::{Foreman, Report};
 
 /// A folder of copies, and what is in it.
@@ -97,13 +98,21 @@ impl Session {
             code = FAILED;
         }
         let mut told = Vec::new();
+        let Some(patience) = patience() else {
+            return FAILED;
+        };
         for folder in found {
             for copy in folder
                 .copies
                 .iter()
                 .filter(|copy| if names.is_empty() { all || is_newest(folder, copy) } else { names.contains(&copy.name) })
             {
-                let mut progress = Progress::new(&copy.name);
+                if patience.is_over() {
+                    // What was looked at is told, and the rest not begun.
+                    code = FAILED;
+                    break;
+                }
+                let mut progress = Progress::new(&copy.name, &patience);
                 let Looking { check, scratch, key_file } = how(&folder.path);
                 let proof = backup::verify(&folder.path, &copy.name, check, scratch.as_deref(), key_file.as_deref(), &mut progress);
                 progress.end();
@@ -153,7 +162,10 @@ impl Session {
                 return FAILED;
             }
         };
-        let mut progress = Progress::new(&name);
+        let Some(patience) = patience() else {
+            return FAILED;
+        };
+        let mut progress = Progress::new(&name, &patience);
         let restored = backup::restore(&folder.path, &Request { name, key_file: keys(&folder.path), ..request }, &mut progress);
         progress.end();
         match restored {
@@ -254,15 +266,21 @@ fn render(folder: &Folder, now: Moment, style: Style) -> String {
 }
 
 /// Follows one copy on the terminal: one line that is written over, or nothing at all where nobody watches.
-struct Progress {
+struct Progress<'p> {
+    patience: &'p Patience,
     name: String,
     is_shown: bool,
     is_begun: bool,
 }
 
-impl Progress {
-    fn new(name: &str) -> Progress {
-        Progress { name: name.to_owned(), is_shown: std::io::stderr().is_terminal(), is_begun: false }
+/// Until it is asked to stop, by Ctrl-C or `kill`: what lies there half done is taken away then. Nothing but that ends it.
+fn patience() -> Option<Patience> {
+    Patience::begin(Duration::MAX).inspect_err(|error| complain(&format!("could not listen to signals: {error}"))).ok()
+}
+
+impl<'p> Progress<'p> {
+    fn new(name: &str, patience: &'p Patience) -> Progress<'p> {
+        Progress { patience, name: name.to_owned(), is_shown: std::io::stderr().is_terminal(), is_begun: false }
     }
 
     fn end(&mut self) {
@@ -273,7 +291,7 @@ impl Progress {
     }
 }
 
-impl Foreman for Progress {
+impl Foreman for Progress<'_> {
     fn now(&mut self) -> Moment {
         Moment::now()
     }
@@ -290,11 +308,10 @@ impl Foreman for Progress {
     }
 
     fn wait(&mut self, time: Duration) -> bool {
-        pause(time);
-        true
+        self.patience.wait(time)
     }
 
     fn at_safe_point(&mut self) -> bool {
-        true
+        !self.patience.is_over()
     }
 }

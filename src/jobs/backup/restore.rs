@@ -179,8 +179,8 @@ fn make(copy: &Opened<'_>, folder: &Directory, name: &str, work: &str, notes: &m
     let unpacked = verify::unpack(shelf, &manifest.file, manifest, *keys, watch, |piece| file.write_all(piece).map_err(cannot));
     unpacked.map_err(|fault| explained(fault, &manifest.file))?;
     // It is what was copied, to the last byte: what only the application has keeps nobody from having it back.
-    let check =
-        verify::ask(&folder.path().join(work), &manifest.content, Verify::Quick).map_err(|fault| explained(fault, &manifest.file))?;
+    let check = verify::ask(&folder.path().join(work), &manifest.content, Verify::Quick, watch)
+        .map_err(|fault| explained(fault, &manifest.file))?;
     if content::was_impossible(&check) {
         notes.push(format!("{check}; it is the same as what was copied to the last byte"));
     }

@@ -97,8 +97,8 @@ fn scratch_of(name: &str) -> String {
 }
 
 /// The check of a copy that nobody can open later.
-fn last_look(path: &Path, content: &Content, way: &Way) -> Result<Option<String>, Halt> {
-    Ok(if way.is_last_look && way.verify != Verify::None { Some(verify::ask(path, content, way.verify)?) } else { None })
+fn last_look(path: &Path, content: &Content, way: &Way, watch: &mut Watch<'_>) -> Result<Option<String>, Halt> {
+    Ok(if way.is_last_look && way.verify != Verify::None { Some(verify::ask(path, content, way.verify, watch)?) } else { None })
 }
 
 fn pinned(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch: &mut Watch<'_>) -> Result<Shot, Halt> {
@@ -257,7 +257,7 @@ fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str,
     }
     let packed = finish(packer, &content)?;
     drop(scratch);
-    let checked = last_look(&folder.path().join(&plain), &content, way)?;
+    let checked = last_look(&folder.path().join(&plain), &content, way, watch)?;
     Ok(Some(Shot { made, content, packed, method: "pages-between-locks", checked }))
 }
 
@@ -293,7 +293,7 @@ fn scratch(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch
     let made = fill_scratch(source, &path, way, watch)?;
     watch.wal = None;
     let content = content::read(&source::open_still(&path)?)?;
-    let checked = last_look(&path, &content, way)?;
+    let checked = last_look(&path, &content, way, watch)?;
     let mut packer = start(folder, name, way, &content)?;
     let file = folder.file(&scratch).map_err(Halt::because)?;
     read_pieces(file, |piece, done| {
