@@ -38,6 +38,8 @@ const BACKUP_PAGES: i32 = 256;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 /// All of them together.
 const LONGEST_LOCKED: Duration = Duration::from_secs(30);
+/// Before more is offered to whatever takes the copy: what is under way lasts longer.
+const FULL_PAUSE: Duration = Duration::from_millis(2);
 
 /// How a copy is to be made.
 #[derive(Clone, Debug)]
@@ -115,7 +117,7 @@ fn pinned(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch:
         let mut looked = 0;
         while let Some(row) = rows.next()? {
             let page = row.get_ref(0)?.as_blob().map_err(Halt::because)?;
-            push(&mut packer, page)?;
+            push(&mut packer, page, watch)?;
             done += page.len() as u64;
             if done - looked >= LOOK_EVERY {
                 looked = done;
@@ -232,7 +234,7 @@ fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str,
         if !is_same {
             return Ok(None);
         }
-        push(&mut packer, &held)?;
+        push(&mut packer, &held, watch)?;
         if let Some(scratch) = &mut scratch {
             scratch.write_all(&held).map_err(|error| Halt::Failed(format!("{plain} cannot be written: {error}")))?;
         }
@@ -297,7 +299,7 @@ fn scratch(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch
     let mut packer = start(folder, name, way, &content)?;
     let file = folder.file(&scratch).map_err(Halt::because)?;
     read_pieces(file, |piece, done| {
-        push(&mut packer, piece)?;
+        push(&mut packer, piece, watch)?;
         watch.look(done, packer.written())
     })?;
     let packed = finish(packer, &content)?;
@@ -375,9 +377,18 @@ fn start(folder: &Directory, name: &str, way: &Way, content: &Content) -> Result
         .map_err(Halt::because)
 }
 
-/// A packer that has given up says why when it is finished.
-fn push(packer: &mut Packer<Stream>, bytes: &[u8]) -> Result<(), Halt> {
-    packer.push(bytes).map_err(|error| Halt::Failed(format!("the copy cannot be written: {error}")))
+/// Looks after the database while whatever takes the copy takes none of it: a share that hangs must not hold a snapshot.
+fn push(packer: &mut Packer<Stream>, bytes: &[u8], watch: &mut Watch<'_>) -> Result<(), Halt> {
+    let cannot = |error| Halt::Failed(format!("the copy cannot be written: {error}"));
+    let mut is_taken = packer.push(bytes).map_err(cannot)?;
+    while !is_taken {
+        if !watch.foreman.wait(FULL_PAUSE) {
+            return Err(Halt::Stopped);
+        }
+        watch.judge()?;
+        is_taken = packer.hand_over().map_err(cannot)?;
+    }
+    Ok(())
 }
 
 fn finish(packer: Packer<Stream>, content: &Content) -> Result<Packed, Halt> {
