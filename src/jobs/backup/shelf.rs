@@ -28,6 +28,8 @@ const LONGEST_MANIFEST: u64 = 16 << 20;
 pub struct Copy {
     /// Of the copy; that of the manifest has `.json` behind it.
     pub name: String,
+    /// In JSON `state`, and `reason` beside it where there is one.
+    #[serde(flatten)]
     pub state: State,
     /// Absent where it cannot be read.
     pub manifest: Option<Manifest>,
@@ -367,6 +369,10 @@ mod tests {
         assert_eq!(found[1], (other.file.clone(), State::Unverified));
         assert!(matches!(&found[2].1, State::Damaged(reason) if reason.contains("not there")), "{found:?}");
         assert_eq!(found[3].1, State::Damaged("it has 99 bytes and should have 100".into()));
+        let written = |copy: Copy| serde_json::to_value(copy).unwrap();
+        let (good, damaged) = (written(shelf.copy(&other.file)), written(shelf.copy(&one.file)));
+        assert_eq!((&good["state"], good.get("reason")), (&"unverified".into(), None));
+        assert_eq!((&damaged["state"], &damaged["reason"]), (&"damaged".into(), &"it has 99 bytes and should have 100".into()));
         assert_eq!(shelf.delete(&other.file).unwrap(), 100);
         assert_eq!(states(&shelf).len(), 3);
         assert!(Shelf::take(&base.path().join("backups")).is_err());
