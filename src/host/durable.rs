@@ -38,6 +38,13 @@ pub struct Owner {
     pub mode: u32,
 }
 
+impl Drop for Directory {
+    /// The lock would stay with a process that is being started just now: until it becomes another program it has every descriptor too.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.fd, FlockOperation::Unlock);
+    }
+}
+
 impl Directory {
     /// # Errors
     /// What the kernel said; `ENOTDIR` where a file stands.
@@ -331,7 +338,10 @@ mod tests {
         let (one, other) = (Directory::open(base.path()).unwrap(), Directory::open(base.path()).unwrap());
         assert!(one.try_lock().unwrap());
         assert!(!other.try_lock().unwrap());
+        // As whoever starts a process has it for a moment.
+        let copy = one.fd.try_clone().unwrap();
         drop(one);
         assert!(other.try_lock().unwrap());
+        drop(copy);
     }
 }
