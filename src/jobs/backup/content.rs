@@ -123,8 +123,8 @@ pub fn was_impossible(check: &str) -> bool {
     check.contains(IMPOSSIBLE)
 }
 
-/// True where SQLite cannot do what a statement asks for, because a function, a collation, a tokenizer is missing. It says so in many words,
-/// some of them as few as "SQL logic error", but always with this code, which never stands for damage.
+/// True where SQLite cannot do what a statement asks for, because a function, a collation, a tokenizer is missing. It says so in many
+/// words, some of them as few as "SQL logic error", but always with this code, which never stands for damage.
 pub fn is_impossible(error: &rusqlite::Error) -> bool {
     code(error) == Some(ErrorCode::Unknown)
 }

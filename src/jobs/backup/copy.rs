@@ -65,8 +65,8 @@ impl<W: Write + Send + 'static> Packer<W> {
         Ok(Packer { full, empty, buffer: Vec::with_capacity(BUFFER), content: Sha256::new(), bytes: 0, written, thread: Some(thread) })
     }
 
-    /// The next bytes of the database. False where they are held until [`Packer::hand_over`] can pass them on: whatever takes the copy hangs or is
-    /// slow, and whoever reads a live database has something to look after meanwhile.
+    /// The next bytes of the database. False where they are held until [`Packer::hand_over`] can pass them on: whatever takes the copy
+    /// hangs or is slow, and whoever reads a live database has something to look after meanwhile.
     ///
     /// # Errors
     /// The first error of any write.

@@ -1,8 +1,8 @@
 //! Brings a copy back as a database: whole or not at all, and what was there before is kept beside it.
 //!
-//! The order is what makes it safe. The new file is made beside the old one, proven, and forced to the disk. The old database gets another name,
-//! then its log of changes and its journal do, since they would be applied to the new file; then the new file takes the place. Whenever that
-//! ends there is the old database, none, or the new one, and everything of the old one is there under one of its names.
+//! The order is what makes it safe. The new file is made beside the old one, proven, and forced to the disk. The old database gets another
+//! name, then its log of changes and its journal do, since they would be applied to the new file; then the new file takes the place.
+//! Whenever that ends there is the old database, none, or the new one, and everything of the old one is there under one of its names.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -212,8 +212,8 @@ enum Step {
     Sync,
 }
 
-/// How the new file gets into its place, where `parts` are there. After each step there is the old database whole, none, or the new one: never an old or
-/// a new file with a log that is not its own, or without the one that is.
+/// How the new file gets into its place, where `parts` are there. After each step there is the old database whole, none, or the new one:
+/// never an old or a new file with a log that is not its own, or without the one that is.
 fn steps(name: &str, work: &str, parts: &[String], aside: &str) -> Vec<Step> {
     let is_content = |part: &str| part == name || PARTS.iter().all(|(ending, is_content)| *is_content || !part.ends_with(ending));
     let mut steps = Vec::new();

@@ -51,8 +51,8 @@ pub struct Way {
     pub longest_wal: u64,
     /// Copies are sealed with them.
     pub keys: Option<Keys>,
-    /// Nobody can open the copy afterwards: what is not held long enough to be checked where it is goes to a scratch file too, unsealed, and is checked
-    /// there.
+    /// Nobody can open the copy afterwards: what is not held long enough to be checked where it is goes to a scratch file too, unsealed,
+    /// and is checked there.
     pub is_last_look: bool,
 }
 

@@ -139,8 +139,8 @@ impl Source {
     }
 }
 
-/// The one name of a database: absolute and without links, also where it is not there any more, as when it is to be brought back. A link that
-/// leads nowhere stands for where it leads to.
+/// The one name of a database: absolute and without links, also where it is not there any more, as when it is to be brought back. A link
+/// that leads nowhere stands for where it leads to.
 pub fn resolved(path: &Path) -> PathBuf {
     // As many links as the kernel follows.
     without_links(path, 40).unwrap_or_else(|| std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
