@@ -45,15 +45,15 @@ impl Session {
         let done = match command {
             BackupsCommand::List { .. } => self.list_backups(&found),
             BackupsCommand::Verify { copies, all, check, scratch, key_file, .. } => {
-                let how = |folder: &Path| Looking {
-                    check: check.map_or_else(|| check_of(&jobs, folder), Check::verify),
+                let how = |folder: &Path, copy: &Copy| Looking {
+                    check: check.map_or_else(|| check_of(&jobs, folder, copy), Check::verify),
                     scratch: scratch.clone(),
-                    key_file: key_file.clone().or_else(|| key_file_of(&jobs, folder)),
+                    key_file: key_file.clone().or_else(|| job_of(&jobs, folder, copy)?.key_file.clone()),
                 };
                 self.verify_backups(&found, &copies, all, how)
             }
             BackupsCommand::Restore { copy, database, to, force, key_file, .. } => {
-                let keys = |folder: &Path| key_file.clone().or_else(|| key_file_of(&jobs, folder));
+                let keys = |folder: &Path, copy: &Copy| key_file.clone().or_else(|| job_of(&jobs, folder, copy)?.key_file.clone());
                 let request = Request { name: String::new(), to, force, key_file: None };
                 self.restore_backup(&found, copy.as_deref(), database.as_deref(), request, keys)
             }
@@ -91,7 +91,7 @@ impl Session {
         print_line(pages.join("\n\n").trim_end())
     }
 
-    fn verify_backups(&self, found: &[Folder], names: &[String], all: bool, how: impl Fn(&Path) -> Looking) -> u8 {
+    fn verify_backups(&self, found: &[Folder], names: &[String], all: bool, how: impl Fn(&Path, &Copy) -> Looking) -> u8 {
         let mut code = 0;
         for name in names.iter().filter(|name| !found.iter().any(|folder| has(folder, name))) {
             complain(&format!("there is no copy {name}; `plimsoll backups list` shows them"));
@@ -113,7 +113,7 @@ impl Session {
                     break;
                 }
                 let mut progress = Progress::new(&copy.name, &patience);
-                let Looking { check, scratch, key_file } = how(&folder.path);
+                let Looking { check, scratch, key_file } = how(&folder.path, copy);
                 let proof = backup::verify(&folder.path, &copy.name, check, scratch.as_deref(), key_file.as_deref(), &mut progress);
                 progress.end();
                 let (word, detail) = match proof {
@@ -146,7 +146,7 @@ impl Session {
         copy: Option<&str>,
         database: Option<&Path>,
         request: Request,
-        keys: impl Fn(&Path) -> Option<PathBuf>,
+        keys: impl Fn(&Path, &Copy) -> Option<PathBuf>,
     ) -> u8 {
         let chosen = match copy {
             Some(name) => match found.iter().find(|folder| has(folder, name)) {
@@ -166,7 +166,8 @@ impl Session {
             return FAILED;
         };
         let mut progress = Progress::new(&name, &patience);
-        let restored = backup::restore(&folder.path, &Request { name, key_file: keys(&folder.path), ..request }, &mut progress);
+        let key_file = folder.copies.iter().find(|copy| copy.name == name).and_then(|copy| keys(&folder.path, copy));
+        let restored = backup::restore(&folder.path, &Request { name, key_file, ..request }, &mut progress);
         progress.end();
         match restored {
             Ok(restored) => {
@@ -224,13 +225,16 @@ struct Looking {
     key_file: Option<PathBuf>,
 }
 
-fn key_file_of(jobs: &[Backup], folder: &Path) -> Option<PathBuf> {
-    jobs.iter().find(|job| job.to == folder)?.key_file.clone()
+/// The job that has made a copy; the first that uses the folder where it is not written down, or has another name now.
+fn job_of<'j>(jobs: &'j [Backup], folder: &Path, copy: &Copy) -> Option<&'j Backup> {
+    let made_by = copy.manifest.as_ref().and_then(|manifest| manifest.job.as_deref());
+    let mut here = jobs.iter().filter(|job| job.to == folder);
+    here.clone().find(|job| Some(job.job.as_str()) == made_by).or_else(|| here.next())
 }
 
 /// As the job that makes them has it.
-fn check_of(jobs: &[Backup], folder: &Path) -> Verify {
-    match jobs.iter().find(|job| job.to == folder).map(|job| job.verify) {
+fn check_of(jobs: &[Backup], folder: &Path, copy: &Copy) -> Verify {
+    match job_of(jobs, folder, copy).map(|job| job.verify) {
         Some(Verify::Full) => Verify::Full,
         _ => Verify::Quick,
     }
@@ -313,5 +317,45 @@ impl Foreman for Progress<'_> {
 
     fn at_safe_point(&mut self) -> bool {
         !self.patience.is_over()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::jobs::Compress;
+
+    #[test]
+    fn a_copy_is_looked_at_as_the_job_that_made_it_would() {
+        let job = |name: &str, verify| Backup {
+            job: name.to_owned(),
+            databases: Vec::new(),
+            to: "/backups".into(),
+            keep: Duration::ZERO,
+            keep_last: 1,
+            keep_daily: 0,
+            keep_weekly: 0,
+            keep_monthly: 0,
+            compress: Compress::None,
+            verify,
+            key_file: Some(format!("/{name}.key").into()),
+            longest_wal: 0,
+            longest_lock: Duration::ZERO,
+        };
+        let jobs = [job("daily", Verify::Quick), job("monthly", Verify::Full)];
+        let copy = |made_by: Option<&str>| {
+            let manifest = json!({
+                "format": 1, "made": "2025-11-24T16:00:00Z", "job": made_by, "source": "/a.db", "file": "a", "compression": "none",
+                "file_bytes": 0, "file_sha256": "", "database_bytes": 0, "database_sha256": "",
+                "database_owner": { "user": 0, "group": 0, "mode": 0 }, "method": "pages", "sqlite_version": "", "plimsoll_version": "",
+                "content": { "page_size": 512, "pages": 0, "free_pages": 0, "journal_mode": "wal", "tables": {} }
+            });
+            Copy { name: "a".into(), state: State::Unverified, manifest: Some(serde_json::from_value(manifest).unwrap()) }
+        };
+        for (made_by, expected) in [(Some("daily"), "daily"), (Some("monthly"), "monthly"), (Some("renamed"), "daily"), (None, "daily")] {
+            assert_eq!(job_of(&jobs, Path::new("/backups"), &copy(made_by)).map(|job| job.job.as_str()), Some(expected));
+        }
+        assert_eq!(check_of(&jobs, Path::new("/backups"), &copy(Some("monthly"))), Verify::Full);
+        assert_eq!(job_of(&jobs, Path::new("/elsewhere"), &copy(None)), None);
     }
 }
