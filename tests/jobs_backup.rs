@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use plimsoll::config::jobs::{Backup, Compress, Verify};
 use plimsoll::host::clock::Moment;
-use plimsoll::jobs::backup::{self, Copy, Proof, Request, State};
+use plimsoll::jobs::backup::{self, Copy, Proof, Request, State, restore};
 use plimsoll::jobs::plan::{Deed, Item, Totals};
 use plimsoll::jobs::run::{End, Failure, Foreman, Order, Outcome, Report};
 use rusqlite::Connection;
@@ -136,6 +136,7 @@ impl Stage {
 
 fn settings(database: &Path, to: &Path) -> Backup {
     Backup {
+        job: "backup".to_owned(),
         databases: vec![database.to_owned()],
         to: to.to_owned(),
         keep: Duration::from_secs(7 * 86400),
@@ -204,6 +205,8 @@ fn as_another_process() {
     let (database, folder) = (variable(DATABASE), variable(FOLDER));
     match std::env::var(PART).expect("started by a test").as_str() {
         "writer" => write_until_told(&database),
+        "locker" => lock_for_a_while(&database),
+        "changer" => change_until_killed(&database),
         "run" => {
             backup::run(&settings(&database, &folder), &Order::default(), &mut Follower::default()).expect("a run");
         }
@@ -238,6 +241,23 @@ fn write_until_told(database: &Path) {
     println!("written {written} longest {}", longest.as_millis());
 }
 
+/// Has the database to itself for longer than one look at it waits.
+fn lock_for_a_while(database: &Path) {
+    let connection = Connection::open(database).unwrap();
+    connection.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    println!("locked");
+    std::thread::sleep(Duration::from_secs(7));
+    connection.execute_batch("COMMIT").unwrap();
+}
+
+/// In the middle of a change that is on the disk in part, and its journal with it.
+fn change_until_killed(database: &Path) {
+    let connection = Connection::open(database).unwrap();
+    connection.execute_batch("PRAGMA cache_size = 5; BEGIN IMMEDIATE; UPDATE checkpoints SET metadata = 'changed'").unwrap();
+    println!("changed");
+    std::thread::sleep(Duration::from_secs(600));
+}
+
 struct Writer {
     child: Child,
     out: BufReader<std::process::ChildStdout>,
@@ -246,10 +266,15 @@ struct Writer {
 impl Writer {
     /// Returns once it has written.
     fn start(database: &Path) -> Writer {
-        let mut child = part("writer", database, Path::new("/")).spawn().unwrap();
+        Writer::start_as("writer", "writing", database)
+    }
+
+    /// As another part; returns once it has said this.
+    fn start_as(name: &str, wanted: &str, database: &Path) -> Writer {
+        let mut child = part(name, database, Path::new("/")).spawn().unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
         let mut writer = Writer { child, out };
-        writer.line("writing");
+        writer.line(wanted);
         writer
     }
 
@@ -351,6 +376,30 @@ fn a_busy_database_without_a_log_of_changes_is_given_up_in_time_and_its_writer_i
 }
 
 #[test]
+fn a_database_that_is_locked_for_a_while_is_waited_for() {
+    let stage = Stage::new("delete", 4096, 50);
+    let mut locker = Writer::start_as("locker", "locked", &stage.database);
+    let begun = Instant::now();
+    stage.run().unwrap();
+    assert!(begun.elapsed() > Duration::from_secs(5), "it was not locked");
+    assert!(locker.child.wait().unwrap().success());
+    assert_eq!(stage.copies()[0].state, State::Good);
+}
+
+#[test]
+fn a_change_whose_application_died_is_told_as_such() {
+    let stage = Stage::new("delete", 4096, 2000);
+    let mut changer = Writer::start_as("changer", "changed", &stage.database);
+    changer.child.kill().unwrap();
+    changer.child.wait().unwrap();
+    let failure = stage.run().err().expect("a journal nobody may roll back");
+    assert!(failure.0.contains("its application died in the middle of a change"), "{failure}");
+    // Opened once it is whole again.
+    digest(&stage.database);
+    stage.run().unwrap();
+}
+
+#[test]
 fn a_log_that_grows_too_long_behind_the_snapshot_ends_the_run_cleanly() {
     let mut stage = Stage::new("wal", 4096, 20_000);
     stage.settings.longest_wal = 1;
@@ -416,6 +465,53 @@ fn a_damaged_database_makes_no_copy_and_the_good_one_stays() {
 }
 
 #[test]
+fn a_database_that_needs_what_only_its_application_has_is_copied_and_comes_back() {
+    // Made with what is there and written down by another name: the same bytes as an application's own function makes.
+    let cases = [
+        ("a check", "CREATE TABLE t (a INTEGER CHECK (abs(a) > 0))", "abs(", "application("),
+        ("an expression", "CREATE TABLE t (a INTEGER); CREATE INDEX i ON t (abs(a))", "abs(", "application("),
+        ("a part", "CREATE TABLE t (a INTEGER); CREATE INDEX i ON t (a) WHERE abs(a) > 1", "abs(", "application("),
+        (
+            "a tokenizer",
+            "CREATE TABLE t (a INTEGER); CREATE VIRTUAL TABLE f USING fts5(b, tokenize = unicode61); INSERT INTO f VALUES ('a b')",
+            "unicode61",
+            "application",
+        ),
+        ("a module", "CREATE TABLE t (a INTEGER); CREATE VIRTUAL TABLE f USING fts5(b)", "fts5", "application"),
+    ];
+    for (what, schema, known, application) in cases {
+        let (mut told, mut told_at_restore) = (false, false);
+        for mode in ["wal", "delete"] {
+            for verify in [Verify::Quick, Verify::Full, Verify::None] {
+                let mut stage = Stage::new(mode, 4096, 50);
+                stage.settings.verify = verify;
+                let connection = Connection::open(&stage.database).unwrap();
+                connection.execute_batch(&format!("{schema}; INSERT INTO t VALUES (-3), (1), (2)")).unwrap();
+                let rename =
+                    format!("UPDATE sqlite_schema SET sql = replace(sql, '{known}', '{application}') WHERE name IN ('t', 'i', 'f')");
+                connection.execute_batch(&format!("PRAGMA writable_schema = 1; {rename}")).unwrap();
+                drop(connection);
+                let (_, follower) = stage.run().unwrap_or_else(|failure| panic!("{what} {mode} {verify:?}: {failure}"));
+                let check = follower.event()["check"].as_str().unwrap().to_owned();
+                told |= check.contains("not possible");
+                let copy = stage.copies().remove(0);
+                assert_eq!(copy.state, State::Good);
+                let proof = backup::verify(&stage.settings.to, &copy.name, Verify::Full, None, None, &mut Follower::default()).unwrap();
+                assert!(matches!(proof, Proof::Good(_)), "{what}: {proof:?}");
+                let to = stage.base.path().join("back.db");
+                let request = Request { name: copy.name, to: Some(to.clone()), force: false, key_file: None };
+                let restored = backup::restore(&stage.settings.to, &request, &mut Follower::default()).unwrap();
+                told_at_restore |= restored.notes.iter().any(|note| note.contains("not possible"));
+                assert!(fs::read(&to).unwrap() == fs::read(&stage.database).unwrap(), "{what} {mode} {verify:?}");
+            }
+        }
+        // SQLite leaves a table whose module is missing out of its check, looks at indexes in the full one alone, and at no `CHECK` of a
+        // file that it may not write.
+        assert_eq!((told, told_at_restore), (what != "a module", what == "a tokenizer"), "{what}");
+    }
+}
+
+#[test]
 fn restore_overwrites_nothing_unless_it_is_forced_and_then_keeps_it_aside() {
     let stage = Stage::new("wal", 4096, 400);
     stage.run().unwrap();
@@ -452,6 +548,27 @@ fn restore_overwrites_nothing_unless_it_is_forced_and_then_keeps_it_aside() {
     fs::remove_file(&stage.database).unwrap();
     fs::write(&wal, "left over").unwrap();
     assert!(restore(false).is_err());
+}
+
+#[test]
+fn a_lost_database_is_found_by_the_name_it_is_known_by() {
+    let stage = Stage::new("wal", 4096, 50);
+    let base = stage.base.path().canonicalize().unwrap();
+    stage.run().unwrap();
+    let copied = digest(&stage.database);
+    let link = base.join("link.db");
+    std::os::unix::fs::symlink("memory.db", &link).unwrap();
+    for ending in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(format!("{}{ending}", stage.database.display()));
+    }
+    let copies = stage.copies();
+    assert_eq!(restore::newest(&copies, Some(&backup::resolved(&link))), Ok(copies[0].name.clone()));
+    let error = restore::newest(&copies, Some(Path::new("/other.db"))).unwrap_err();
+    assert_eq!(error, format!("there is no verified copy of /other.db; there are copies of {}", stage.database.display()));
+    // What a link leads to is brought back, and the link stays.
+    let request = Request { name: copies[0].name.clone(), to: Some(link.clone()), force: false, key_file: None };
+    backup::restore(&stage.settings.to, &request, &mut Follower::default()).unwrap();
+    assert_eq!((digest(&stage.database), link.read_link().unwrap()), (copied, PathBuf::from("memory.db")));
 }
 
 #[test]
@@ -530,7 +647,13 @@ fn one_database_that_fails_keeps_no_other_from_being_copied() {
     std::os::unix::fs::symlink(&stage.database, stage.base.path().join("link.db")).unwrap();
     stage.settings.databases.push(stage.base.path().join("link.db"));
     let failure = stage.run().err().expect("one is missing");
-    assert!(failure.0.contains("missing.db: No such file"), "{failure}");
+    assert!(failure.0.contains("missing.db: No such file") && failure.0.ends_with("; 1 of the others is copied"), "{failure}");
+    assert_eq!(stage.copies().len(), 1);
+    // What became of the others is told too.
+    stage.settings.keep = Duration::ZERO;
+    let mut follower = Follower { later: Duration::from_secs(60), ..Follower::default() };
+    let failure = backup::run(&stage.settings, &Order::default(), &mut follower).unwrap_err();
+    assert!(failure.0.contains("; 1 of the others is copied, 1 old copies of them ("), "{failure}");
     assert_eq!(stage.copies().len(), 1);
     assert!(!stage.base.path().join("missing.db").exists());
 }
@@ -544,6 +667,33 @@ fn two_runs_at_once_do_not_meet() {
     assert!(failure.0.contains("another run is at work"), "{failure}");
     drop(folder);
     stage.run().unwrap();
+}
+
+#[test]
+fn two_jobs_that_copy_one_database_into_one_folder_leave_each_other_s_copies_alone() {
+    let mut stage = Stage::new("wal", 4096, 50);
+    stage.settings.keep = Duration::from_secs(3600);
+    let run = |settings: &Backup, day: u64| {
+        let mut follower = Follower { later: Duration::from_secs(day * 86400), ..Follower::default() };
+        backup::run(settings, &Order::default(), &mut follower).unwrap();
+        follower
+    };
+    run(&stage.settings, 0);
+    // As a version that wrote no names down has made it.
+    let old = stage.settings.to.join(format!("{}.json", stage.copies()[0].name));
+    let mut manifest: serde_json::Value = serde_json::from_slice(&fs::read(&old).unwrap()).unwrap();
+    assert_eq!(manifest.as_object_mut().unwrap().remove("job"), Some("backup".into()));
+    fs::write(&old, manifest.to_string()).unwrap();
+    let long = Backup { job: "long".into(), keep_last: 10, ..stage.settings.clone() };
+    run(&long, 1);
+    for day in 2..6 {
+        let follower = run(&stage.settings, day);
+        assert_eq!(follower.event()["earlier_copies"], 1, "those of the other job are none of its");
+        run(&long, day);
+    }
+    let copies = stage.copies();
+    let of = |job| copies.iter().filter(|copy| copy.manifest.as_ref().unwrap().job.as_deref() == Some(job)).count();
+    assert_eq!((of("backup"), of("long"), copies.len()), (1, 5, 6));
 }
 
 #[test]
@@ -624,6 +774,59 @@ fn sealed_copies_open_with_the_identity_alone_and_with_age_itself() {
     assert_eq!(stage.copies().len(), 2);
 }
 
+#[test]
+fn what_nobody_here_can_open_is_checked_before_it_is_sealed() {
+    for mode in ["wal", "delete"] {
+        for (verify, check) in [(Verify::Quick, "quick_check"), (Verify::Full, "integrity_check")] {
+            let mut stage = Stage::new(mode, 4096, 2000);
+            let recipient = stage.base.path().join("recipient");
+            fs::write(&recipient, RECIPIENT).unwrap();
+            (stage.settings.key_file, stage.settings.verify) = (Some(recipient), verify);
+            let (_, follower) = stage.run().unwrap();
+            // A snapshot of a live one is not held for the long check.
+            assert_eq!(follower.event()["check"], if mode == "wal" { "quick_check" } else { check });
+            assert_eq!((stage.copies().len(), stage.files().len()), (1, 2), "{mode}: nothing is left of what was looked at");
+            let pages = fs::metadata(&stage.database).unwrap().len() / 4096;
+            let mut file = File::options().write(true).open(&stage.database).unwrap();
+            for page in (pages / 3)..(pages / 3 + 20) {
+                file.seek(SeekFrom::Start(page * 4096)).unwrap();
+                file.write_all(&[0x55; 4096]).unwrap();
+            }
+            drop(file);
+            let failure = stage.run().err().unwrap_or_else(|| panic!("{mode}: a damaged database is sealed and counts"));
+            assert!(failure.0.contains("_check"), "{mode}: {failure}");
+            assert_eq!(stage.files().len(), 2, "{:?}", stage.files());
+        }
+    }
+}
+
+#[test]
+fn a_restore_or_a_proof_that_is_told_to_stop_leaves_nothing_behind() {
+    let stage = Stage::new("wal", 4096, 60_000);
+    stage.run().unwrap();
+    let (name, to) = (stage.copies()[0].name.clone(), stage.base.path().join("back.db"));
+    let (folder, scratch) = (stage.settings.to.to_str().unwrap(), stage.base.path().join("scratch"));
+    fs::create_dir(&scratch).unwrap();
+    let commands = [
+        (vec!["backups", "restore", "--in", folder, &name, "--to", to.to_str().unwrap()], stage.base.path()),
+        (vec!["backups", "verify", "--in", folder, &name, "--scratch", scratch.to_str().unwrap()], scratch.as_path()),
+    ];
+    for (arguments, at) in commands {
+        let work = || names(at).into_iter().find(|name| name.ends_with(".restored") || name.ends_with(".scratch"));
+        let mut command = Command::new(env!("CARGO_BIN_EXE_plimsoll"));
+        let mut child = command.args(&arguments).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while work().is_none() {
+            assert_eq!(child.try_wait().unwrap(), None, "it ended before it began: {arguments:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::INT).unwrap();
+        let status = child.wait().unwrap();
+        assert!(status.code().is_some_and(|code| code != 0), "{arguments:?}: {status}");
+        assert_eq!((work(), to.exists()), (None, false), "{arguments:?}");
+    }
+    assert_eq!(stage.copies()[0].state, State::Good, "nothing was found wrong with it");
+}
+
 /// A disk of so many bytes, gone with the value.
 struct Disk(PathBuf);
 
@@ -643,6 +846,49 @@ impl Drop for Disk {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg(&self.0).status();
     }
+}
+
+#[test]
+fn a_disk_without_room_for_the_proof_is_told_before_the_copy_is_made() {
+    let mut stage = Stage::new("wal", 4096, 8000);
+    stage.settings.verify = Verify::Full;
+    let database = fs::metadata(&stage.database).unwrap().len();
+    let disk = match Disk::mount(&stage.settings.to, database) {
+        Ok(disk) => disk,
+        Err(reason) => return skip(&format!("no small disk can be mounted here: {reason}")),
+    };
+    let mut follower = Follower::default();
+    let failure = backup::run(&stage.settings, &Order::default(), &mut follower).unwrap_err();
+    assert!(failure.0.contains("are left on the disk; the copy takes about"), "{failure}");
+    // For the copy alone there is room.
+    stage.settings.verify = Verify::Quick;
+    stage.run().unwrap();
+    drop(disk);
+}
+
+#[test]
+fn copies_on_read_only_media_are_proven_and_a_note_says_that_it_is_not_written_down() {
+    let stage = Stage::new("wal", 4096, 200);
+    let disk = match Disk::mount(&stage.settings.to, 64 << 20) {
+        Ok(disk) => disk,
+        Err(reason) => return skip(&format!("no small disk can be mounted here: {reason}")),
+    };
+    stage.run().unwrap();
+    let name = stage.copies()[0].name.clone();
+    assert!(Command::new("mount").args(["-o", "remount,ro"]).arg(&disk.0).status().unwrap().success());
+    let verify = |scratch: Option<&Path>| {
+        let mut follower = Follower::default();
+        (backup::verify(&stage.settings.to, &name, Verify::Full, scratch, None, &mut follower), follower.warnings())
+    };
+    let (proof, warnings) = verify(Some(stage.base.path()));
+    assert_eq!(proof, Ok(Proof::Good("integrity_check".into())));
+    assert!(
+        warnings.iter().any(|text| text.starts_with("could not write down what was found of ") && text.contains("Read-only")),
+        "{warnings:?}"
+    );
+    let (proof, _) = verify(None);
+    assert!(matches!(&proof, Ok(Proof::Unknown(reason)) if reason.contains("--scratch FOLDER")), "{proof:?}");
+    drop(disk);
 }
 
 #[test]

@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use super::arguments::{BackupsCommand, Check};
 use super::render::{Style, Tone, cell, duration, size};
-use super::{FAILED, Session, USAGE, complain, pause, pretty, print_line};
+use super::{FAILED, Session, USAGE, complain, pretty, print_line};
 use crate::config::jobs::{Backup, Kind, Verify};
 use crate::host::clock::Moment;
 use crate::jobs::backup::{self, Copy, Proof, Request, State, restore};
+use crate::jobs::patience::Patience;
 use crate::jobs::run::{Foreman, Report};
 
 /// A folder of copies, and what is in it.
@@ -44,15 +45,15 @@ impl Session {
         let done = match command {
             BackupsCommand::List { .. } => self.list_backups(&found),
             BackupsCommand::Verify { copies, all, check, scratch, key_file, .. } => {
-                let how = |folder: &Path| Looking {
-                    check: check.map_or_else(|| check_of(&jobs, folder), Check::verify),
+                let how = |folder: &Path, copy: &Copy| Looking {
+                    check: check.map_or_else(|| check_of(&jobs, folder, copy), Check::verify),
                     scratch: scratch.clone(),
-                    key_file: key_file.clone().or_else(|| key_file_of(&jobs, folder)),
+                    key_file: key_file.clone().or_else(|| job_of(&jobs, folder, copy)?.key_file.clone()),
                 };
                 self.verify_backups(&found, &copies, all, how)
             }
             BackupsCommand::Restore { copy, database, to, force, key_file, .. } => {
-                let keys = |folder: &Path| key_file.clone().or_else(|| key_file_of(&jobs, folder));
+                let keys = |folder: &Path, copy: &Copy| key_file.clone().or_else(|| job_of(&jobs, folder, copy)?.key_file.clone());
                 let request = Request { name: String::new(), to, force, key_file: None };
                 self.restore_backup(&found, copy.as_deref(), database.as_deref(), request, keys)
             }
@@ -90,21 +91,29 @@ impl Session {
         print_line(pages.join("\n\n").trim_end())
     }
 
-    fn verify_backups(&self, found: &[Folder], names: &[String], all: bool, how: impl Fn(&Path) -> Looking) -> u8 {
+    fn verify_backups(&self, found: &[Folder], names: &[String], all: bool, how: impl Fn(&Path, &Copy) -> Looking) -> u8 {
         let mut code = 0;
         for name in names.iter().filter(|name| !found.iter().any(|folder| has(folder, name))) {
             complain(&format!("there is no copy {name}; `plimsoll backups list` shows them"));
             code = FAILED;
         }
         let mut told = Vec::new();
+        let Some(patience) = patience() else {
+            return FAILED;
+        };
         for folder in found {
             for copy in folder
                 .copies
                 .iter()
                 .filter(|copy| if names.is_empty() { all || is_newest(folder, copy) } else { names.contains(&copy.name) })
             {
-                let mut progress = Progress::new(&copy.name);
-                let Looking { check, scratch, key_file } = how(&folder.path);
+                if patience.is_over() {
+                    // What was looked at is told, and the rest not begun.
+                    code = FAILED;
+                    break;
+                }
+                let mut progress = Progress::new(&copy.name, &patience);
+                let Looking { check, scratch, key_file } = how(&folder.path, copy);
                 let proof = backup::verify(&folder.path, &copy.name, check, scratch.as_deref(), key_file.as_deref(), &mut progress);
                 progress.end();
                 let (word, detail) = match proof {
@@ -137,7 +146,7 @@ impl Session {
         copy: Option<&str>,
         database: Option<&Path>,
         request: Request,
-        keys: impl Fn(&Path) -> Option<PathBuf>,
+        keys: impl Fn(&Path, &Copy) -> Option<PathBuf>,
     ) -> u8 {
         let chosen = match copy {
             Some(name) => match found.iter().find(|folder| has(folder, name)) {
@@ -153,8 +162,12 @@ impl Session {
                 return FAILED;
             }
         };
-        let mut progress = Progress::new(&name);
-        let restored = backup::restore(&folder.path, &Request { name, key_file: keys(&folder.path), ..request }, &mut progress);
+        let Some(patience) = patience() else {
+            return FAILED;
+        };
+        let mut progress = Progress::new(&name, &patience);
+        let key_file = folder.copies.iter().find(|copy| copy.name == name).and_then(|copy| keys(&folder.path, copy));
+        let restored = backup::restore(&folder.path, &Request { name, key_file, ..request }, &mut progress);
         progress.end();
         match restored {
             Ok(restored) => {
@@ -197,7 +210,7 @@ fn is_newest(folder: &Folder, copy: &Copy) -> bool {
 
 /// The newest good copy over all folders.
 fn newest<'f>(found: &'f [Folder], database: Option<&Path>) -> Result<(&'f Folder, String), String> {
-    let database = database.map(|path| path.canonicalize().or_else(|_| std::path::absolute(path)).unwrap_or_else(|_| path.to_owned()));
+    let database = database.map(backup::resolved);
     let mut all: Vec<Copy> = found.iter().flat_map(|folder| folder.copies.iter().cloned()).collect();
     all.sort_by_key(|copy| copy.manifest.as_ref().map(|manifest| manifest.made));
     let name = restore::newest(&all, database.as_deref())?;
@@ -212,13 +225,16 @@ struct Looking {
     key_file: Option<PathBuf>,
 }
 
-fn key_file_of(jobs: &[Backup], folder: &Path) -> Option<PathBuf> {
-    jobs.iter().find(|job| job.to == folder)?.key_file.clone()
+/// The job that has made a copy; the first that uses the folder where it is not written down, or has another name now.
+fn job_of<'j>(jobs: &'j [Backup], folder: &Path, copy: &Copy) -> Option<&'j Backup> {
+    let made_by = copy.manifest.as_ref().and_then(|manifest| manifest.job.as_deref());
+    let mut here = jobs.iter().filter(|job| job.to == folder);
+    here.clone().find(|job| Some(job.job.as_str()) == made_by).or_else(|| here.next())
 }
 
 /// As the job that makes them has it.
-fn check_of(jobs: &[Backup], folder: &Path) -> Verify {
-    match jobs.iter().find(|job| job.to == folder).map(|job| job.verify) {
+fn check_of(jobs: &[Backup], folder: &Path, copy: &Copy) -> Verify {
+    match job_of(jobs, folder, copy).map(|job| job.verify) {
         Some(Verify::Full) => Verify::Full,
         _ => Verify::Quick,
     }
@@ -234,6 +250,7 @@ fn render(folder: &Folder, now: Moment, style: Style) -> String {
             State::Good => ("good", Tone::Good, String::new()),
             State::Unverified => ("unverified", Tone::Warning, String::new()),
             State::Damaged(reason) => ("damaged", Tone::Bad, format!("  {reason}")),
+            State::Unreadable(reason) => ("unreadable", Tone::Warning, format!("  it cannot be read: {reason}")),
         };
         let (age, bytes, source) = match &copy.manifest {
             Some(manifest) => {
@@ -253,15 +270,21 @@ fn render(folder: &Folder, now: Moment, style: Style) -> String {
 }
 
 /// Follows one copy on the terminal: one line that is written over, or nothing at all where nobody watches.
-struct Progress {
+struct Progress<'p> {
+    patience: &'p Patience,
     name: String,
     is_shown: bool,
     is_begun: bool,
 }
 
-impl Progress {
-    fn new(name: &str) -> Progress {
-        Progress { name: name.to_owned(), is_shown: std::io::stderr().is_terminal(), is_begun: false }
+/// Until it is asked to stop, by Ctrl-C or `kill`: what lies there half done is taken away then. Nothing but that ends it.
+fn patience() -> Option<Patience> {
+    Patience::begin(Duration::MAX).inspect_err(|error| complain(&format!("could not listen to signals: {error}"))).ok()
+}
+
+impl<'p> Progress<'p> {
+    fn new(name: &str, patience: &'p Patience) -> Progress<'p> {
+        Progress { patience, name: name.to_owned(), is_shown: std::io::stderr().is_terminal(), is_begun: false }
     }
 
     fn end(&mut self) {
@@ -272,7 +295,7 @@ impl Progress {
     }
 }
 
-impl Foreman for Progress {
+impl Foreman for Progress<'_> {
     fn now(&mut self) -> Moment {
         Moment::now()
     }
@@ -289,11 +312,50 @@ impl Foreman for Progress {
     }
 
     fn wait(&mut self, time: Duration) -> bool {
-        pause(time);
-        true
+        self.patience.wait(time)
     }
 
     fn at_safe_point(&mut self) -> bool {
-        true
+        !self.patience.is_over()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::jobs::Compress;
+
+    #[test]
+    fn a_copy_is_looked_at_as_the_job_that_made_it_would() {
+        let job = |name: &str, verify| Backup {
+            job: name.to_owned(),
+            databases: Vec::new(),
+            to: "/backups".into(),
+            keep: Duration::ZERO,
+            keep_last: 1,
+            keep_daily: 0,
+            keep_weekly: 0,
+            keep_monthly: 0,
+            compress: Compress::None,
+            verify,
+            key_file: Some(format!("/{name}.key").into()),
+            longest_wal: 0,
+            longest_lock: Duration::ZERO,
+        };
+        let jobs = [job("daily", Verify::Quick), job("monthly", Verify::Full)];
+        let copy = |made_by: Option<&str>| {
+            let manifest = json!({
+                "format": 1, "made": "2025-11-24T16:00:00Z", "job": made_by, "source": "/a.db", "file": "a", "compression": "none",
+                "file_bytes": 0, "file_sha256": "", "database_bytes": 0, "database_sha256": "",
+                "database_owner": { "user": 0, "group": 0, "mode": 0 }, "method": "pages", "sqlite_version": "", "plimsoll_version": "",
+                "content": { "page_size": 512, "pages": 0, "free_pages": 0, "journal_mode": "wal", "tables": {} }
+            });
+            Copy { name: "a".into(), state: State::Unverified, manifest: Some(serde_json::from_value(manifest).unwrap()) }
+        };
+        for (made_by, expected) in [(Some("daily"), "daily"), (Some("monthly"), "monthly"), (Some("renamed"), "daily"), (None, "daily")] {
+            assert_eq!(job_of(&jobs, Path::new("/backups"), &copy(made_by)).map(|job| job.job.as_str()), Some(expected));
+        }
+        assert_eq!(check_of(&jobs, Path::new("/backups"), &copy(Some("monthly"))), Verify::Full);
+        assert_eq!(job_of(&jobs, Path::new("/elsewhere"), &copy(None)), None);
     }
 }

@@ -119,6 +119,8 @@ pub struct Table {
 /// Copies databases.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Backup {
+    /// The name of the job: it takes away no copies but its own.
+    pub job: String,
     pub databases: Vec<PathBuf>,
     pub to: PathBuf,
     pub keep: Duration,

@@ -38,6 +38,13 @@ pub struct Owner {
     pub mode: u32,
 }
 
+impl Drop for Directory {
+    /// The lock would stay with a process that is being started just now: until it becomes another program it has every descriptor too.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.fd, FlockOperation::Unlock);
+    }
+}
+
 impl Directory {
     /// # Errors
     /// What the kernel said; `ENOTDIR` where a file stands.
@@ -58,6 +65,15 @@ impl Directory {
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Who the folder itself belongs to.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn owner(&self) -> io::Result<Owner> {
+        let stat = rustix::fs::fstat(&self.fd)?;
+        Ok(Owner { user: stat.st_uid, group: stat.st_gid, mode: stat.st_mode & 0o7777 })
     }
 
     /// Takes the folder for this process alone; false when another has it. Held until the value is dropped.
@@ -149,14 +165,6 @@ impl Directory {
         Ok(rustix::fs::renameat(&self.fd, from, &self.fd, to)?)
     }
 
-    /// Gives a file a second name.
-    ///
-    /// # Errors
-    /// `EEXIST` where the name is taken; `EPERM` on filesystems without links; else what the kernel said.
-    pub fn link(&self, from: &str, to: &str) -> io::Result<()> {
-        Ok(rustix::fs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty())?)
-    }
-
     /// Removes a file; true when there was one.
     ///
     /// # Errors
@@ -169,7 +177,7 @@ impl Directory {
         }
     }
 
-    /// Forces what was renamed, linked and removed to the disk.
+    /// Forces what was renamed and removed to the disk.
     ///
     /// # Errors
     /// What the kernel said.
@@ -287,14 +295,14 @@ mod tests {
         assert_eq!(folder.create("one").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         assert_eq!(folder.rename_new("one", "two").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
         folder.rename_new("one", "three").unwrap();
-        folder.link("three", "four").unwrap();
         folder.rename_over("two", "three").unwrap();
         let mut text = String::new();
         folder.file("three").unwrap().read_to_string(&mut text).unwrap();
-        folder.file("four").unwrap().read_to_string(&mut text).unwrap();
-        assert_eq!((text.as_str(), folder.names().unwrap()), ("twoone", vec!["four".to_owned(), "three".to_owned()]));
-        assert_eq!((folder.remove("four").unwrap(), folder.remove("four").unwrap()), (true, false));
+        assert_eq!((text.as_str(), folder.names().unwrap()), ("two", vec!["three".to_owned()]));
+        assert_eq!((folder.remove("three").unwrap(), folder.remove("three").unwrap()), (true, false));
         folder.sync().unwrap();
+        let (own, above) = (folder.owner().unwrap(), Directory::open(&base.path().join("a")).unwrap().entry("b").unwrap().unwrap());
+        assert_eq!((own, own.mode, own.user), (above.owner, 0o700, acting_user()));
     }
 
     #[test]
@@ -330,7 +338,10 @@ mod tests {
         let (one, other) = (Directory::open(base.path()).unwrap(), Directory::open(base.path()).unwrap());
         assert!(one.try_lock().unwrap());
         assert!(!other.try_lock().unwrap());
+        // As whoever starts a process has it for a moment.
+        let copy = one.fd.try_clone().unwrap();
         drop(one);
         assert!(other.try_lock().unwrap());
+        drop(copy);
     }
 }

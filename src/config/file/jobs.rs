@@ -158,8 +158,8 @@ pub struct Job {
     #[schemars(length(min = 1))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<String>,
-    /// backup: a write-ahead log of the application that grows by more than this ends the run: it cannot be taken in while the copy
-    /// is made.
+    /// backup: a write-ahead log of the application that grows by more than this, or by a tenth of what is free on its disk, ends the
+    /// run: it cannot be taken in while the copy is made.
     #[schemars(extend("default" = "256MB"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub longest_wal: Option<Size>,

@@ -137,7 +137,7 @@ impl Sense<'_> {
         let kind = match job.kind {
             KindName::Files => Kind::Files(self.files(key, job)),
             KindName::Sessions => Kind::Sessions(self.sessions(key, job)),
-            KindName::Backup => Kind::Backup(self.backup(key, job)),
+            KindName::Backup => Kind::Backup(self.backup(key, name, job)),
         };
         Job {
             name: Arc::from(name),
@@ -266,7 +266,7 @@ impl Sense<'_> {
         }
     }
 
-    fn backup(&mut self, key: &str, job: &mut file::Job) -> Backup {
+    fn backup(&mut self, key: &str, name: &str, job: &mut file::Job) -> Backup {
         let mut databases: Vec<PathBuf> = Vec::new();
         for (index, path) in job.databases.iter().enumerate() {
             let item = self.item(&format!("{key}.databases"), index);
@@ -285,6 +285,7 @@ impl Sense<'_> {
         };
         let key_file = job.key_file.as_ref().map(|path| self.plain_path(&format!("{key}.key_file"), path, "the absolute path of a file"));
         Backup {
+            job: name.to_owned(),
             databases,
             to,
             keep: job.keep.get_or_insert(Span::from_secs(7 * 86_400)).duration(),

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 
 use super::manifest::{Content, Table};
+use super::verify::Fault;
 use super::watch::Halt;
 use crate::config::jobs::Verify;
 
@@ -17,7 +18,7 @@ pub struct Listed {
 }
 
 /// Everything but its tables.
-pub fn outline(connection: &Connection) -> Result<Content, Halt> {
+pub fn outline(connection: &Connection) -> rusqlite::Result<Content> {
     let ask = |pragma: &str| connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0));
     let number = |value: i64| u64::try_from(value).unwrap_or(0);
     Ok(Content {
@@ -32,13 +33,13 @@ pub fn outline(connection: &Connection) -> Result<Content, Halt> {
 
 /// The tables with rows of their own: no views, and nothing that lives in the application (virtual tables keep theirs in tables
 /// of this list).
-pub fn list(connection: &Connection) -> Result<Vec<Listed>, Halt> {
+pub fn list(connection: &Connection) -> rusqlite::Result<Vec<Listed>> {
     let mut statement = connection.prepare(
         "SELECT s.name, s.rootpage, l.wr FROM sqlite_schema AS s JOIN pragma_table_list AS l ON l.schema = 'main' AND l.name = s.name
          WHERE s.type = 'table' AND s.rootpage > 0 ORDER BY s.name",
     )?;
     let rows = statement.query_map([], |row| Ok(Listed { name: row.get(0)?, root: row.get(1)?, has_rowid: !row.get::<_, bool>(2)? }))?;
-    Ok(rows.collect::<Result<_, _>>()?)
+    rows.collect()
 }
 
 /// Counts one table at once.
@@ -81,7 +82,7 @@ pub fn newest_checkpoint(connection: &Connection) -> Option<String> {
 }
 
 /// Everything, at once.
-pub fn read(connection: &Connection) -> Result<Content, Halt> {
+pub fn read(connection: &Connection) -> rusqlite::Result<Content> {
     let mut content = outline(connection)?;
     for listed in list(connection)? {
         let table = Table { rows: count(connection, &listed), root: listed.root, newest: newest(connection, &listed) };
@@ -94,8 +95,8 @@ pub fn read(connection: &Connection) -> Result<Content, Halt> {
 /// Has SQLite look for damage. What is answered names the check, or says what kept it from being made.
 ///
 /// # Errors
-/// With what was found to be wrong.
-pub fn check(connection: &Connection, how: Verify) -> Result<String, Halt> {
+/// [`Fault::Damaged`] with what was found to be wrong; [`Fault::Unknown`] where this machine kept it from looking.
+pub fn check(connection: &Connection, how: Verify) -> Result<String, Fault> {
     let pragma = match how {
         Verify::Quick => "quick_check",
         Verify::Full => "integrity_check",
@@ -103,16 +104,38 @@ pub fn check(connection: &Connection, how: Verify) -> Result<String, Halt> {
     };
     match connection.query_row(&format!("PRAGMA {pragma}(1)"), [], |row| row.get::<_, String>(0)) {
         Ok(word) if word == "ok" => Ok(pragma.to_owned()),
-        Ok(found) => Err(Halt::Failed(format!("{pragma} found: {}", found.lines().last().unwrap_or_default().trim()))),
+        Ok(found) => Err(Fault::Damaged(format!("{pragma} found: {}", found.lines().last().unwrap_or_default().trim()))),
         // An index or a column may need what only the application has. The copy is the same bytes all the same.
-        Err(error) if is_foreign(&error) => Ok(format!("{pragma} was not possible: {error}")),
-        Err(error) => Err(Halt::Failed(format!("{pragma} could not be made: {error}"))),
+        Err(error) if is_impossible(&error) => Ok(format!("{pragma} was {IMPOSSIBLE}: {error}")),
+        Err(error) => Err(match Fault::from(error) {
+            Fault::Unknown(Halt::Failed(reason)) => Fault::Unknown(Halt::Failed(format!("{pragma} could not be made: {reason}"))),
+            Fault::Damaged(reason) => Fault::Damaged(format!("{pragma} could not be made: {reason}")),
+            fault => fault,
+        }),
     }
 }
 
-fn is_foreign(error: &rusqlite::Error) -> bool {
-    let text = error.to_string();
-    ["no such collation", "no such function", "no such module", "no such tokenizer"].iter().any(|what| text.contains(what))
+/// In the words of a check that could not be made, where nothing speaks against the copy.
+const IMPOSSIBLE: &str = "not possible";
+
+/// True for the words of a check that could not be made.
+pub fn was_impossible(check: &str) -> bool {
+    check.contains(IMPOSSIBLE)
+}
+
+/// True where SQLite cannot do what a statement asks for, because a function, a collation, a tokenizer is missing. It says so in many
+/// words, some of them as few as "SQL logic error", but always with this code, which never stands for damage.
+pub fn is_impossible(error: &rusqlite::Error) -> bool {
+    code(error) == Some(ErrorCode::Unknown)
+}
+
+/// What SQLite answered, of whatever kind the error is that was made of it.
+pub fn code(error: &rusqlite::Error) -> Option<ErrorCode> {
+    match error {
+        // A statement that could not be understood: `rusqlite` tells the code of every other.
+        rusqlite::Error::SqlInputError { error, .. } => Some(error.code),
+        error => error.sqlite_error_code(),
+    }
 }
 
 /// A name as it is written in a statement.
@@ -161,5 +184,26 @@ mod tests {
         let content = read(&connection).unwrap();
         assert_eq!(content.tables["t"].rows, Some(1));
         assert!(check(&connection, Verify::Full).is_ok());
+    }
+
+    #[test]
+    fn what_is_damage_is_told_by_the_code_and_not_by_the_words() {
+        let failure = |code, text: &str| rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), Some(text.to_owned()));
+        for code in [rusqlite::ffi::SQLITE_CORRUPT, rusqlite::ffi::SQLITE_CORRUPT_VTAB, rusqlite::ffi::SQLITE_NOTADB] {
+            assert!(matches!(Fault::from(failure(code, "x")), Fault::Damaged(_)), "{code}");
+        }
+        for code in [
+            rusqlite::ffi::SQLITE_IOERR_READ,
+            rusqlite::ffi::SQLITE_NOMEM,
+            rusqlite::ffi::SQLITE_CANTOPEN,
+            rusqlite::ffi::SQLITE_FULL,
+            rusqlite::ffi::SQLITE_BUSY,
+            rusqlite::ffi::SQLITE_INTERRUPT,
+        ] {
+            let error = failure(code, "no such function: x");
+            assert!(!is_impossible(&error), "{code}");
+            assert!(matches!(Fault::from(error), Fault::Unknown(Halt::Failed(_))), "{code}");
+        }
+        assert!(is_impossible(&failure(rusqlite::ffi::SQLITE_ERROR, "SQL logic error")));
     }
 }

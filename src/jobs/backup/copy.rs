@@ -4,7 +4,7 @@
 use std::io::{self, BufWriter, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
 use std::thread::JoinHandle;
 
 use sha2::{Digest, Sha256};
@@ -65,22 +65,36 @@ impl<W: Write + Send + 'static> Packer<W> {
         Ok(Packer { full, empty, buffer: Vec::with_capacity(BUFFER), content: Sha256::new(), bytes: 0, written, thread: Some(thread) })
     }
 
-    /// The next bytes of the database.
+    /// The next bytes of the database. False where they are held until [`Packer::hand_over`] can pass them on: whatever takes the copy
+    /// hangs or is slow, and whoever reads a live database has something to look after meanwhile.
     ///
     /// # Errors
     /// The first error of any write.
-    pub fn push(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub fn push(&mut self, bytes: &[u8]) -> io::Result<bool> {
         self.content.update(bytes);
         self.bytes += bytes.len() as u64;
         self.buffer.extend_from_slice(bytes);
+        self.hand_over()
+    }
+
+    /// Passes on what is held, without waiting; true once it is.
+    ///
+    /// # Errors
+    /// The first error of any write.
+    pub fn hand_over(&mut self) -> io::Result<bool> {
         if self.buffer.len() < BUFFER {
-            return Ok(());
+            return Ok(true);
         }
-        let next = self.empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(BUFFER + bytes.len()));
-        let full = std::mem::replace(&mut self.buffer, next);
-        match self.full.send(full) {
-            Ok(()) => Ok(()),
-            Err(_) => Err(self.end().err().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())),
+        match self.full.try_send(std::mem::take(&mut self.buffer)) {
+            Ok(()) => {
+                self.buffer = self.empty.try_recv().unwrap_or_else(|_| Vec::with_capacity(BUFFER + BUFFER / 4));
+                Ok(true)
+            }
+            Err(TrySendError::Full(full)) => {
+                self.buffer = full;
+                Ok(false)
+            }
+            Err(TrySendError::Disconnected(_)) => Err(self.end().err().unwrap_or_else(|| io::ErrorKind::BrokenPipe.into())),
         }
     }
 
@@ -354,9 +368,46 @@ mod tests {
     fn pack(content: &[u8], compress: Compress, room: usize) -> io::Result<(Packed, Small)> {
         let mut packer = Packer::start(Small { left: room, taken: Vec::new() }, compress, None, content.len() as u64)?;
         for page in content.chunks(4096) {
-            packer.push(page)?;
+            let mut is_taken = packer.push(page)?;
+            while !is_taken {
+                std::thread::yield_now();
+                is_taken = packer.hand_over()?;
+            }
         }
         packer.finish()
+    }
+
+    /// A disk that takes nothing until it is let.
+    struct Hanging(Receiver<()>);
+
+    impl Write for Hanging {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            // Whoever lets it ever after is gone.
+            let _ = self.0.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_disk_that_hangs_holds_nobody_who_reads() {
+        let content = content(BUFFER);
+        let (let_it, hangs) = mpsc::channel();
+        let mut packer = Packer::start(Hanging(hangs), Compress::None, None, 40 * BUFFER as u64).unwrap();
+        let mut pushed = 1;
+        while packer.push(&content).unwrap() {
+            pushed += 1;
+        }
+        assert!((BUFFERS..BUFFERS + 4).contains(&pushed), "{pushed}");
+        assert!(!packer.hand_over().unwrap());
+        drop(let_it);
+        while !packer.hand_over().unwrap() {
+            std::thread::yield_now();
+        }
+        assert_eq!(packer.bytes, (pushed * BUFFER) as u64);
     }
 
     #[test]

@@ -10,10 +10,10 @@ use super::rotation::{self, Fate, Keep, Known};
 use super::sealing::{AGE, Keys};
 use super::shelf::{Copy, Shelf};
 use super::snapshot::{self, Shot, Way};
-use super::source::Source;
+use super::source::{self, Source};
 use super::verify;
-use super::watch::{Halt, Watch};
-use super::{copies_of, room};
+use super::watch::{Halt, Watch, megabytes};
+use super::{content, copies_of, room};
 use crate::config::jobs::{Backup, Compress, Verify};
 use crate::host::clock::Moment;
 use crate::host::filesystem;
@@ -23,7 +23,7 @@ use crate::jobs::run::{End, Failure, Foreman, Order, Outcome, Report};
 /// What is done about one database.
 #[derive(Debug)]
 struct Task {
-    /// Without links where it is there, so that one database has one name; else as it is written.
+    /// See [`source::resolved`].
     source: PathBuf,
     /// Bytes of the file, and of the copy as far as can be told.
     database_bytes: u64,
@@ -78,12 +78,12 @@ fn plan(
         tell(item);
     };
     for path in &settings.databases {
-        let source = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let source = source::resolved(path);
         if tasks.iter().any(|task| task.source == source) {
             continue;
         }
         let database_bytes = std::fs::metadata(&source).map_or(0, |metadata| metadata.len());
-        let mine = copies_of(copies, &source);
+        let mine = copies_of(copies, &source, &settings.job);
         let last = mine.last().and_then(|copy| copy.manifest.as_ref()).map(|manifest| (manifest.file_bytes, manifest.database_bytes));
         let estimate = room::estimate(database_bytes, settings.compress, last);
         let reason = match mine.last().and_then(|copy| copy.manifest.as_ref()) {
@@ -132,12 +132,16 @@ fn carry_out(settings: &Backup, shelf: &Shelf, copies: &[Copy], tasks: &[Task], 
     let keys = settings.key_file.as_deref().map(Keys::read).transpose().map_err(|reason| cannot_begin(Halt::Failed(reason)))?;
     let mut outcome = Outcome::default();
     let mut failures = Vec::new();
+    let mut made = 0_u32;
     // Read once and proven once.
     let of = 2 * tasks.iter().map(|task| task.database_bytes).sum::<u64>();
     let mut watch = Watch::new(foreman, of);
     for task in tasks {
         match make(settings, shelf, keys.as_ref(), copies, task, &mut watch, &mut outcome.figures) {
-            Ok(()) => take_away(shelf, task, &mut outcome),
+            Ok(()) => {
+                made += 1;
+                take_away(shelf, task, &mut outcome);
+            }
             Err(Halt::Stopped) => {
                 outcome.end = End::Stopped;
                 break;
@@ -146,7 +150,22 @@ fn carry_out(settings: &Backup, shelf: &Shelf, copies: &[Copy], tasks: &[Task], 
         }
         watch.before += 2 * task.database_bytes;
     }
-    if failures.is_empty() { Ok(outcome) } else { Err(Failure(format!("back up {}", failures.join("; ")))) }
+    if failures.is_empty() { Ok(outcome) } else { Err(partly(failures, made, &outcome)) }
+}
+
+/// A run that fails for one database tells what it did to the others: an outcome it has none.
+fn partly(mut failures: Vec<String>, made: u32, outcome: &Outcome) -> Failure {
+    failures.extend(outcome.errors.iter().cloned());
+    let mut done = Vec::new();
+    if made > 0 {
+        done.push(format!("{made} of the others {} copied", if made == 1 { "is" } else { "are" }));
+    }
+    let deleted: u64 = outcome.deleted.values().sum();
+    if deleted > 0 {
+        done.push(format!("{deleted} old copies of them ({}) are gone", megabytes(outcome.reclaimed_bytes)));
+    }
+    let done = if done.is_empty() { String::new() } else { format!("; {}", done.join(", ")) };
+    Failure(format!("back up {}{done}", failures.join("; ")))
 }
 
 /// Makes one copy and proves it. Unless all is well nothing of it stays.
@@ -160,29 +179,34 @@ fn make(
     figures: &mut BTreeMap<String, f64>,
 ) -> Result<(), Halt> {
     let begun = watch.foreman.now();
-    let mut source = Source::open(&task.source)?;
+    let mut source = Source::open_patiently(&task.source, watch)?;
     let wal_bytes = source.wal_bytes();
     let space = filesystem::space(&settings.to).map_err(|error| Halt::Failed(format!("{}: {error}", settings.to.display())))?;
-    room::judge(&space, task.estimate.saturating_add(if source.gives_pages { 0 } else { task.database_bytes })).map_err(Halt::Failed)?;
+    let can_open = keys.is_none_or(Keys::can_open);
+    let is_unpacked = !source.gives_pages || room::is_unpacked(settings.verify, source.is_wal, can_open);
+    let unpacked = if is_unpacked { task.database_bytes } else { 0 };
+    room::judge(&space, task.estimate.saturating_add(unpacked)).map_err(Halt::Failed)?;
     watch.floor = Some((settings.to.clone(), room::reserve(&space)));
     let name = shelf.free_name(&task.source, begun.wall, settings.compress, keys.is_some())?;
     let partial = Shelf::partial(&name);
     let way = Way {
         compress: settings.compress,
-        // What cannot be brought back here is checked where it is.
-        verify: match (settings.verify, keys.is_none_or(Keys::can_open)) {
-            (Verify::Full, false) => Verify::Quick,
-            (verify, _) => verify,
+        // What cannot be brought back here is checked where it is, as long as it may be held.
+        verify: match settings.verify {
+            Verify::Full if !can_open && source.is_wal => Verify::Quick,
+            verify => verify,
         },
         longest_lock: settings.longest_lock,
         longest_wal: settings.longest_wal,
         keys: keys.cloned(),
+        is_last_look: !can_open,
     };
     let made = snapshot::take(&mut source, &way, &shelf.folder, &partial, watch).and_then(|shot| {
         // The application's database is let go before the copy is proven.
         let owner = source.owner;
         drop(source);
         let mut manifest = describe(&task.source, &name, settings.compress, owner, &shot);
+        manifest.job = Some(settings.job.clone());
         manifest.encryption = keys.map(|_| AGE.to_owned());
         watch.before += task.database_bytes;
         let proven = prove(&Proving { settings, shelf, keys, partial: &partial, shot: &shot }, &mut manifest, watch);
@@ -201,7 +225,7 @@ fn make(
         }
     };
     let seconds = watch.foreman.now().since(begun).as_secs_f64();
-    let replaced = copies_of(copies, &task.source).len();
+    let replaced = copies_of(copies, &task.source, &settings.job).len();
     tell(&manifest, seconds, replaced, watch);
     let mut add = |name: &str, value: u64| *figures.entry(name.to_owned()).or_default() += value as f64;
     add("backup_size_bytes", manifest.file_bytes);
@@ -215,6 +239,7 @@ fn describe(source: &Path, name: &str, compress: Compress, owner: super::manifes
     Manifest {
         format: FORMAT,
         made: shot.made,
+        job: None,
         source: source.to_owned(),
         file: name.to_owned(),
         compression: if matches!(compress, Compress::Zstd(_)) { "zstd" } else { "none" }.to_owned(),
@@ -254,7 +279,9 @@ fn prove(of: &Proving<'_>, manifest: &mut Manifest, watch: &mut Watch<'_>) -> Re
         (Verify::None, _) => (by_stream(manifest, watch)?, "none".to_owned()),
         // SQLite has checked the very state that was copied, and the copy is that state to the last byte.
         (Verify::Quick, Some(check)) => (by_stream(manifest, watch)?, check.clone()),
-        (_, checked) if !can_open => (by_stream(manifest, watch)?, checked.clone().unwrap_or_else(|| "none".to_owned())),
+        (_, Some(check)) if !can_open => (by_stream(manifest, watch)?, check.clone()),
+        // Sealed unseen it would count, and push out what is good.
+        (_, None) if !can_open => return Err(Halt::because("it was not checked before it was sealed")),
         (how, _) => {
             let place = verify::Place { folder: &shelf.folder, keys: *keys };
             ("restored", verify::restored(shelf, partial, manifest, how, &place, watch)?)
@@ -266,7 +293,7 @@ fn prove(of: &Proving<'_>, manifest: &mut Manifest, watch: &mut Watch<'_>) -> Re
             manifest.source.display()
         ));
     }
-    if check.contains("not possible") {
+    if content::was_impossible(&check) {
         watch.warn(format!("{}: {check}; the copy is the same to the last byte", manifest.source.display()));
     }
     manifest.verified = Some(verify::verification(watch.foreman.now().wall, how, check));

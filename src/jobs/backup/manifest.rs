@@ -23,6 +23,10 @@ pub struct Manifest {
     /// Everything that was committed by then is in the copy. RFC 3339, UTC.
     #[serde(with = "stamp")]
     pub made: SystemTime,
+    /// The job that made it, which alone takes it away. Absent in copies of versions that did not write it down: they are anybody's who
+    /// copies the same database here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
     /// The database, absolute and without links.
     pub source: PathBuf,
     /// The name of the copy in the folder of the manifest.
@@ -194,6 +198,7 @@ pub(super) mod tests {
         Manifest {
             format: FORMAT,
             made,
+            job: None,
             source: "/app/memory.db".into(),
             file: "memory.db.zst".into(),
             compression: "zstd".into(),

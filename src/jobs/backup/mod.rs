@@ -34,6 +34,7 @@ use std::path::Path;
 
 use crate::config::jobs::{self, Verify};
 use crate::host::durable::Directory;
+use crate::host::filesystem;
 use crate::jobs::run::{Failure, Foreman, Order, Outcome};
 
 pub use manifest::Manifest;
@@ -41,6 +42,7 @@ pub use restore::{Request, Restored};
 use sealing::Keys;
 use shelf::Shelf;
 pub use shelf::{Copy, State};
+pub use source::resolved;
 use watch::{Halt, Watch};
 
 /// One run: a copy of each database, and what is old goes.
@@ -69,10 +71,11 @@ pub enum Proof {
     Unknown(String),
 }
 
-/// Proves one copy by bringing it back to a temporary file: in `scratch`, or beside the copies. What is found is written into its manifest.
+/// Proves one copy by bringing it back to a temporary file: in `scratch`, or beside the copies. What is found is written into its manifest,
+/// where that can be written; else a warning says so.
 ///
 /// # Errors
-/// When the folder cannot be taken, there is no such copy, or what was found cannot be written down.
+/// When the folder cannot be taken, or there is no such copy.
 pub fn verify(
     folder: &Path,
     name: &str,
@@ -85,14 +88,17 @@ pub fn verify(
     let shelf = Shelf::take(folder).map_err(failed)?;
     let copy = shelf.copy(name);
     let Some(mut manifest) = copy.manifest else {
-        let State::Damaged(reason) = copy.state else {
-            return Err(failed(Halt::because("there is no manifest")));
+        return match copy.state {
+            State::Damaged(reason) => Ok(Proof::Damaged(reason)),
+            State::Unreadable(reason) => Ok(Proof::Unknown(format!("its manifest cannot be read: {reason}"))),
+            State::Good | State::Unverified => Err(failed(Halt::because("there is no manifest"))),
         };
-        return Ok(Proof::Damaged(reason));
     };
     let place = Directory::open(scratch.unwrap_or(folder)).map_err(|error| failed(Halt::because(error)))?;
     let keys = key_file.map(Keys::read).transpose().map_err(|reason| failed(Halt::Failed(reason)))?;
     let mut watch = Watch::new(foreman, manifest.database_bytes);
+    // Others write to that disk meanwhile.
+    watch.floor = filesystem::space(place.path()).ok().map(|space| (place.path().to_owned(), room::reserve(&space)));
     let place = verify::Place { folder: &place, keys: keys.as_ref() };
     let proof = match verify::restored(&shelf, name, &manifest, how, &place, &mut watch) {
         Ok(check) => Proof::Good(check),
@@ -109,7 +115,10 @@ pub fn verify(
         Proof::Damaged(reason) => manifest.damaged = Some(reason.clone()),
         Proof::Unknown(_) => return Ok(proof),
     }
-    shelf.replace_manifest(&manifest).map_err(failed)?;
+    // The proof stands, also of what cannot be written to: read-only media, or copies of somebody else.
+    if let Err(halt) = shelf.replace_manifest(&manifest) {
+        watch.warn(format!("could not {}", failure(&format!("write down what was found of {name}"), halt)));
+    }
     Ok(proof)
 }
 
@@ -132,9 +141,10 @@ pub fn newest_good(folder: &Path, source: &Path) -> Result<Option<Manifest>, Fai
     Ok(copies.rfind(|manifest| manifest.source == source))
 }
 
-/// Those of one database, the oldest first.
-fn copies_of<'c>(copies: &'c [Copy], source: &Path) -> Vec<&'c Copy> {
-    copies.iter().filter(|copy| copy.manifest.as_ref().is_some_and(|manifest| manifest.source == source)).collect()
+/// Those of one database that one job has made, the oldest first.
+fn copies_of<'c>(copies: &'c [Copy], source: &Path, job: &str) -> Vec<&'c Copy> {
+    let is_one = |manifest: &Manifest| manifest.source == source && manifest.job.as_deref().is_none_or(|made_by| made_by == job);
+    copies.iter().filter(|copy| copy.manifest.as_ref().is_some_and(is_one)).collect()
 }
 
 fn failure(what: &str, halt: Halt) -> Failure {

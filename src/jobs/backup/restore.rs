@@ -1,18 +1,19 @@
 //! Brings a copy back as a database: whole or not at all, and what was there before is kept beside it.
 //!
-//! The order is what makes it safe. The new file is made beside the old one, proven, and forced to the disk. Each file of the
-//! old database (itself, its log of changes, its journal) gets a second name. Then the log and the journal lose their first name, since they
-//! would be applied to the new file; then the new file takes the place of the old one in one step. Whenever that ends, the old
-//! database is whole under its second names.
+//! The order is what makes it safe. The new file is made beside the old one, proven, and forced to the disk. The old database gets another
+//! name, then its log of changes and its journal do, since they would be applied to the new file; then the new file takes the place.
+//! Whenever that ends there is the old database, none, or the new one, and everything of the old one is there under one of its names.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::content;
 use super::manifest::Manifest;
 use super::sealing::Keys;
 use super::shelf::{Copy, Shelf, State};
+use super::source;
 use super::verify::{self, Fault};
 use super::watch::{Halt, Watch, megabytes};
 use crate::config::jobs::Verify;
@@ -59,6 +60,9 @@ pub fn restore(shelf: &Shelf, request: &Request, watch: &mut Watch<'_>) -> Resul
         (Some(manifest), State::Good | State::Unverified) => manifest,
         (_, State::Damaged(reason)) => {
             return Err(Halt::Failed(format!("{} is damaged: {reason}", request.name)));
+        }
+        (_, State::Unreadable(reason)) => {
+            return Err(Halt::Failed(format!("{} cannot be read: {reason}", request.name)));
         }
         (None, _) => return Err(Halt::Failed(format!("{} has no manifest", request.name))),
     };
@@ -119,7 +123,16 @@ pub fn newest(copies: &[Copy], source: Option<&Path>) -> Result<String, String> 
         return Err(format!("there are copies of several databases: name one of {}, or a copy", names.join(", ")));
     }
     // They are in order of time.
-    good.last().map(|copy| copy.name.clone()).ok_or_else(|| "there is no verified copy".to_owned())
+    good.last().map(|copy| copy.name.clone()).ok_or_else(|| {
+        let Some(source) = source else {
+            return "there is no verified copy".to_owned();
+        };
+        let others: std::collections::BTreeSet<String> =
+            copies.iter().filter_map(|copy| copy.manifest.as_ref()).map(|manifest| manifest.source.display().to_string()).collect();
+        let others: Vec<String> = others.into_iter().collect();
+        let there_are = if others.is_empty() { String::new() } else { format!("; there are copies of {}", others.join(", ")) };
+        format!("there is no verified copy of {}{there_are}", source.display())
+    })
 }
 
 /// The folder a database is to be in, and its name there. A link is followed: what it leads to is replaced.
@@ -127,7 +140,7 @@ fn place_of(to: &Path) -> Result<(Directory, String), Halt> {
     let failed = |error: std::io::Error| Halt::Failed(format!("{}: {error}", to.display()));
     let to = match to.canonicalize() {
         Ok(path) => path,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => to.to_owned(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => source::resolved(to),
         Err(error) => return Err(failed(error)),
     };
     let name = to.file_name().and_then(|name| name.to_str()).map(str::to_owned);
@@ -165,7 +178,12 @@ fn make(copy: &Opened<'_>, folder: &Directory, name: &str, work: &str, notes: &m
     let mut file = folder.create(work).map_err(cannot)?;
     let unpacked = verify::unpack(shelf, &manifest.file, manifest, *keys, watch, |piece| file.write_all(piece).map_err(cannot));
     unpacked.map_err(|fault| explained(fault, &manifest.file))?;
-    verify::ask(&folder.path().join(work), manifest, Verify::Quick).map_err(|fault| explained(fault, &manifest.file))?;
+    // It is what was copied, to the last byte: what only the application has keeps nobody from having it back.
+    let check = verify::ask(&folder.path().join(work), &manifest.content, Verify::Quick, watch)
+        .map_err(|fault| explained(fault, &manifest.file))?;
+    if content::was_impossible(&check) {
+        notes.push(format!("{check}; it is the same as what was copied to the last byte"));
+    }
     // As the one it replaces; as the one that was copied where nothing is left of it.
     let owner = folder.entry(name).map_err(cannot)?.map_or(manifest.database_owner.into(), |entry| entry.owner);
     if let Err(error) = durable::give(&file, owner) {
@@ -181,38 +199,80 @@ fn explained(fault: Fault, name: &str) -> Halt {
     }
 }
 
+/// One step of putting a file into its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    /// Never over a file that has come in between.
+    Rename {
+        from: String,
+        to: String,
+    },
+    Remove(String),
+    /// What was done so far is on the disk before anything else is.
+    Sync,
+}
+
+/// How the new file gets into its place, where `parts` are there. After each step there is the old database whole, none, or the new one:
+/// never an old or a new file with a log that is not its own, or without the one that is.
+fn steps(name: &str, work: &str, parts: &[String], aside: &str) -> Vec<Step> {
+    let is_content = |part: &str| part == name || PARTS.iter().all(|(ending, is_content)| *is_content || !part.ends_with(ending));
+    let mut steps = Vec::new();
+    // Itself comes first.
+    for part in parts.iter().filter(|part| is_content(part)) {
+        let to = format!("{aside}{}", part.strip_prefix(name).unwrap_or_default());
+        steps.extend([Step::Rename { from: part.clone(), to }, Step::Sync]);
+    }
+    steps.extend(parts.iter().filter(|part| !is_content(part)).map(|part| Step::Remove(part.clone())));
+    if !parts.is_empty() {
+        steps.push(Step::Sync);
+    }
+    steps.push(Step::Rename { from: work.to_owned(), to: name.to_owned() });
+    steps
+}
+
+fn perform(folder: &Directory, step: &Step) -> std::io::Result<()> {
+    match step {
+        Step::Rename { from, to } => folder.rename_new(from, to),
+        Step::Remove(name) => folder.remove(name).map(|_| ()),
+        Step::Sync => folder.sync(),
+    }
+}
+
 /// Puts the new file into its place. Answers with the name what was there has now.
 fn swap(folder: &Directory, name: &str, work: &str, parts: &[String], stamp: &str) -> Result<Option<String>, Halt> {
     let failed = |what: &str, error: std::io::Error| Halt::Failed(format!("{}: {what}: {error}", folder.path().join(name).display()));
-    if parts.is_empty() {
-        // Never over a file that has come in between.
-        folder.rename_new(work, name).map_err(|error| failed("the restored file cannot take its place", error))?;
-        folder.sync().map_err(|error| failed("the folder cannot be forced to the disk", error))?;
-        return Ok(None);
-    }
     let aside = free_aside(folder, name, stamp)?;
-    let second = |part: &str| format!("{aside}{}", part.strip_prefix(name).unwrap_or_default());
-    let is_content = |part: &&String| PARTS.iter().all(|(ending, is_content)| *is_content || !part.ends_with(ending)) || *part == name;
-    let kept: Vec<&String> = parts.iter().filter(is_content).collect();
-    let back = |halt: Halt| {
-        // As it was: each file has its first name again, if it had lost it, and no second one.
-        for part in &kept {
-            let _ = folder.link(&second(part), part);
-            let _ = folder.remove(&second(part));
+    let steps = steps(name, work, parts, &aside);
+    for (at, step) in steps.iter().enumerate() {
+        let Err(error) = perform(folder, step) else {
+            continue;
+        };
+        let what = match step {
+            Step::Rename { from, .. } if from == work => "the restored file cannot take its place",
+            Step::Rename { .. } => "the old file cannot be kept beside",
+            Step::Remove(_) => "the old log of changes cannot be taken away",
+            Step::Sync => "the folder cannot be forced to the disk",
+        };
+        // As it was, the log before its database. Where somebody has taken the name meanwhile all of it stays aside: the old log would be
+        // applied to his file.
+        let is_taken = at > 0 && !matches!(folder.entry(name), Ok(None));
+        let mut is_back = !is_taken;
+        for step in steps.iter().take(at).rev() {
+            if let Step::Rename { from, to } = step
+                && is_back
+            {
+                is_back = folder.rename_new(to, from).is_ok();
+            }
         }
-        halt
-    };
-    for part in &kept {
-        folder.link(part, &second(part)).map_err(|error| back(failed("the old file cannot be kept beside", error)))?;
+        return Err(match failed(what, error) {
+            Halt::Failed(reason) if !is_back => Halt::Failed(format!("{reason}; what was there is {aside}")),
+            halt => halt,
+        });
     }
-    folder.sync().map_err(|error| back(failed("the folder cannot be forced to the disk", error)))?;
-    for part in parts.iter().filter(|part| *part != name) {
-        folder.remove(part).map_err(|error| back(failed("the old log of changes cannot be taken away", error)))?;
-    }
-    folder.sync().map_err(|error| back(failed("the folder cannot be forced to the disk", error)))?;
-    folder.rename_over(work, name).map_err(|error| back(failed("the restored file cannot take its place", error)))?;
-    folder.sync().map_err(|error| Halt::Failed(format!("{}: {error}; what was there is {aside}", folder.path().display())))?;
-    Ok(Some(aside))
+    let kept = (!parts.is_empty()).then_some(aside);
+    let is_where = kept.as_ref().map(|aside| format!("; what was there is {aside}")).unwrap_or_default();
+    folder.sync().map_err(|error| Halt::Failed(format!("{}: {error}{is_where}", folder.path().display())))?;
+    Ok(kept)
 }
 
 fn free_aside(folder: &Directory, name: &str, stamp: &str) -> Result<String, Halt> {
@@ -228,4 +288,55 @@ fn free_aside(folder: &Directory, name: &str, stamp: &str) -> Result<String, Hal
         }
     }
     Err(Halt::because("there are a thousand old files beside it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAME: &str = "a.db";
+    const WORK: &str = ".a.db.restored";
+
+    fn files(names: &[&str]) -> (tempfile::TempDir, Directory) {
+        let base = tempfile::tempdir().unwrap();
+        let folder = Directory::open(base.path()).unwrap();
+        for name in names {
+            folder.create(name).unwrap().write_all(if *name == WORK { b"new" } else { b"old" }).unwrap();
+        }
+        (base, folder)
+    }
+
+    #[test]
+    fn a_crash_after_any_step_leaves_no_database_rather_than_a_wrong_one() {
+        for there in [&["a.db"][..], &["a.db", "a.db-wal", "a.db-shm"], &["a.db", "a.db-journal"], &["a.db-wal"], &[]] {
+            for crash in 0..20 {
+                let (_base, folder) = files(&[there, &[WORK]].concat());
+                let parts = parts_of(&folder, NAME).unwrap();
+                let steps = steps(NAME, WORK, &parts, "aside");
+                steps.iter().take(crash).for_each(|step| perform(&folder, step).unwrap());
+                let names = folder.names().unwrap();
+                let has = |name: &str| names.contains(&name.to_owned());
+                for log in there.iter().filter(|part| part.ends_with("-wal") || part.ends_with("-journal")) {
+                    let second = log.replace(NAME, "aside");
+                    assert!(has(log) != has(&second), "{log} after {crash} steps: {names:?}");
+                    if has(NAME) {
+                        let is_new = std::fs::read(folder.path().join(NAME)).unwrap() == b"new";
+                        assert_eq!(has(log), !is_new, "after {crash} steps: {names:?}");
+                    }
+                }
+                assert!(crash < steps.len() || std::fs::read(folder.path().join(NAME)).unwrap() == b"new");
+                assert_eq!(has(NAME) || has("aside"), !there.is_empty() && there[0] == NAME || crash >= steps.len());
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_take_its_place_leaves_all_as_it_was() {
+        let there = ["a.db", "a.db-journal", "a.db-wal"];
+        let (_base, folder) = files(&there);
+        let parts = parts_of(&folder, NAME).unwrap();
+        // There is no new file.
+        assert!(matches!(swap(&folder, NAME, WORK, &parts, "T"), Err(Halt::Failed(reason)) if reason.contains("cannot take its place")));
+        assert_eq!(folder.names().unwrap(), there);
+    }
 }

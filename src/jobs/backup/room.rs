@@ -2,7 +2,7 @@
 //! does more harm than none.
 
 use super::watch::megabytes;
-use crate::config::jobs::Compress;
+use crate::config::jobs::{Compress, Verify};
 use crate::host::filesystem::Space;
 
 /// Always left to the application: a fiftieth of the disk, within these bounds, in bytes.
@@ -26,6 +26,16 @@ pub fn estimate(database_bytes: u64, compress: Compress, last: Option<(u64, u64)
         }
         // Text packs to a sixth; what packs worse ends at the reserve, and the next time it is known.
         (Compress::Zstd(_), _) => database_bytes / 4,
+    }
+}
+
+/// Whether the whole database lies beside the copy for a while, to be checked: what is not checked in its snapshot is. `can_open` where
+/// a copy can be opened here once it is made.
+pub fn is_unpacked(verify: Verify, is_wal: bool, can_open: bool) -> bool {
+    match verify {
+        Verify::None => false,
+        Verify::Quick => !is_wal,
+        Verify::Full => !is_wal || can_open,
     }
 }
 
@@ -62,6 +72,22 @@ mod tests {
         assert_eq!(estimate(GB, zstd, Some((GB / 10, GB))), GB / 8);
         assert_eq!(estimate(1000, zstd, Some((2000, 1000))), 1100);
         assert_eq!(estimate(1000, zstd, Some((0, 0))), 250);
+    }
+
+    #[test]
+    fn what_is_brought_back_to_be_checked_takes_room_too() {
+        let cases = [
+            ((Verify::None, false, true), false),
+            ((Verify::Quick, true, true), false),
+            ((Verify::Quick, false, true), true),
+            ((Verify::Full, true, true), true),
+            // Checked in the snapshot, or in a scratch file before it is sealed.
+            ((Verify::Full, true, false), false),
+            ((Verify::Full, false, false), true),
+        ];
+        for ((verify, is_wal, can_open), expected) in cases {
+            assert_eq!(is_unpacked(verify, is_wal, can_open), expected, "{verify:?} {is_wal} {can_open}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::manifest::{self, Manifest};
 use super::rotation::Known;
 use super::watch::Halt;
 use crate::config::jobs::Compress;
-use crate::host::durable::Directory;
+use crate::host::durable::{self, Directory, Owner};
 
 /// Behind the name of a copy that is sealed.
 const SEALED: &str = ".age";
@@ -28,6 +28,8 @@ const LONGEST_MANIFEST: u64 = 16 << 20;
 pub struct Copy {
     /// Of the copy; that of the manifest has `.json` behind it.
     pub name: String,
+    /// In JSON `state`, and `reason` beside it where there is one.
+    #[serde(flatten)]
     pub state: State,
     /// Absent where it cannot be read.
     pub manifest: Option<Manifest>,
@@ -42,6 +44,8 @@ pub enum State {
     Unverified,
     /// It will not come back, or not as it was.
     Damaged(String),
+    /// It belongs to somebody else: nothing is known of it.
+    Unreadable(String),
 }
 
 impl Copy {
@@ -97,12 +101,10 @@ impl Shelf {
     pub fn copy(&self, name: &str) -> Copy {
         let manifest = match self.manifest(name) {
             Ok(manifest) => manifest,
-            Err(reason) => {
-                return Copy { name: name.to_owned(), state: State::Damaged(reason), manifest: None };
-            }
+            Err(state) => return Copy { name: name.to_owned(), state, manifest: None },
         };
         let state = match (self.folder.entry(name), &manifest.damaged) {
-            (Err(error), _) => State::Damaged(error.to_string()),
+            (Err(error), _) => unreadable(&error),
             (Ok(None), _) => State::Damaged("the copy is not there, its manifest alone".to_owned()),
             (Ok(Some(entry)), _) if !entry.is_file => State::Damaged("it is no regular file".to_owned()),
             (Ok(Some(entry)), _) if entry.size != manifest.file_bytes => {
@@ -115,14 +117,14 @@ impl Shelf {
         Copy { name: name.to_owned(), state, manifest: Some(manifest) }
     }
 
-    fn manifest(&self, name: &str) -> Result<Manifest, String> {
+    fn manifest(&self, name: &str) -> Result<Manifest, State> {
         let text = self.folder.file(&format!("{name}{}", manifest::SUFFIX)).and_then(|file| {
             let mut text = Vec::new();
             file.take(LONGEST_MANIFEST).read_to_end(&mut text).map(|_| text)
         });
-        let manifest = Manifest::parse(&text.map_err(|error| error.to_string())?)?;
+        let manifest = Manifest::parse(&text.map_err(|error| unreadable(&error))?).map_err(State::Damaged)?;
         if manifest.file != name {
-            return Err(format!("its manifest is that of {}", manifest.file));
+            return Err(State::Damaged(format!("its manifest is that of {}", manifest.file)));
         }
         Ok(manifest)
     }
@@ -158,7 +160,11 @@ impl Shelf {
     /// When the disk or the folder does not take it; what was made is taken away again.
     pub fn place(&self, manifest: &Manifest) -> Result<(), Halt> {
         let name = &manifest.file;
-        let placed = self.write_manifest(manifest).and_then(|partial| {
+        let placed = self.write_manifest(manifest, None).and_then(|partial| {
+            if let Some(owner) = self.owner_of_new() {
+                // Where it cannot be given away it is root's: made all the same.
+                let _ = durable::give(&self.folder.file(&Shelf::partial(name))?, owner);
+            }
             self.folder.rename_new(&Shelf::partial(name), name)?;
             self.folder.rename_new(&partial, &format!("{name}{}", manifest::SUFFIX))?;
             self.folder.sync()
@@ -172,22 +178,44 @@ impl Shelf {
         })
     }
 
-    /// Replaces the manifest of a copy.
+    /// Replaces the manifest of a copy; it belongs to whom the old one belonged to.
     ///
     /// # Errors
-    /// When the disk or the folder does not take it; the old one is there then.
+    /// When the disk or the folder does not take it, or it cannot be given to its owner; the old one is there then.
     pub fn replace_manifest(&self, manifest: &Manifest) -> Result<(), Halt> {
-        let replaced = self.write_manifest(manifest).and_then(|partial| {
-            self.folder.rename_over(&partial, &format!("{}{}", manifest.file, manifest::SUFFIX))?;
+        let name = format!("{}{}", manifest.file, manifest::SUFFIX);
+        let replaced = self.folder.entry(&name).and_then(|old| {
+            let partial = self.write_manifest(manifest, old.map(|old| old.owner))?;
+            self.folder.rename_over(&partial, &name)?;
             self.folder.sync()
         });
         replaced.map_err(|error| Halt::Failed(format!("the manifest of {} cannot be replaced: {error}", manifest.file)))
     }
 
-    fn write_manifest(&self, manifest: &Manifest) -> std::io::Result<String> {
+    /// Who new files are to belong to, where it is not who makes them: what root makes in a folder of the application is the
+    /// application's, or it could not prove, restore or take away its own copies.
+    fn owner_of_new(&self) -> Option<Owner> {
+        let folder = self.folder.owner().ok()?;
+        (durable::acting_user() == 0 && folder.user != 0).then_some(Owner { mode: 0o600, ..folder })
+    }
+
+    /// In place of one that belongs to `owner`, or new. Answers with the name it has until it is renamed.
+    fn write_manifest(&self, manifest: &Manifest, owner: Option<Owner>) -> std::io::Result<String> {
         let partial = format!("{}{}{PARTIAL}", manifest.file, manifest::SUFFIX);
         self.folder.remove(&partial)?;
         let mut file = self.folder.create(&partial)?;
+        let given = match owner {
+            Some(owner) => durable::give(&file, owner),
+            None => {
+                // As in `place`.
+                let _ = self.owner_of_new().map(|owner| durable::give(&file, owner));
+                Ok(())
+            }
+        };
+        if let Err(error) = given {
+            let _ = self.folder.remove(&partial);
+            return Err(error);
+        }
         file.write_all(manifest.to_text().as_bytes())?;
         file.sync_all()?;
         Ok(partial)
@@ -231,6 +259,13 @@ impl Shelf {
             }
         }
         Ok(swept)
+    }
+}
+
+fn unreadable(error: &std::io::Error) -> State {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => State::Unreadable(error.to_string()),
+        _ => State::Damaged(error.to_string()),
     }
 }
 
@@ -334,9 +369,45 @@ mod tests {
         assert_eq!(found[1], (other.file.clone(), State::Unverified));
         assert!(matches!(&found[2].1, State::Damaged(reason) if reason.contains("not there")), "{found:?}");
         assert_eq!(found[3].1, State::Damaged("it has 99 bytes and should have 100".into()));
+        let written = |copy: Copy| serde_json::to_value(copy).unwrap();
+        let (good, damaged) = (written(shelf.copy(&other.file)), written(shelf.copy(&one.file)));
+        assert_eq!((&good["state"], good.get("reason")), (&"unverified".into(), None));
+        assert_eq!((&damaged["state"], &damaged["reason"]), (&"damaged".into(), &"it has 99 bytes and should have 100".into()));
         assert_eq!(shelf.delete(&other.file).unwrap(), 100);
         assert_eq!(states(&shelf).len(), 3);
         assert!(Shelf::take(&base.path().join("backups")).is_err());
+    }
+
+    #[test]
+    fn what_root_makes_and_replaces_belongs_to_whom_it_belonged_to() {
+        if durable::acting_user() != 0 {
+            eprintln!("skipped: only root gives files away");
+            return;
+        }
+        let (_base, shelf) = shelf();
+        let owner = |name: &str| {
+            let Owner { user, group, mode } = shelf.folder.entry(name).unwrap().unwrap().owner;
+            (user, group, mode)
+        };
+        let old = place(&shelf, 1000);
+        assert_eq!(owner(&old.file), (0, 0, 0o600));
+        std::os::unix::fs::chown(shelf.folder.path(), Some(12_345), Some(23_456)).unwrap();
+        let new = place(&shelf, 2000);
+        let json = |manifest: &Manifest| format!("{}.json", manifest.file);
+        for name in [new.file.clone(), json(&new)] {
+            assert_eq!(owner(&name), (12_345, 23_456, 0o600), "{name}");
+        }
+        shelf.replace_manifest(&Manifest { verified: None, ..old.clone() }).unwrap();
+        shelf.replace_manifest(&Manifest { verified: None, ..new.clone() }).unwrap();
+        assert_eq!((owner(&json(&old)), owner(&json(&new))), ((0, 0, 0o600), (12_345, 23_456, 0o600)));
+        // Who may not read it knows nothing of it. The thread alone is somebody else for a moment.
+        use rustix::process::Uid;
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(shelf.folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        rustix::thread::set_thread_res_uid(None, Uid::from_raw(54_321), None).unwrap();
+        let copy = shelf.copy(&old.file);
+        rustix::thread::set_thread_res_uid(None, Uid::ROOT, None).unwrap();
+        assert!(matches!(&copy.state, State::Unreadable(reason) if reason.contains("Permission denied")), "{copy:?}");
     }
 
     #[test]

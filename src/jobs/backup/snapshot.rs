@@ -9,6 +9,8 @@
 //! SQLite's own stepwise backup of a WAL database begins anew with each foreign commit and so never ends under load: the
 //! read transaction is pinned first here.
 
+use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use rusqlite::Connection;
@@ -18,7 +20,8 @@ use super::content::{self, Listed};
 use super::copy::{Packed, Packer};
 use super::manifest::{Content, Table};
 use super::sealing::Keys;
-use super::source::{self, Source};
+use super::source::{self, ATTEMPTS, Barred, LOCKED_PAUSE, Source};
+use super::verify;
 use super::watch::{Halt, Wal, Watch};
 use crate::config::jobs::{Compress, Verify};
 use crate::host::durable::{Directory, Stream};
@@ -27,14 +30,16 @@ use crate::host::durable::{Directory, Stream};
 const LOOK_EVERY: u64 = 1 << 20;
 /// A lock ends after so many bytes at the latest: they are held in memory until it is over.
 const LOCKED_BYTES: usize = 8 << 20;
-/// How often it is begun anew.
-const ATTEMPTS: u32 = 5;
 /// Steps of SQLite's virtual machine between two looks at the log of changes.
 const STEPS: i32 = 100_000;
 /// Pages a step of SQLite's backup.
 const BACKUP_PAGES: i32 = 256;
 /// Between two tries for a database that somebody has to himself.
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
+/// All of them together.
+const LONGEST_LOCKED: Duration = Duration::from_secs(30);
+/// Before more is offered to whatever takes the copy: what is under way lasts longer.
+const FULL_PAUSE: Duration = Duration::from_millis(2);
 
 /// How a copy is to be made.
 #[derive(Clone, Debug)]
@@ -46,6 +51,9 @@ pub struct Way {
     pub longest_wal: u64,
     /// Copies are sealed with them.
     pub keys: Option<Keys>,
+    /// Nobody can open the copy afterwards: what is not held long enough to be checked where it is goes to a scratch file too, unsealed,
+    /// and is checked there.
+    pub is_last_look: bool,
 }
 
 /// One state of a database, packed and forced to the disk, under a name that is not yet that of a copy.
@@ -80,7 +88,19 @@ pub fn take(source: &mut Source, way: &Way, folder: &Directory, name: &str, watc
         }
     };
     watch.wal = None;
+    // What is left of it goes at the beginning of the next run too.
+    let _ = folder.remove(&scratch_of(name));
     shot
+}
+
+/// The file that holds a database unpacked for a while.
+fn scratch_of(name: &str) -> String {
+    format!("{name}.scratch")
+}
+
+/// The check of a copy that nobody can open later.
+fn last_look(path: &Path, content: &Content, way: &Way, watch: &mut Watch<'_>) -> Result<Option<String>, Halt> {
+    Ok(if way.is_last_look && way.verify != Verify::None { Some(verify::ask(path, content, way.verify, watch)?) } else { None })
 }
 
 fn pinned(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch: &mut Watch<'_>) -> Result<Shot, Halt> {
@@ -88,7 +108,7 @@ fn pinned(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch:
     // Counting and checking are single statements that take what they take; this is what ends them.
     let wal = Wal::new(source.wal.clone(), way.longest_wal);
     source.connection.progress_handler(STEPS, Some(move || wal.excess().is_some()))?;
-    let answer = within(&source.connection, |connection| {
+    let answer = within::<_, Halt>(&source.connection, |connection| {
         let mut content = content::outline(connection)?;
         let mut packer = start(folder, name, way, &content)?;
         let mut statement = connection.prepare("SELECT data FROM sqlite_dbpage('main') ORDER BY pgno")?;
@@ -97,7 +117,7 @@ fn pinned(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch:
         let mut looked = 0;
         while let Some(row) = rows.next()? {
             let page = row.get_ref(0)?.as_blob().map_err(Halt::because)?;
-            push(&mut packer, page)?;
+            push(&mut packer, page, watch)?;
             done += page.len() as u64;
             if done - looked >= LOOK_EVERY {
                 looked = done;
@@ -125,31 +145,44 @@ fn pinned(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch:
 }
 
 /// Does something inside one read transaction, which sees one state throughout.
-fn within<T>(connection: &Connection, inside: impl FnOnce(&Connection) -> Result<T, Halt>) -> Result<T, Halt> {
+fn within<T, E: From<rusqlite::Error>>(connection: &Connection, inside: impl FnOnce(&Connection) -> Result<T, E>) -> Result<T, E> {
     connection.execute_batch("BEGIN")?;
     // A transaction begins with its first look.
     let answer = connection
         .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0))
-        .map_err(Halt::from)
+        .map_err(E::from)
         .and_then(|_| inside(connection));
     // Nothing was written: it makes no difference how it ends, and after an error SQLite may have ended it already.
     let _ = connection.execute_batch("ROLLBACK");
     answer
 }
 
-/// Tries again while the database changes under the reader.
+/// Tries again, a few times, while the database changes under the reader or somebody has it to himself.
 fn attempts(
     watch: &mut Watch<'_>,
     folder: &Directory,
     name: &str,
     way: &Way,
-    mut attempt: impl FnMut(&mut Watch<'_>) -> Result<Option<Shot>, Halt>,
+    mut attempt: impl FnMut(&mut Watch<'_>) -> Result<Option<Shot>, Barred>,
 ) -> Result<Shot, Halt> {
+    let mut locked_since = None;
     for _ in 0..ATTEMPTS {
-        if let Some(shot) = attempt(watch)? {
-            return Ok(shot);
+        let begun = watch.foreman.now();
+        match attempt(watch) {
+            Ok(Some(shot)) => return Ok(shot),
+            Ok(None) => locked_since = None,
+            Err(Barred::Halted(halt)) => return Err(halt),
+            Err(Barred::Locked) => {
+                locked_since.get_or_insert(begun);
+                if !watch.foreman.wait(LOCKED_PAUSE) {
+                    return Err(Halt::Stopped);
+                }
+            }
         }
         folder.remove(name).map_err(Halt::because)?;
+    }
+    if let Some(since) = locked_since {
+        return Err(source::locked(watch.foreman.now().since(since)));
     }
     Err(Halt::Failed(format!(
         "it keeps no log of changes (WAL) and changed under the reader {ATTEMPTS} times; a copy in one piece would block its writers for longer \
@@ -159,26 +192,35 @@ fn attempts(
 }
 
 /// `None` when the database has changed meanwhile.
-fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch: &mut Watch<'_>) -> Result<Option<Shot>, Halt> {
+fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch: &mut Watch<'_>) -> Result<Option<Shot>, Barred> {
     let connection = &source.connection;
     let made = watch.foreman.now().wall;
-    let (mut content, version, listed) =
-        within(connection, |connection| Ok((content::outline(connection)?, version(connection)?, content::list(connection)?)))?;
+    let (mut content, version, listed) = within::<_, Barred>(connection, |connection| {
+        Ok((content::outline(connection)?, version(connection)?, content::list(connection)?))
+    })?;
     let mut packer = start(folder, name, way, &content)?;
+    let plain = scratch_of(name);
+    let mut scratch = if way.is_last_look && way.verify != Verify::None {
+        // Of an earlier attempt.
+        folder.remove(&plain).map_err(Halt::because)?;
+        Some(Stream::new(folder.create(&plain).map_err(Halt::because)?))
+    } else {
+        None
+    };
     let mut page = connection.prepare("SELECT data FROM sqlite_dbpage('main') WHERE pgno = ?1")?;
     let mut held = Vec::with_capacity(LOCKED_BYTES);
     let mut next = 1;
     while next <= content.pages {
         held.clear();
         let begun = watch.foreman.now();
-        let is_same = within(connection, |connection| {
+        let is_same = within::<_, Barred>(connection, |connection| {
             if self::version(connection)? != version {
                 return Ok(false);
             }
             while next <= content.pages && held.len() < LOCKED_BYTES {
                 let mut rows = page.query([next as i64])?;
                 let Some(row) = rows.next()? else {
-                    return Err(Halt::Failed(format!("page {next} cannot be read")));
+                    return Err(Halt::Failed(format!("page {next} cannot be read")).into());
                 };
                 held.extend_from_slice(row.get_ref(0)?.as_blob().map_err(Halt::because)?);
                 next += 1;
@@ -192,11 +234,14 @@ fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str,
         if !is_same {
             return Ok(None);
         }
-        push(&mut packer, &held)?;
+        push(&mut packer, &held, watch)?;
+        if let Some(scratch) = &mut scratch {
+            scratch.write_all(&held).map_err(|error| Halt::Failed(format!("{plain} cannot be written: {error}")))?;
+        }
         watch.look((next - 1) * u64::from(content.page_size), packer.written())?;
         // As long again belongs to the writers.
         if next <= content.pages && !watch.foreman.wait(locked) {
-            return Err(Halt::Stopped);
+            return Err(Halt::Stopped.into());
         }
     }
     for table in listed {
@@ -207,13 +252,15 @@ fn between_locks(source: &mut Source, way: &Way, folder: &Directory, name: &str,
     }
     // Looked for where an index as long was gone through within one lock.
     if content.tables.get("checkpoints").is_some_and(|table| table.rows.is_some()) {
-        content.newest_checkpoint = within(connection, |connection| {
+        content.newest_checkpoint = within::<_, Barred>(connection, |connection| {
             let is_same = self::version(connection)? == version;
             Ok(is_same.then(|| content::newest_checkpoint(connection)).flatten())
         })?;
     }
     let packed = finish(packer, &content)?;
-    Ok(Some(Shot { made, content, packed, method: "pages-between-locks", checked: None }))
+    drop(scratch);
+    let checked = last_look(&folder.path().join(&plain), &content, way, watch)?;
+    Ok(Some(Shot { made, content, packed, method: "pages-between-locks", checked }))
 }
 
 /// Rows that cannot be counted within one lock are not counted. `None` when the database has changed.
@@ -223,7 +270,7 @@ fn count_between_locks(
     version: i64,
     longest_lock: Duration,
     watch: &mut Watch<'_>,
-) -> Result<Option<Table>, Halt> {
+) -> Result<Option<Table>, Barred> {
     let begun = watch.foreman.now();
     within(connection, |connection| {
         if self::version(connection)? != version {
@@ -236,33 +283,30 @@ fn count_between_locks(
 }
 
 /// Changes with each commit of anybody else.
-fn version(connection: &Connection) -> Result<i64, Halt> {
-    Ok(connection.query_row("PRAGMA data_version", [], |row| row.get(0))?)
+fn version(connection: &Connection) -> rusqlite::Result<i64> {
+    connection.query_row("PRAGMA data_version", [], |row| row.get(0))
 }
 
 fn scratch(source: &mut Source, way: &Way, folder: &Directory, name: &str, watch: &mut Watch<'_>) -> Result<Shot, Halt> {
-    let scratch = format!("{name}.scratch");
+    let scratch = scratch_of(name);
     // Made by us, so that it is readable to us alone; SQLite opens what is there.
     folder.create(&scratch).map_err(Halt::because)?;
     let path = folder.path().join(&scratch);
-    let answer = fill_scratch(source, &path, way, watch).and_then(|made| {
-        watch.wal = None;
-        let content = content::read(&source::open_still(&path)?)?;
-        let mut packer = start(folder, name, way, &content)?;
-        let file = folder.file(&scratch).map_err(Halt::because)?;
-        read_pieces(file, |piece, done| {
-            push(&mut packer, piece)?;
-            watch.look(done, packer.written())
-        })?;
-        let packed = finish(packer, &content)?;
-        Ok(Shot { made, content, packed, method: "scratch-copy", checked: None })
-    });
-    // What is left of it goes at the beginning of the next run too.
-    let _ = folder.remove(&scratch);
-    answer
+    let made = fill_scratch(source, &path, way, watch)?;
+    watch.wal = None;
+    let content = content::read(&source::open_still(&path)?)?;
+    let checked = last_look(&path, &content, way, watch)?;
+    let mut packer = start(folder, name, way, &content)?;
+    let file = folder.file(&scratch).map_err(Halt::because)?;
+    read_pieces(file, |piece, done| {
+        push(&mut packer, piece, watch)?;
+        watch.look(done, packer.written())
+    })?;
+    let packed = finish(packer, &content)?;
+    Ok(Shot { made, content, packed, method: "scratch-copy", checked })
 }
 
-fn fill_scratch(source: &Source, path: &std::path::Path, way: &Way, watch: &mut Watch<'_>) -> Result<SystemTime, Halt> {
+fn fill_scratch(source: &Source, path: &Path, way: &Way, watch: &mut Watch<'_>) -> Result<SystemTime, Halt> {
     let made = watch.foreman.now().wall;
     let mut target = Connection::open(path)?;
     target.execute_batch("PRAGMA synchronous = OFF; PRAGMA journal_mode = MEMORY")?;
@@ -270,6 +314,7 @@ fn fill_scratch(source: &Source, path: &std::path::Path, way: &Way, watch: &mut 
         let backup = Backup::new(connection, &mut target)?;
         let mut left = i32::MAX;
         let mut restarts = 0;
+        let mut locked_since = None;
         loop {
             let begun = watch.foreman.now();
             let step = backup.step(BACKUP_PAGES)?;
@@ -285,8 +330,14 @@ fn fill_scratch(source: &Source, path: &std::path::Path, way: &Way, watch: &mut 
                 StepResult::Done => return Ok(true),
                 StepResult::More if source.is_wal => continue,
                 StepResult::More => took,
+                _ if took.max(begun.since(*locked_since.get_or_insert(begun))) >= LONGEST_LOCKED => {
+                    return Err(source::locked(LONGEST_LOCKED));
+                }
                 _ => BUSY_PAUSE,
             };
+            if matches!(step, StepResult::More) {
+                locked_since = None;
+            }
             if !watch.foreman.wait(pause) {
                 return Err(Halt::Stopped);
             }
@@ -326,9 +377,18 @@ fn start(folder: &Directory, name: &str, way: &Way, content: &Content) -> Result
         .map_err(Halt::because)
 }
 
-/// A packer that has given up says why when it is finished.
-fn push(packer: &mut Packer<Stream>, bytes: &[u8]) -> Result<(), Halt> {
-    packer.push(bytes).map_err(|error| Halt::Failed(format!("the copy cannot be written: {error}")))
+/// Looks after the database while whatever takes the copy takes none of it: a share that hangs must not hold a snapshot.
+fn push(packer: &mut Packer<Stream>, bytes: &[u8], watch: &mut Watch<'_>) -> Result<(), Halt> {
+    let cannot = |error| Halt::Failed(format!("the copy cannot be written: {error}"));
+    let mut is_taken = packer.push(bytes).map_err(cannot)?;
+    while !is_taken {
+        if !watch.foreman.wait(FULL_PAUSE) {
+            return Err(Halt::Stopped);
+        }
+        watch.judge()?;
+        is_taken = packer.hand_over().map_err(cannot)?;
+    }
+    Ok(())
 }
 
 fn finish(packer: Packer<Stream>, content: &Content) -> Result<Packed, Halt> {
@@ -349,8 +409,14 @@ mod tests {
     use super::*;
     use crate::jobs::run::Report;
 
-    const WAY: Way =
-        Way { compress: Compress::None, verify: Verify::Quick, longest_lock: Duration::from_millis(10), longest_wal: 1 << 30, keys: None };
+    const WAY: Way = Way {
+        compress: Compress::None,
+        verify: Verify::Quick,
+        longest_lock: Duration::from_millis(10),
+        longest_wal: 1 << 30,
+        keys: None,
+        is_last_look: false,
+    };
 
     fn database(mode: &str, rows: u32) -> (tempfile::TempDir, std::path::PathBuf) {
         let base = tempfile::tempdir().unwrap();
@@ -387,6 +453,25 @@ mod tests {
             assert_eq!(rows, Ok((2000, 2000)));
             assert_eq!(std::fs::read_dir(base.path().join("copies")).unwrap().count(), 1, "the scratch file is gone");
         }
+    }
+
+    #[test]
+    fn a_database_that_stays_locked_is_given_up_after_some_attempts() {
+        let base = tempfile::tempdir().unwrap();
+        let folder = Directory::open(base.path()).unwrap();
+        let mut follower = Follower::default();
+        let mut watch = Watch::new(&mut follower, 0);
+        let busy = || rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY), None);
+        let mut asked = 0;
+        let halt = attempts(&mut watch, &folder, "copy", &WAY, |_| {
+            asked += 1;
+            Err(Barred::from(busy()))
+        });
+        assert_eq!((halt.err(), asked), (Some(Halt::because("somebody has had it locked for 0 s")), ATTEMPTS));
+        // Told to stop while it waits.
+        follower.stop_after = Some(1);
+        let halt = attempts(&mut Watch::new(&mut follower, 0), &folder, "copy", &WAY, |_| Err(Barred::from(busy())));
+        assert_eq!(halt.err(), Some(Halt::Stopped));
     }
 
     #[test]

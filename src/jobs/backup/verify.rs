@@ -5,16 +5,18 @@
 //! - **Restored**: it is unpacked into a temporary file, which SQLite opens, checks and counts. Takes the size of the database
 //!   on the disk for a while.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+use rusqlite::ErrorCode as Code;
 use sha2::{Digest, Sha256};
 
 use super::census::Census;
 use super::content;
 use super::copy::{Unpacker, hexadecimal};
-use super::manifest::{Manifest, Verification};
+use super::manifest::{Content, Manifest, Verification};
+use super::room;
 use super::sealing::Keys;
 use super::shelf::Shelf;
 use super::snapshot::read_pieces;
@@ -22,10 +24,10 @@ use super::source;
 use super::watch::{Halt, Watch, megabytes};
 use crate::config::jobs::Verify;
 use crate::host::durable::Directory;
-use crate::host::filesystem;
+use crate::host::{filesystem, scheduling};
 
-/// Left free on the disk while a database is brought back for a while, in bytes.
-const MARGIN: u64 = 16 << 20;
+/// Between two looks at whether a check is to stop.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Why a copy was not proven.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,16 @@ pub enum Fault {
     Damaged(String),
     /// It could not be looked at; it may be good.
     Unknown(Halt),
+}
+
+/// By the code alone: a disk that cannot be read, memory or room that is missing, a lock, say nothing about the content.
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Fault {
+        match content::code(&error) {
+            Some(Code::DatabaseCorrupt | Code::NotADatabase) => Fault::Damaged(error.to_string()),
+            _ => Fault::Unknown(error.into()),
+        }
+    }
 }
 
 impl From<Fault> for Halt {
@@ -89,8 +101,8 @@ pub fn restored(
 ) -> Result<String, Fault> {
     let folder = place.folder;
     let unknown = |reason: String| Fault::Unknown(Halt::Failed(reason));
-    let needed = manifest.database_bytes.saturating_add(MARGIN);
     let space = filesystem::space(folder.path()).map_err(|error| unknown(format!("{}: {error}", folder.path().display())))?;
+    let needed = manifest.database_bytes.saturating_add(room::reserve(&space));
     if space.avail < needed {
         return Err(unknown(format!(
             "{} has {} left; to bring it back there for a while takes {}",
@@ -100,31 +112,58 @@ pub fn restored(
         )));
     }
     let work = format!("{}.scratch", Shelf::partial(&manifest.file));
-    let cannot = |error: std::io::Error| unknown(format!("{work} in {}: {error}", folder.path().display()));
+    let cannot = |error: std::io::Error| {
+        let hint = match error.kind() {
+            ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => "; `--scratch FOLDER` takes another place",
+            _ => "",
+        };
+        unknown(format!("{work} in {}: {error}{hint}", folder.path().display()))
+    };
     folder.remove(&work).map_err(cannot)?;
     let mut file = folder.create(&work).map_err(cannot)?;
     let answer = unpack(shelf, name, manifest, place.keys, watch, |piece| {
         file.write_all(piece).map_err(|error| Halt::because(format!("{work}: {error}")))
     })
-    .and_then(|()| ask(&folder.path().join(&work), manifest, how));
+    .and_then(|()| ask(&folder.path().join(&work), &manifest.content, how, watch));
     // What is left of it goes at the beginning of the next run too.
     let _ = folder.remove(&work);
     answer
 }
 
-/// Has SQLite open a database that was brought back.
+/// Has SQLite open a database that was brought back, check it as `how` says, and compare what it holds. Answers with the words of
+/// [`content::check`].
 ///
 /// # Errors
 /// See [`Fault`].
-pub fn ask(path: &Path, manifest: &Manifest, how: Verify) -> Result<String, Fault> {
-    let damaged = |halt: Halt| match halt {
-        Halt::Failed(reason) => Fault::Damaged(reason),
-        Halt::Stopped => Fault::Unknown(Halt::Stopped),
+pub fn ask(path: &Path, expected: &Content, how: Verify, watch: &mut Watch<'_>) -> Result<String, Fault> {
+    let connection = source::open_still(path)?;
+    let interrupt = connection.get_interrupt_handle();
+    let asking = move || -> Result<(String, Content), Fault> {
+        let checked = content::check(&connection, how)?;
+        Ok((checked, content::read(&connection)?))
     };
-    let connection = source::open_still(path).map_err(damaged)?;
-    let checked = content::check(&connection, how).map_err(damaged)?;
-    let found = content::read(&connection).map_err(damaged)?;
-    match manifest.content.difference(&found) {
+    // To check a large database is one statement that takes minutes: from beside it, it can be ended.
+    let (answer, is_stopped) = std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().name("check".into());
+        let asking =
+            scheduling::deaf_to_signals(|| thread.spawn_scoped(scope, asking)).map_err(|error| Fault::Unknown(Halt::because(error)))?;
+        let mut is_stopped = false;
+        while !asking.is_finished() {
+            // Asked for again each time: a statement may have ended and the next one begun just then.
+            if !watch.foreman.wait(LOOK_EVERY) {
+                is_stopped = true;
+                interrupt.interrupt();
+                std::thread::yield_now();
+            }
+        }
+        let answer = asking.join().map_err(|_| Fault::Unknown(Halt::because("the thread that checks has panicked")))?;
+        Ok::<_, Fault>((answer, is_stopped))
+    })?;
+    if is_stopped {
+        return Err(Fault::Unknown(Halt::Stopped));
+    }
+    let (checked, found) = answer?;
+    match expected.difference(&found) {
         Some(difference) => Err(Fault::Damaged(difference)),
         None => Ok(checked),
     }
@@ -207,4 +246,28 @@ pub fn sealed(shelf: &Shelf, name: &str, manifest: &Manifest, watch: &mut Watch<
 /// What is written down of a proof.
 pub fn verification(at: SystemTime, how: &str, check: String) -> Verification {
     Verification { at, how: how.to_owned(), check }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::watch::tests::Follower;
+    use super::*;
+
+    #[test]
+    fn a_check_that_takes_long_ends_when_it_is_told_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.db");
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        let rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50000)";
+        connection
+            .execute_batch(&format!("CREATE TABLE t (a PRIMARY KEY); INSERT INTO t {rows} SELECT hex(randomblob(20)) FROM n"))
+            .unwrap();
+        let content = content::read(&connection).unwrap();
+        drop(connection);
+        let mut follower = Follower::default();
+        assert_eq!(ask(&path, &content, Verify::Full, &mut Watch::new(&mut follower, 0)), Ok("integrity_check".into()));
+        follower.stop_after = Some(0);
+        let stopped = ask(&path, &content, Verify::Full, &mut Watch::new(&mut follower, 0));
+        assert_eq!(stopped, Err(Fault::Unknown(Halt::Stopped)));
+    }
 }

@@ -38,14 +38,21 @@ pub struct Wal {
     path: PathBuf,
     /// Bytes when the snapshot was taken.
     begun_with: u64,
-    /// Bytes it may grow by.
+    /// Bytes it may grow by, and by whose word.
     longest: u64,
+    by: &'static str,
 }
 
+/// Of what is free on its own disk, the part it may grow by: what fills that disk ends the application.
+const SHARE_OF_FREE: u64 = 10;
+
 impl Wal {
-    pub fn new(path: PathBuf, longest: u64) -> Wal {
+    /// Of `longest_wal` bytes, or fewer where its disk has little left.
+    pub fn new(path: PathBuf, longest_wal: u64) -> Wal {
         let begun_with = size(&path);
-        Wal { path, begun_with, longest }
+        let free = path.parent().and_then(|folder| filesystem::space(folder).ok()).map(|space| space.avail);
+        let (longest, by) = limit(longest_wal, free);
+        Wal { path, begun_with, longest, by }
     }
 
     /// By how much it has grown, where that is too much.
@@ -57,12 +64,21 @@ impl Wal {
     pub fn judge(&self) -> Result<(), Halt> {
         match self.excess() {
             Some(grown) => Err(Halt::Failed(format!(
-                "the log of changes has grown by {} while the snapshot was held, longest_wal allows {}; it was let go",
+                "the log of changes has grown by {} while the snapshot was held, {} allows {}; it was let go",
                 megabytes(grown),
+                self.by,
                 megabytes(self.longest)
             ))),
             None => Ok(()),
         }
+    }
+}
+
+/// `free` bytes of its own disk, where that is known.
+fn limit(longest_wal: u64, free: Option<u64>) -> (u64, &'static str) {
+    match free.map(|free| free / SHARE_OF_FREE) {
+        Some(share) if share < longest_wal => (share, "a tenth of what was free on its disk"),
+        _ => (longest_wal, "longest_wal"),
     }
 }
 
@@ -92,6 +108,19 @@ impl<'f> Watch<'f> {
 
     /// To be called every megabyte or so: `done` bytes of this part, `written` of its copy.
     pub fn look(&mut self, done: u64, written: u64) -> Result<(), Halt> {
+        self.judge()?;
+        let now = self.foreman.now();
+        if now.since(self.told) >= TOLD_EVERY {
+            self.told = now;
+            let done = self.before.saturating_add(done).min(self.of);
+            let seconds_left = seconds_left(now.since(self.begun), done, self.of);
+            self.foreman.tell(Report::Progress { done, of: self.of, bytes: written, seconds_left });
+        }
+        Ok(())
+    }
+
+    /// To be called while nothing goes on, too.
+    pub fn judge(&mut self) -> Result<(), Halt> {
         if !self.foreman.at_safe_point() {
             return Err(Halt::Stopped);
         }
@@ -102,13 +131,6 @@ impl<'f> Watch<'f> {
             && filesystem::space(folder).is_ok_and(|space| space.avail < *floor)
         {
             return Err(Halt::Failed(format!("{} has less than {} left", folder.display(), megabytes(*floor))));
-        }
-        let now = self.foreman.now();
-        if now.since(self.told) >= TOLD_EVERY {
-            self.told = now;
-            let done = self.before.saturating_add(done).min(self.of);
-            let seconds_left = seconds_left(now.since(self.begun), done, self.of);
-            self.foreman.tell(Report::Progress { done, of: self.of, bytes: written, seconds_left });
         }
         Ok(())
     }
@@ -190,6 +212,14 @@ pub(super) mod tests {
         assert!(matches!(watch.look(0, 0), Err(Halt::Failed(_))));
         follower.stop_after = Some(0);
         assert_eq!(Watch::new(&mut follower, 0).look(0, 0), Err(Halt::Stopped));
+    }
+
+    #[test]
+    fn a_log_takes_no_more_than_a_tenth_of_its_disk() {
+        assert_eq!(limit(1000, None), (1000, "longest_wal"));
+        assert_eq!(limit(1000, Some(10_000)), (1000, "longest_wal"));
+        assert_eq!(limit(1000, Some(9_000)), (900, "a tenth of what was free on its disk"));
+        assert_eq!(limit(1000, Some(0)).0, 0);
     }
 
     #[test]
