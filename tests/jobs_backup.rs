@@ -646,14 +646,17 @@ fn one_database_that_fails_keeps_no_other_from_being_copied() {
     // The same one by another name is copied once.
     std::os::unix::fs::symlink(&stage.database, stage.base.path().join("link.db")).unwrap();
     stage.settings.databases.push(stage.base.path().join("link.db"));
-    let failure = stage.run().err().expect("one is missing");
-    assert!(failure.0.contains("missing.db: No such file") && failure.0.ends_with("; 1 of the others is copied"), "{failure}");
+    let (outcome, _) = stage.run().expect("the other one is there");
+    assert_eq!(outcome.end, End::Failed);
+    let failure = &outcome.errors[0];
+    assert!(failure.contains("missing.db: No such file") && failure.ends_with("; 1 of the others is copied"), "{failure}");
     assert_eq!(stage.copies().len(), 1);
     // What became of the others is told too.
     stage.settings.keep = Duration::ZERO;
     let mut follower = Follower { later: Duration::from_secs(60), ..Follower::default() };
-    let failure = backup::run(&stage.settings, &Order::default(), &mut follower).unwrap_err();
-    assert!(failure.0.contains("; 1 of the others is copied, 1 old copies of them ("), "{failure}");
+    let outcome = backup::run(&stage.settings, &Order::default(), &mut follower).unwrap();
+    assert_eq!((&outcome.end, outcome.deleted.get("backup")), (&End::Failed, Some(&1)));
+    assert!(outcome.reclaimed_bytes > 0 && outcome.figures["backup_size_bytes"] > 0.0, "{outcome:?}");
     assert_eq!(stage.copies().len(), 1);
     assert!(!stage.base.path().join("missing.db").exists());
 }

@@ -347,11 +347,12 @@ fn told_of(result: &Result<Outcome, Failure>, totals: Option<&Totals>, was_late:
     match result {
         Ok(outcome) => match outcome.end {
             End::Done => ("done", outcome.errors.first().cloned().unwrap_or_default()),
-            End::Planned => ("planned", String::new()),
+            End::Planned => ("planned", totals.map(Totals::told).unwrap_or_default()),
             End::Held => {
                 let brake = totals.and_then(|totals| totals.brake.clone()).unwrap_or_else(|| "a brake holds the plan".to_owned());
                 ("held", format!("{brake}; --yes carries it out"))
             }
+            End::Failed => ("failed", outcome.errors.first().cloned().unwrap_or_default()),
             End::Stopped if was_late => ("stopped", "its time was up; the rest is for the next run".to_owned()),
             End::Stopped => ("stopped", "it was told to stop; the rest is for the next run".to_owned()),
         },

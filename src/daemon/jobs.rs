@@ -653,6 +653,7 @@ fn told_of(running: &Running) -> (&'static str, String) {
                 let brake = running.totals.as_ref().and_then(|totals| totals.brake.clone());
                 ("held", brake.unwrap_or_else(|| "a brake holds the plan".to_owned()))
             }
+            End::Failed => ("failed", first_error(&outcome.errors)),
             End::Stopped if running.is_out_of_time => ("stopped", "its time was up; the rest is for the next run".to_owned()),
             End::Stopped => ("stopped", "it was told to stop; the rest is for the next run".to_owned()),
         },

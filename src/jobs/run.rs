@@ -75,6 +75,8 @@ pub enum End {
     Held,
     /// Asked to stop, or out of time: what is done is done, the rest is for the next run.
     Stopped,
+    /// Of several things some were done and some could not be: the errors say which, and the figures are of those that were.
+    Failed,
 }
 
 /// A run that could not go on; the fragment finishes "could not …".

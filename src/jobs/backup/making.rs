@@ -12,7 +12,7 @@ use super::shelf::{Copy, Shelf};
 use super::snapshot::{self, Shot, Way};
 use super::source::{self, Source};
 use super::verify;
-use super::watch::{Halt, Watch, megabytes};
+use super::watch::{Halt, Watch};
 use super::{content, copies_of, room};
 use crate::config::jobs::{Backup, Compress, Verify};
 use crate::host::clock::Moment;
@@ -150,22 +150,18 @@ fn carry_out(settings: &Backup, shelf: &Shelf, copies: &[Copy], tasks: &[Task], 
         }
         watch.before += 2 * task.database_bytes;
     }
-    if failures.is_empty() { Ok(outcome) } else { Err(partly(failures, made, &outcome)) }
+    if failures.is_empty() { Ok(outcome) } else { partly(&failures, made, outcome) }
 }
 
-/// A run that fails for one database tells what it did to the others: an outcome it has none.
-fn partly(mut failures: Vec<String>, made: u32, outcome: &Outcome) -> Failure {
-    failures.extend(outcome.errors.iter().cloned());
-    let mut done = Vec::new();
-    if made > 0 {
-        done.push(format!("{made} of the others {} copied", if made == 1 { "is" } else { "are" }));
+/// What was done for some of the databases counts, whatever happened to the others.
+fn partly(failures: &[String], made: u32, mut outcome: Outcome) -> Result<Outcome, Failure> {
+    let failed = format!("back up {}", failures.join("; "));
+    if made == 0 {
+        return Err(Failure(failed));
     }
-    let deleted: u64 = outcome.deleted.values().sum();
-    if deleted > 0 {
-        done.push(format!("{deleted} old copies of them ({}) are gone", megabytes(outcome.reclaimed_bytes)));
-    }
-    let done = if done.is_empty() { String::new() } else { format!("; {}", done.join(", ")) };
-    Failure(format!("back up {}{done}", failures.join("; ")))
+    outcome.end = End::Failed;
+    outcome.errors.insert(0, format!("could not {failed}; {made} of the others {} copied", if made == 1 { "is" } else { "are" }));
+    Ok(outcome)
 }
 
 /// Makes one copy and proves it. Unless all is well nothing of it stays.
