@@ -92,28 +92,29 @@ class Writer:
         return place(0.5), place(0.99), taken[-1]
 
 
-class Disk:
-    """The most a folder held."""
+class Most:
+    """The most that a measure said, asked every 5 ms."""
 
-    def __init__(self, folder):
-        self.folder, self.most, self.over = folder, 0, threading.Event()
+    def __init__(self, measure):
+        self.measure, self.most, self.over = measure, 0, threading.Event()
         self.thread = threading.Thread(target=self.look)
         self.thread.start()
 
     def look(self):
         while not self.over.wait(0.005):
-            total = 0
-            for entry in os.scandir(self.folder):
-                try:
-                    total += entry.stat().st_blocks * 512
-                except FileNotFoundError:
-                    pass
-            self.most = max(self.most, total)
+            try:
+                self.most = max(self.most, self.measure())
+            except FileNotFoundError:
+                pass  # Not there yet, or not any more.
 
     def end(self):
         self.over.set()
         self.thread.join()
         return self.most
+
+
+def taken_by(folder):
+    return sum(entry.stat().st_blocks * 512 for entry in os.scandir(folder))
 
 
 def largest(session):
@@ -202,7 +203,7 @@ to = "{folder}"
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(mode=0o700)
                 flush_and_warm(database)
-                writer, disk = Writer(str(database)), Disk(folder)
+                writer, disk = Writer(str(database)), Most(lambda: taken_by(folder))
                 taken, memory = run(command, arguments.patience)
                 extra = disk.end() / size
                 found.setdefault(name, []).append((taken, memory, extra, *writer.end()))

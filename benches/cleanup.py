@@ -21,10 +21,9 @@ import sqlite3
 import statistics
 import sys
 import tempfile
-import threading
 import time
 
-from backups import Writer, flush_and_warm, run
+from backups import Most, Writer, flush_and_warm, run
 
 FIND = """
 old = [thread for thread, newest in connection.execute("SELECT thread_id, max(checkpoint_id) FROM checkpoints GROUP BY thread_id") if newest < cutoff]
@@ -78,27 +77,6 @@ def make_database(path, rows, now):
     connection.close()
 
 
-class Log:
-    """The most the log of changes held."""
-
-    def __init__(self, path):
-        self.path, self.most, self.over = path, 0, threading.Event()
-        self.thread = threading.Thread(target=self.look)
-        self.thread.start()
-
-    def look(self):
-        while not self.over.wait(0.005):
-            try:
-                self.most = max(self.most, self.path.stat().st_size)
-            except FileNotFoundError:
-                pass
-
-    def end(self):
-        self.over.set()
-        self.thread.join()
-        return self.most
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default="target/release/plimsoll")
@@ -136,7 +114,7 @@ keep = "7d"
                     file.unlink()
                 shutil.copy(original, database)
                 flush_and_warm(database)
-                writer, log = Writer(str(database)), Log(base / "memory.db-wal")
+                writer, log = Writer(str(database)), Most(lambda: (base / "memory.db-wal").stat().st_size)
                 taken, memory = run(command, 600)
                 found.setdefault(name, []).append((taken, memory, log.end() / 1e6, *writer.end()))
                 with sqlite3.connect(database) as connection:

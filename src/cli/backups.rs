@@ -306,7 +306,10 @@ impl Foreman for Progress<'_> {
                 self.is_begun = true;
                 let _ = write!(std::io::stderr(), "\r\x1b[K{}: {:.0} %", self.name, 100.0 * done as f64 / of as f64);
             }
-            Report::Warning { text } => complain(&text),
+            Report::Warning { text } => {
+                self.end();
+                complain(&text);
+            }
             _ => {}
         }
     }
