@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, params};
 
+use super::database::{self, connect};
 use super::runs;
 use crate::host::clock::Moment;
 use crate::host::scheduling;
@@ -28,20 +29,6 @@ const KEEP_RUNS: Duration = Duration::from_secs(90 * 24 * 3600);
 const UPKEEP_EVERY: Duration = Duration::from_secs(3600);
 /// How long after a failure the database is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(30);
-
-/// The name of the database in its folder.
-pub(super) const FILE: &str = "plimsoll.db";
-
-const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, started REAL NOT NULL, ended REAL, version TEXT NOT NULL, pid INTEGER NOT NULL);
-    CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY, run INTEGER NOT NULL, at REAL NOT NULL, name TEXT NOT NULL, body TEXT NOT NULL);
-    CREATE INDEX IF NOT EXISTS events_at ON events (at);
-    CREATE TABLE IF NOT EXISTS samples (id INTEGER PRIMARY KEY, run INTEGER NOT NULL, at REAL NOT NULL, resource TEXT NOT NULL, used REAL, lim REAL);
-    CREATE INDEX IF NOT EXISTS samples_at ON samples (at);
-";
-
-/// Of the tables. 1: the record; 2: jobs too.
-const VERSION: i64 = 2;
 
 /// Which events of the record are wanted.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -70,7 +57,7 @@ impl Wanted {
 /// # Errors
 /// When the file is there and cannot be read.
 pub fn read(folder: &Path, wanted: &Wanted) -> Result<Option<Vec<serde_json::Value>>, String> {
-    let path = folder.join(FILE);
+    let path = folder.join(database::FILE);
     match path.try_exists() {
         Ok(true) => {}
         Ok(false) => return Ok(None),
@@ -80,7 +67,7 @@ pub fn read(folder: &Path, wanted: &Wanted) -> Result<Option<Vec<serde_json::Val
 }
 
 fn select(path: &Path, wanted: &Wanted) -> rusqlite::Result<Vec<serde_json::Value>> {
-    let connection = Connection::open_with_flags(address(path), OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI)?;
+    let connection = Connection::open_with_flags(database::address(path), OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI)?;
     connection.busy_timeout(Duration::from_secs(2))?;
     // The names are few and are compared here, so that there is one statement whatever is asked.
     let mut statement = connection.prepare("SELECT body FROM events WHERE at >= ?1 ORDER BY id DESC")?;
@@ -95,18 +82,6 @@ fn select(path: &Path, wanted: &Wanted) -> rusqlite::Result<Vec<serde_json::Valu
     }
     found.reverse();
     Ok(found)
-}
-
-/// The file as SQLite is to open it. With no log of changes beside it nobody writes, and it is read without making any file.
-pub(super) fn address(path: &Path) -> String {
-    let mut text = String::from("file:");
-    for byte in path.as_os_str().as_encoded_bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'.' | b'-' | b'_' => text.push(char::from(*byte)),
-            byte => text.push_str(&format!("%{byte:02x}")),
-        }
-    }
-    if path.with_extension("db-wal").exists() { text } else { text + "?immutable=1" }
 }
 
 enum Entry {
@@ -137,7 +112,7 @@ impl History {
         let problem = Arc::new(Mutex::new(None));
         let notice = Arc::new(Mutex::new(None));
         let (said, noted) = (problem.clone(), notice.clone());
-        let path = folder.join(FILE);
+        let path = folder.join(database::FILE);
         let write = move || {
             Writer { path, started: now.unix_seconds(), version, pid, open: None, said, notice: noted }.run(&entries);
             // The receiver may have given up waiting.
@@ -306,27 +281,6 @@ fn open(path: &Path, started: f64, version: &str, pid: u32) -> rusqlite::Result<
     connection.execute("INSERT INTO runs (started, version, pid) VALUES (?1, ?2, ?3)", params![started, version, pid])?;
     let run = connection.last_insert_rowid();
     Ok((connection, run))
-}
-
-/// Opens the database, makes it where it is not there, and adds the tables that an earlier version did not have.
-pub(super) fn connect(path: &Path) -> rusqlite::Result<Connection> {
-    let connection = Connection::open(path)?;
-    connection.busy_timeout(Duration::from_secs(2))?;
-    connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
-    connection.pragma_update(None, "journal_size_limit", 1 << 20)?;
-    // The daemon is small: a quarter of a megabyte of pages is plenty for appending.
-    connection.pragma_update(None, "cache_size", -256)?;
-    let version: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
-    let tables = connection.unchecked_transaction()?;
-    tables.execute_batch(SCHEMA)?;
-    tables.execute_batch(runs::SCHEMA)?;
-    // A later version has what we have, and knows what it has besides.
-    if version < VERSION {
-        tables.pragma_update(None, "user_version", VERSION)?;
-    }
-    tables.commit()?;
-    Ok(connection)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! May touch memory, the log and its own database.
 //! Must not influence any of it.
 
+mod database;
 pub mod history;
 #[expect(clippy::module_inception, reason = "the module is named for its one actor")]
 pub mod journal;

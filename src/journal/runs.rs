@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use super::history;
+use super::database;
 use crate::snapshot::jobs::JobRun;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
@@ -34,12 +34,6 @@ pub struct Known {
     /// The last sign of life of any daemon here, in seconds since 1970.
     pub alive: Option<f64>,
 }
-
-pub(super) const SCHEMA: &str = "
-    CREATE TABLE IF NOT EXISTS job_marks (job TEXT PRIMARY KEY, until REAL NOT NULL);
-    CREATE TABLE IF NOT EXISTS job_runs (id INTEGER PRIMARY KEY, job TEXT NOT NULL, started REAL NOT NULL, ended REAL, outcome TEXT, body TEXT NOT NULL);
-    CREATE INDEX IF NOT EXISTS job_runs_job ON job_runs (job, started);
-";
 
 /// Writes one of them.
 pub(super) fn write(connection: &Connection, entry: &Entry) -> rusqlite::Result<()> {
@@ -81,7 +75,7 @@ pub(super) fn tidy(connection: &Connection, oldest: f64) -> rusqlite::Result<()>
 /// # Errors
 /// When the file is there and cannot be read.
 pub fn read(folder: &Path, limit: u32) -> Result<Known, String> {
-    let path = folder.join(history::FILE);
+    let path = folder.join(database::FILE);
     match path.try_exists() {
         Ok(true) => {}
         Ok(false) => return Ok(Known::default()),
@@ -92,7 +86,7 @@ pub fn read(folder: &Path, limit: u32) -> Result<Known, String> {
 
 fn select(path: &Path, limit: u32) -> rusqlite::Result<Known> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI;
-    let connection = Connection::open_with_flags(history::address(path), flags)?;
+    let connection = Connection::open_with_flags(database::address(path), flags)?;
     connection.busy_timeout(Duration::from_secs(2))?;
     let exists = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'job_runs'";
     if connection.query_row(exists, [], |_| Ok(())).optional()?.is_none() {
@@ -119,8 +113,8 @@ impl Book {
     /// # Errors
     /// When it cannot be opened or made.
     pub fn open(folder: &Path) -> Result<Book, String> {
-        let path = folder.join(history::FILE);
-        history::connect(&path).map(Book).map_err(|error| format!("{}: {error}", path.display()))
+        let path = folder.join(database::FILE);
+        database::connect(&path).map(Book).map_err(|error| format!("{}: {error}", path.display()))
     }
 
     /// # Errors
@@ -171,7 +165,7 @@ mod tests {
     #[test]
     fn a_database_of_the_version_before_is_taken_on_and_a_later_one_is_left_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(history::FILE);
+        let path = folder.path().join(database::FILE);
         let old = Connection::open(&path).unwrap();
         old.execute_batch("CREATE TABLE runs (id INTEGER PRIMARY KEY, started REAL NOT NULL, ended REAL, version TEXT NOT NULL, pid INTEGER NOT NULL); PRAGMA user_version = 1;").unwrap();
         drop(old);

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, ErrorCode};
+use rusqlite::Connection;
 
+use super::fault::{Fault, is_impossible};
 use super::manifest::{Content, Table};
-use super::verify::Fault;
 use super::watch::Halt;
 use crate::config::jobs::Verify;
+use crate::jobs::sqlite::quoted;
 
 /// A table that has rows of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,26 +122,6 @@ const IMPOSSIBLE: &str = "not possible";
 /// True for the words of a check that could not be made.
 pub fn was_impossible(check: &str) -> bool {
     check.contains(IMPOSSIBLE)
-}
-
-/// True where SQLite cannot do what a statement asks for, because a function, a collation, a tokenizer is missing. It says so in many
-/// words, some of them as few as "SQL logic error", but always with this code, which never stands for damage.
-pub fn is_impossible(error: &rusqlite::Error) -> bool {
-    code(error) == Some(ErrorCode::Unknown)
-}
-
-/// What SQLite answered, of whatever kind the error is that was made of it.
-pub fn code(error: &rusqlite::Error) -> Option<ErrorCode> {
-    match error {
-        // A statement that could not be understood: `rusqlite` tells the code of every other.
-        rusqlite::Error::SqlInputError { error, .. } => Some(error.code),
-        error => error.sqlite_error_code(),
-    }
-}
-
-/// A name as it is written in a statement.
-fn quoted(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 #[cfg(test)]

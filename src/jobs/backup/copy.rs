@@ -10,12 +10,15 @@ use std::thread::JoinHandle;
 use sha2::{Digest, Sha256};
 
 use super::sealing::{Keys, Opener, Sealer};
+use super::watch::Halt;
 use crate::config::jobs::Compress;
 use crate::host::scheduling;
 
 /// What is handed over at once, and how many of these are under way.
 const BUFFER: usize = 256 * 1024;
 const BUFFERS: usize = 8;
+/// What is read at once of a copy, or of a file as large as a database.
+const PIECE: usize = 1 << 20;
 
 /// The figures of a finished copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -322,6 +325,22 @@ impl<R: Read> Read for HashingReader<R> {
         self.sha256.update(into.get(..read).unwrap_or(into));
         self.bytes += read as u64;
         Ok(read)
+    }
+}
+
+/// Reads a file to its end, and says with each piece how much has come so far.
+pub fn read_pieces(mut from: impl std::io::Read, mut take: impl FnMut(&[u8], u64) -> Result<(), Halt>) -> Result<u64, Halt> {
+    let mut buffer = vec![0; PIECE];
+    let mut done = 0;
+    loop {
+        let read = match from.read(&mut buffer) {
+            Ok(0) => return Ok(done),
+            Ok(read) => read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(Halt::because(error)),
+        };
+        done += read as u64;
+        take(buffer.get(..read).unwrap_or_default(), done)?;
     }
 }
 

@@ -18,6 +18,7 @@
 mod census;
 mod content;
 mod copy;
+mod fault;
 mod making;
 pub mod manifest;
 pub mod restore;
@@ -37,6 +38,7 @@ use crate::host::durable::Directory;
 use crate::host::filesystem;
 use crate::jobs::run::{Failure, Foreman, Order, Outcome};
 
+use fault::Fault;
 pub use manifest::Manifest;
 pub use restore::{Request, Restored};
 use sealing::Keys;
@@ -102,9 +104,9 @@ pub fn verify(
     let place = verify::Place { folder: &place, keys: keys.as_ref() };
     let proof = match verify::restored(&shelf, name, &manifest, how, &place, &mut watch) {
         Ok(check) => Proof::Good(check),
-        Err(verify::Fault::Damaged(reason)) => Proof::Damaged(reason),
-        Err(verify::Fault::Unknown(Halt::Failed(reason))) => Proof::Unknown(reason),
-        Err(verify::Fault::Unknown(Halt::Stopped)) => Proof::Unknown("it was stopped".to_owned()),
+        Err(Fault::Damaged(reason)) => Proof::Damaged(reason),
+        Err(Fault::Unknown(Halt::Failed(reason))) => Proof::Unknown(reason),
+        Err(Fault::Unknown(Halt::Stopped)) => Proof::Unknown("it was stopped".to_owned()),
     };
     let now = watch.foreman.now().wall;
     match &proof {

@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::content;
+use super::fault::Fault;
 use super::manifest::Manifest;
 use super::sealing::Keys;
 use super::shelf::{Copy, Shelf, State};
 use super::source;
-use super::verify::{self, Fault};
+use super::verify;
 use super::watch::{Halt, Watch, megabytes};
 use crate::config::jobs::Verify;
 use crate::host::durable::{self, Directory};

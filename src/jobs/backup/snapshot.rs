@@ -17,7 +17,7 @@ use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 
 use super::content::{self, Listed};
-use super::copy::{Packed, Packer};
+use super::copy::{Packed, Packer, read_pieces};
 use super::manifest::{Content, Table};
 use super::sealing::Keys;
 use super::source::{self, ATTEMPTS, Barred, LOCKED_PAUSE, Source};
@@ -353,22 +353,6 @@ fn fill_scratch(source: &Source, path: &Path, way: &Way, watch: &mut Watch<'_>) 
          longest_lock ({} ms)",
         way.longest_lock.as_millis()
     )))
-}
-
-/// Reads a file to its end, and says with each piece how much has come so far.
-pub fn read_pieces(mut from: impl std::io::Read, mut take: impl FnMut(&[u8], u64) -> Result<(), Halt>) -> Result<u64, Halt> {
-    let mut buffer = vec![0; LOOK_EVERY as usize];
-    let mut done = 0;
-    loop {
-        let read = match from.read(&mut buffer) {
-            Ok(0) => return Ok(done),
-            Ok(read) => read,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(Halt::because(error)),
-        };
-        done += read as u64;
-        take(buffer.get(..read).unwrap_or_default(), done)?;
-    }
 }
 
 fn start(folder: &Directory, name: &str, way: &Way, content: &Content) -> Result<Packer<Stream>, Halt> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::content;
+use super::fault;
 use super::manifest::Ownership;
 use super::watch::{Halt, Watch};
 use crate::host::durable;
@@ -44,7 +44,7 @@ impl From<rusqlite::Error> for Barred {
             rusqlite::Error::SqlInputError { error, .. } => Some(error.extended_code),
             error => error.sqlite_extended_error_code(),
         };
-        match content::code(&error) {
+        match fault::code(&error) {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Barred::Locked,
             // There is a journal to be rolled back, which a reader cannot.
             Some(ErrorCode::ReadOnly) if extended == Some(rusqlite::ffi::SQLITE_READONLY_ROLLBACK) => Barred::Halted(Halt::because(

@@ -9,17 +9,16 @@ use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use rusqlite::ErrorCode as Code;
 use sha2::{Digest, Sha256};
 
 use super::census::Census;
 use super::content;
-use super::copy::{Unpacker, hexadecimal};
+use super::copy::{Unpacker, hexadecimal, read_pieces};
+use super::fault::Fault;
 use super::manifest::{Content, Manifest, Verification};
 use super::room;
 use super::sealing::Keys;
 use super::shelf::Shelf;
-use super::snapshot::read_pieces;
 use super::source;
 use super::watch::{Halt, Watch, megabytes};
 use crate::config::jobs::Verify;
@@ -28,34 +27,6 @@ use crate::host::{filesystem, scheduling};
 
 /// Between two looks at whether a check is to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-
-/// Why a copy was not proven.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// It is not what it should be.
-    Damaged(String),
-    /// It could not be looked at; it may be good.
-    Unknown(Halt),
-}
-
-/// By the code alone: a disk that cannot be read, memory or room that is missing, a lock, say nothing about the content.
-impl From<rusqlite::Error> for Fault {
-    fn from(error: rusqlite::Error) -> Fault {
-        match content::code(&error) {
-            Some(Code::DatabaseCorrupt | Code::NotADatabase) => Fault::Damaged(error.to_string()),
-            _ => Fault::Unknown(error.into()),
-        }
-    }
-}
-
-impl From<Fault> for Halt {
-    fn from(fault: Fault) -> Halt {
-        match fault {
-            Fault::Damaged(reason) => Halt::Failed(reason),
-            Fault::Unknown(halt) => halt,
-        }
-    }
-}
 
 /// Reads the copy `name`, which is to be what `manifest` says, and compares everything that can be known from a stream.
 ///

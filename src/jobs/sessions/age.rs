@@ -58,6 +58,32 @@ impl Stamp {
     }
 }
 
+/// When a session was last touched. Two moments, where the database says it without its time zone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Age {
+    Known { earliest: Stamp, latest: Stamp },
+    Unknown(Doubt),
+}
+
+impl Age {
+    pub fn at(stamp: Stamp) -> Age {
+        Age::Known { earliest: stamp, latest: stamp }
+    }
+}
+
+/// Why the age of a session is not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// An id that is no UUID of version 6 in its one form.
+    Id,
+    /// The step in an id and the recorded one are two.
+    Step,
+    /// The tables tell no time, or one that cannot be.
+    Time,
+    /// Rows of a session that has no checkpoint.
+    NoCheckpoint,
+}
+
 /// What the id of a checkpoint says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointId {

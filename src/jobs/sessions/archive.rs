@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 use super::age::Stamp;
 use super::layout::{Layout, SessionId};
 use super::look::Look;
-use super::row_by_row::each_row;
+use super::reading::each_row;
 use crate::jobs::run::Foreman;
 use crate::jobs::sqlite::{Database, patiently};
 

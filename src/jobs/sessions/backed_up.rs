@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::age::Stamp;
+use super::age::{Age, Stamp};
 use super::layout::Layout;
-use super::survey::{Age, Seen};
+use super::survey::Seen;
 
 /// The part of a manifest that matters here; whatever else is in it is not for us.
 #[derive(Clone, Debug, Deserialize)]

@@ -5,7 +5,7 @@
 //! | `layout.rs` | which tables hold sessions; known shapes only |
 //! | `age.rs`, `table.rs` | when a session was last touched, and whether that can be believed |
 //! | `look.rs` | what a session is at one moment, in a few numbers |
-//! | `row_by_row.rs` | every row of a session, read without holding up a commit |
+//! | `reading.rs` | every row of a session or a table, read without holding up a commit |
 //! | `survey.rs` | all sessions with age and size |
 //! | `plan.rs` | which go, which stay, and why; the brakes (pure) |
 //! | `backed_up.rs` | whether a verified backup holds a session |
@@ -24,8 +24,8 @@ pub mod look;
 pub mod pace;
 pub mod plan;
 pub mod purge;
+mod reading;
 pub mod restore;
-mod row_by_row;
 pub mod survey;
 mod table;
 

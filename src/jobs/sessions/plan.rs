@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use super::age::{Age, Doubt};
 use super::layout::SessionId;
-use super::survey::{Age, Doubt, Limits, Seen, Survey, is_old};
+use super::survey::{Limits, Seen, Survey, is_old};
 use crate::jobs::plan::{Deed, Item, Totals};
 use crate::jobs::run::Order;
 

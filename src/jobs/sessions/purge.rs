@@ -14,7 +14,7 @@ use super::archive::{Added, Archive, ArchiveError};
 use super::layout::{Layout, SessionId};
 use super::look::Look;
 use super::pace::Pace;
-use super::row_by_row::each_row;
+use super::reading::each_row;
 use crate::jobs::run::{Failure, Foreman, Report};
 use crate::jobs::sqlite::{Database, is_busy, patiently, told, write_log_back};
 

@@ -12,17 +12,15 @@ use std::time::Duration;
 use rusqlite::types::{FromSql, ToSqlOutput, Value, ValueRef};
 use rusqlite::{OptionalExtension, ToSql, params};
 
-use super::age::{Stamp, agrees, parse, recorded_step};
+use super::age::{Age, Doubt, Stamp, agrees, parse, recorded_step};
 use super::layout::{Dating, Layout, Rows, SessionId};
 use super::look::Look;
-use super::row_by_row::each_row;
+use super::reading::{each_row, read_in_chunks};
 use super::table;
 use crate::jobs::plan::Tally;
 use crate::jobs::run::{Failure, Foreman};
 use crate::jobs::sqlite::{Database, patiently, quoted, told};
 
-/// Rows read by one statement.
-const CHUNK: usize = 2000;
 /// Sessions found in one transaction.
 const JUMPS: usize = 256;
 /// An id may lie so far ahead: two machines' clocks are never quite the same.
@@ -45,32 +43,6 @@ impl Limits {
     pub fn new(now: Stamp, keep: Duration) -> Limits {
         Limits { now, cutoff: now.before(keep), future: now.after(TOLERATED_AHEAD) }
     }
-}
-
-/// When a session was last touched. Two moments, where the database says it without its time zone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Age {
-    Known { earliest: Stamp, latest: Stamp },
-    Unknown(Doubt),
-}
-
-impl Age {
-    pub fn at(stamp: Stamp) -> Age {
-        Age::Known { earliest: stamp, latest: stamp }
-    }
-}
-
-/// Why the age of a session is not known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Doubt {
-    /// An id that is no UUID of version 6 in its one form.
-    Id,
-    /// The step in an id and the recorded one are two.
-    Step,
-    /// The tables tell no time, or one that cannot be.
-    Time,
-    /// Rows of a session that has no checkpoint.
-    NoCheckpoint,
 }
 
 /// One session.
@@ -399,56 +371,6 @@ fn rows_bytes(rows: &Rows) -> String {
     rows.columns.iter().map(|column| format!("coalesce(octet_length({}), 0)", quoted(column))).collect::<Vec<_>>().join(" + ")
 }
 
-/// Reads a table in the order of its file, so many rows a statement: nothing is locked or pinned for longer than one takes.
-/// `each` is given the number of the row, the id of its session and `expression`. False when the run is to stop.
-pub fn read_in_chunks(
-    database: &Database,
-    rows: &Rows,
-    expression: &str,
-    foreman: &mut dyn Foreman,
-    mut each: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<()>,
-) -> rusqlite::Result<bool> {
-    let id = quoted(&rows.id);
-    let Some(number) = rows.number else {
-        // Without numbers there is no place to go on from.
-        let sql = format!("SELECT 0, {id}, {expression} FROM {}", rows.name());
-        let all = patiently(foreman, || {
-            let mut statement = database.connection.prepare(&sql)?;
-            let mut found = statement.raw_query();
-            while let Some(row) = found.next()? {
-                each(row)?;
-            }
-            Ok(())
-        })?;
-        return Ok(all.is_some());
-    };
-    let sql = format!("SELECT {number}, {id}, {expression} FROM {} WHERE {number} >= ?1 ORDER BY {number} LIMIT {CHUNK}", rows.name());
-    let mut from = i64::MIN;
-    loop {
-        if !foreman.at_safe_point() {
-            return Ok(false);
-        }
-        let mut count = 0;
-        let mut last = from;
-        // A statement that finds the database busy does so at its first row, so no row is ever given twice.
-        let chunk = patiently(foreman, || {
-            let mut statement = database.connection.prepare_cached(&sql)?;
-            let mut found = statement.query(params![from])?;
-            while let Some(row) = found.next()? {
-                last = row.get(0)?;
-                count += 1;
-                each(row)?;
-            }
-            Ok(())
-        })?;
-        match (chunk, last.checked_add(1)) {
-            (None, _) => return Ok(false),
-            (Some(()), Some(next)) if count == CHUNK => from = next,
-            (Some(()), _) => return Ok(true),
-        }
-    }
-}
-
 #[cfg(test)]
 pub mod tests {
     use std::time::SystemTime;
@@ -456,6 +378,7 @@ pub mod tests {
     use rusqlite::Connection;
 
     use super::super::age::tests::write;
+    use super::super::reading::CHUNK;
     use super::*;
     use crate::config::jobs::Format;
     use crate::host::clock::Moment;

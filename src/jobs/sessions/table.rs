@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use rusqlite::params;
 use rusqlite::types::{FromSql, ValueRef};
 
-use super::age::Stamp;
+use super::age::{Age, Doubt, Stamp};
 use super::layout::{Rows, SessionId};
-use super::survey::{Age, Doubt, read_in_chunks};
+use super::reading::read_in_chunks;
 use crate::jobs::run::Foreman;
 use crate::jobs::sqlite::{Database, quoted};
 

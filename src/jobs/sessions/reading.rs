@@ -1,4 +1,4 @@
-//! Reads every row of a session without holding up whoever wants to commit.
+//! Reads every row of a session, or of a table, without holding up whoever wants to commit.
 //!
 //! Where changes go to a log nobody waits for a reader, and one statement reads all. Anywhere else a commit waits until no
 //! reader is at work, and a large session takes seconds: there each row is read by a statement of its own, which holds the
@@ -9,7 +9,10 @@ use rusqlite::{Row, params};
 
 use super::layout::{Rows, SessionId};
 use crate::jobs::run::Foreman;
-use crate::jobs::sqlite::{Database, patiently};
+use crate::jobs::sqlite::{Database, patiently, quoted};
+
+/// Rows read by one statement where all of a table are read.
+pub const CHUNK: usize = 2000;
 
 /// Gives `each` the expressions `list` of every row of one table that belongs to the session, in the order in which they came.
 /// Rows without numbers cannot be asked for one by one, and are read by one statement everywhere. False when the run is to stop.
@@ -71,4 +74,54 @@ pub fn each_row<E: From<rusqlite::Error>>(
         }
     }
     Ok(true)
+}
+
+/// Reads a table in the order of its file, so many rows a statement: nothing is locked or pinned for longer than one takes.
+/// `each` is given the number of the row, the id of its session and `expression`. False when the run is to stop.
+pub fn read_in_chunks(
+    database: &Database,
+    rows: &Rows,
+    expression: &str,
+    foreman: &mut dyn Foreman,
+    mut each: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<()>,
+) -> rusqlite::Result<bool> {
+    let id = quoted(&rows.id);
+    let Some(number) = rows.number else {
+        // Without numbers there is no place to go on from.
+        let sql = format!("SELECT 0, {id}, {expression} FROM {}", rows.name());
+        let all = patiently(foreman, || {
+            let mut statement = database.connection.prepare(&sql)?;
+            let mut found = statement.raw_query();
+            while let Some(row) = found.next()? {
+                each(row)?;
+            }
+            Ok(())
+        })?;
+        return Ok(all.is_some());
+    };
+    let sql = format!("SELECT {number}, {id}, {expression} FROM {} WHERE {number} >= ?1 ORDER BY {number} LIMIT {CHUNK}", rows.name());
+    let mut from = i64::MIN;
+    loop {
+        if !foreman.at_safe_point() {
+            return Ok(false);
+        }
+        let mut count = 0;
+        let mut last = from;
+        // A statement that finds the database busy does so at its first row, so no row is ever given twice.
+        let chunk = patiently(foreman, || {
+            let mut statement = database.connection.prepare_cached(&sql)?;
+            let mut found = statement.query(params![from])?;
+            while let Some(row) = found.next()? {
+                last = row.get(0)?;
+                count += 1;
+                each(row)?;
+            }
+            Ok(())
+        })?;
+        match (chunk, last.checked_add(1)) {
+            (None, _) => return Ok(false),
+            (Some(()), Some(next)) if count == CHUNK => from = next,
+            (Some(()), _) => return Ok(true),
+        }
+    }
 }
