@@ -150,9 +150,15 @@ impl Supervisor {
         }
         let output = self.outputs.give(&worker, &self.around.paths, now, events).map_err(LaunchError::Kit);
         let Some(replica) = self.replicas.get(place) else { return };
-        match output.and_then(|output| self.launch(&worker, replica, slot, output)) {
-            Ok(started) => self.note_started(place, slot, started, now, events),
-            Err(error) => self.note_not_started(place, &error, now, events),
+        // Without a group of its own a worker still runs; the throttle then works by signals.
+        let name = format!("{}{}.{}-{}", group::REPLICA, file_name(&worker.name), replica.index, slot.0);
+        let group = self.around.groups.create(&name).ok().flatten();
+        match output.and_then(|output| self.launch(&worker, replica, slot, output, group.as_ref())) {
+            Ok((process, notify)) => self.note_started(place, slot, Started { process, group, notify }, now, events),
+            Err(error) => {
+                self.vacant.extend(group);
+                self.note_not_started(place, &error, now, events);
+            }
         }
     }
 
@@ -186,7 +192,14 @@ impl Supervisor {
     }
 
     /// Everything between the settings and a running process.
-    fn launch(&self, worker: &Worker, replica: &Replica, slot: SlotId, output: Given) -> Result<Started, LaunchError> {
+    fn launch(
+        &self,
+        worker: &Worker,
+        replica: &Replica,
+        slot: SlotId,
+        output: Given,
+        group: Option<&Group>,
+    ) -> Result<(Process, Option<NotifySocket>), LaunchError> {
         let around = &self.around;
         let user = match &worker.user {
             Some(user) => Some(accounts::find(user, worker.group.as_deref()).map_err(LaunchError::Kit)?),
@@ -207,21 +220,7 @@ impl Supervisor {
         };
         let sockets = self.sockets.of(worker).map_err(LaunchError::Kit)?;
         let kept = replica.lock.as_ref().map(HeldLock::share).transpose().map_err(LaunchError::Kit)?;
-        // Without a group of its own a worker still runs; the throttle then works by signals.
-        let name = format!("{}{}.{}-{}", group::REPLICA, file_name(&worker.name), replica.index, slot.0);
-        let group = around.groups.create(&name).ok().flatten();
-        let undone = |group: &Option<Group>| {
-            if let Some(group) = group {
-                group.remove();
-            }
-        };
-        let entrances = match group.as_ref().map(Group::entrances).transpose() {
-            Ok(entrances) => entrances.unwrap_or_default(),
-            Err(error) => {
-                undone(&group);
-                return Err(LaunchError::Kit(error));
-            }
-        };
+        let entrances = group.map(Group::entrances).transpose().map_err(LaunchError::Kit)?.unwrap_or_default();
         let launch = Launch {
             command: worker.command.clone(),
             directory: worker.directory.clone(),
@@ -241,22 +240,15 @@ impl Supervisor {
                 OnDaemonDeath::Stop => worker.stop.signal,
             },
         };
-        let started = spawn::spawn(&launch).map_err(LaunchError::Spawn).and_then(|pid| {
-            // It is our child and not reaped yet: the number cannot have been given away.
-            let held = Process::open_child(&around.paths, pid);
-            if !matches!(held, Ok(Some(_))) {
-                process::kill_session(pid);
-            }
-            let lost = || io::Error::other("it could not be found in /proc, and was ended again");
-            held.and_then(|held| held.ok_or_else(lost)).map_err(LaunchError::Kit)
-        });
-        match started {
-            Ok(process) => Ok(Started { process, group, notify }),
-            Err(error) => {
-                undone(&group);
-                Err(error)
-            }
+        let pid = spawn::spawn(&launch).map_err(LaunchError::Spawn)?;
+        // It is our child and not reaped yet: the number cannot have been given away.
+        let held = Process::open_child(&around.paths, pid);
+        if !matches!(held, Ok(Some(_))) {
+            process::kill_session(pid);
         }
+        let lost = || io::Error::other("it could not be found in /proc, and was ended again");
+        let process = held.and_then(|held| held.ok_or_else(lost)).map_err(LaunchError::Kit)?;
+        Ok((process, notify))
     }
 
     fn note_started(&mut self, place: usize, slot: SlotId, started: Started, now: Moment, events: &mut Vec<Event>) {

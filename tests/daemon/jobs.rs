@@ -524,7 +524,7 @@ schedule = \"never\"
     let took = begun.elapsed();
     assert_eq!(end["outcome"], "done", "{end}");
     // A twentieth of the limit is always its own.
-    assert!(!allowed.is_empty() && allowed.iter().all(|cores| (0.049..0.3).contains(cores)), "{allowed:?}");
+    assert!(!allowed.is_empty() && allowed.iter().all(|cores| (0.049..0.6).contains(cores)), "{allowed:?}");
     let most = allowed.iter().copied().fold(0.0, f64::max);
     assert!(used.as_millis() >= 100, "too little to tell: {used:?}");
     assert!(used.as_secs_f64() <= most * took.as_secs_f64() + 0.1, "{used:?} in {took:?}, allowed {most}");

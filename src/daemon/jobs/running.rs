@@ -143,7 +143,7 @@ impl Running {
             group,
             allowed,
             looked: (now.steady, Duration::ZERO),
-            cores: Mean::new(CPU_WINDOW),
+            cores: idle_until_now(),
             deadline,
             kill_at: None,
             is_out_of_time: false,
@@ -217,6 +217,17 @@ impl Running {
             let _ = process.signal(Signal(signal));
         }
     }
+}
+
+/// What a run has used of the window that all others are measured over, before it began: without that the first moments of a run
+/// would count as if they had been a second, and what the others use would look small.
+fn idle_until_now() -> Mean {
+    const PARTS: u32 = 10;
+    let mut cores = Mean::new(CPU_WINDOW);
+    for _ in 0..PARTS {
+        cores.feed(CPU_WINDOW / PARTS, 0.0);
+    }
+    cores
 }
 
 /// Writes the errand down and listens, in a thread of its own: neither pipe is to hold up the loop.
