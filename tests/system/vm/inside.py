@@ -14,6 +14,8 @@ CASE_LIMIT_SECONDS = 150
 
 
 def main() -> None:
+    # The first word from inside: by it a machine that does not start is told from a case that does not end.
+    print("the machine is up", flush=True)
     shutil.copy(TEST / "plimsoll", "/usr/bin/plimsoll")
     shutil.copy(TEST / "plimsoll.service", "/etc/systemd/system/plimsoll.service")
     Path("/etc/plimsoll").mkdir(exist_ok=True)
