@@ -409,19 +409,7 @@ impl Guardian {
                     detail: Some(why.clone()),
                     ..JobRun::default()
                 };
-                events.push(Event::JobFinished {
-                    job: job.name.to_string(),
-                    kind: job.kind.name().word(),
-                    outcome: "failed",
-                    dry_run: run.dry_run,
-                    duration_seconds: 0.0,
-                    deleted: Vec::new(),
-                    reclaimed_bytes: 0,
-                    errors: 0,
-                    cpu_seconds: None,
-                    peak_memory_bytes: None,
-                    detail: why.clone(),
-                });
+                events.push(finished(&job, &run, "failed", None, None));
                 self.write_down(&run, now);
                 self.answer_asker(start.ticket, || Answer::Refused(why));
                 self.jobs.is_stirred = true;
@@ -479,20 +467,7 @@ impl Guardian {
                 (outcome.deleted, outcome.reclaimed_bytes, outcome.errors, outcome.figures);
         }
         self.jobs.queue.ended(&name, ["done", "held"].contains(&told.0));
-        let event = Event::JobFinished {
-            job: name.to_string(),
-            kind: start.job.kind.name().word(),
-            outcome: told.0,
-            dry_run: run.dry_run,
-            duration_seconds: seconds,
-            deleted: run.deleted.iter().map(|(what, count)| format!("{count} {what}")).collect(),
-            reclaimed_bytes: run.reclaimed_bytes,
-            errors: u32::try_from(run.errors.len()).unwrap_or(u32::MAX),
-            cpu_seconds: exit.as_ref().map(|exit| exit.cpu.as_secs_f64()),
-            peak_memory_bytes: peak_memory.or(exit.as_ref().map(|exit| exit.peak_memory)),
-            detail: told.1.clone(),
-        };
-        self.tell(&[event], now);
+        self.tell(&[finished(&start.job, &run, told.0, exit.as_ref(), peak_memory)], now);
         self.write_down(&run, now);
         self.jobs.publish();
         let message = message(&name, &told);
@@ -632,6 +607,23 @@ impl Guardian {
         for (_, asker) in std::mem::take(&mut self.jobs.askers) {
             let _ = asker.request.answer.send(Answer::Waits("the daemon to replace itself; ask again".to_owned()));
         }
+    }
+}
+
+/// What is told of a run that has ended. `peak_memory` is that of its group, where it has one.
+fn finished(job: &Job, run: &JobRun, outcome: &'static str, exit: Option<&Exit>, peak_memory: Option<u64>) -> Event {
+    Event::JobFinished {
+        job: job.name.to_string(),
+        kind: job.kind.name().word(),
+        outcome,
+        dry_run: run.dry_run,
+        duration_seconds: run.seconds.unwrap_or_default(),
+        deleted: run.deleted.iter().map(|(what, count)| format!("{count} {what}")).collect(),
+        reclaimed_bytes: run.reclaimed_bytes,
+        errors: u32::try_from(run.errors.len()).unwrap_or(u32::MAX),
+        cpu_seconds: exit.map(|exit| exit.cpu.as_secs_f64()),
+        peak_memory_bytes: peak_memory.or(exit.map(|exit| exit.peak_memory)),
+        detail: run.detail.clone().unwrap_or_default(),
     }
 }
 
