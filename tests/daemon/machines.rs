@@ -169,7 +169,7 @@ fn runs_on(name: &str) {
     let people = |text: &str| {
         let mut text = text.replace(folder.to_str().expect("a path").trim_end_matches('/'), "STAGE");
         for (pid, who) in &machine.deeds.lock().expect("whole").people {
-            text = replace_number(&text, &pid.to_string(), who);
+            text = replace_pid(&text, *pid, who);
         }
         text
     };
@@ -181,7 +181,7 @@ fn runs_on(name: &str) {
     steady_json(&mut json, false);
     compare(name, "metrics.prom", &steady_page(&page));
     compare(name, "status.json", &people(&(serde_json::to_string_pretty(&json).expect("JSON") + "\n")));
-    compare(name, "status.txt", &steady_screen(&people(&String::from_utf8_lossy(&text.stdout))));
+    compare(name, "status.txt", &people(&steady_screen(&String::from_utf8_lossy(&text.stdout))));
 
     let own = people(&own_files(&stage));
 
@@ -191,7 +191,7 @@ fn runs_on(name: &str) {
     let deeds = machine.deeds.lock().expect("whole");
     let mut written: String = deeds.lines.iter().map(|line| format!("{line}\n")).collect();
     for (pid, who) in &deeds.people {
-        written = replace_number(&written, &pid.to_string(), who);
+        written = replace_pid(&written, *pid, who);
     }
     compare(name, "written.txt", &written);
     let after = machine.contents();
@@ -250,15 +250,20 @@ fn on_record(stage: &Stage) -> String {
     names.into_iter().map(|name| name + "\n").collect()
 }
 
-/// Only where it stands alone: 12 is not in 123.
-fn replace_number(text: &str, number: &str, by: &str) -> String {
+/// What a pid stands behind in all that is compared. A number elsewhere that happens to be the same is not the pid: a
+/// quota of 5000 µs, 4694.62 seconds of CPU.
+const BEFORE_A_PID: [&str; 6] = ["plimsoll-", "workers-", "undo-", "pid ", "procs ", "running "];
+
+fn replace_pid(text: &str, pid: i32, by: &str) -> String {
+    let pid = pid.to_string();
     let mut out = String::new();
     let mut rest = text;
-    while let Some(at) = rest.find(number) {
-        let (before, after) = (&rest[..at], &rest[at + number.len()..]);
-        let is_digit = |character: Option<char>| character.is_some_and(|character| character.is_ascii_digit());
+    while let Some(at) = rest.find(&pid) {
+        let (before, after) = (&rest[..at], &rest[at + pid.len()..]);
         out.push_str(before);
-        out.push_str(if is_digit(before.chars().last()) || is_digit(after.chars().next()) { number } else { by });
+        let is_whole = !after.starts_with(|character: char| character.is_ascii_digit());
+        let is_pid = is_whole && BEFORE_A_PID.iter().any(|words| out.ends_with(words));
+        out.push_str(if is_pid { by } else { &pid });
         rest = after;
     }
     out + rest
