@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import time
@@ -12,6 +13,9 @@ from pathlib import Path
 OK, FAIL, SKIP = "ok", "fail", "skip"
 # The code automake's and Meson's test runners take for "could not run here".
 SKIP_CODE = 77
+# A case of the machine that goes on after a reboot.
+REBOOT_CODE = 76
+REBOOT = "reboot"
 
 
 class Unavailable(Exception):
@@ -44,6 +48,12 @@ class Outcome:
         return Outcome(words[1], words[2], seconds, words[4] if len(words) == 5 else "")
 
 
+def limit_of(case: Path, usual: float) -> float:
+    """How long a case may take: what it says of itself (`LIMIT_SECONDS = …`), else the usual time."""
+    said = re.search(r"^LIMIT_SECONDS = (\d+)$", case.read_text(), re.MULTILINE)
+    return float(said[1]) if said else usual
+
+
 def run_case(name: str, program: Path, environment: dict[str, str], limit_seconds: float) -> Outcome:
     """Runs one case in a session of its own, so that whatever it started can be ended with it."""
     started = time.monotonic()
@@ -71,7 +81,7 @@ def run_case(name: str, program: Path, environment: dict[str, str], limit_second
     detail = said[-1] if said else ""
     if late:
         return Outcome(name, FAIL, seconds, f"not over after {limit_seconds:.0f} s; {detail}", output)
-    status = {0: OK, SKIP_CODE: SKIP}.get(child.returncode, FAIL)
+    status = {0: OK, SKIP_CODE: SKIP, REBOOT_CODE: REBOOT}.get(child.returncode, FAIL)
     if status == FAIL:
         detail = f"{detail} (exit code {child.returncode})"
     return Outcome(name, status, seconds, detail, output)

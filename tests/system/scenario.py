@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 import sys
 import time
 import traceback
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from outcome import SKIP_CODE
+from outcome import REBOOT_CODE, SKIP_CODE
 
 T = TypeVar("T")
 
@@ -19,10 +20,16 @@ PLIMSOLL = Path(os.environ.get("PLIMSOLL", "/usr/bin/plimsoll"))
 PROGRAMS = Path(os.environ.get("PROGRAMS", "/opt/test/programs"))
 # A folder of the case's own, kept with the run's artefacts.
 SCRATCH = Path(os.environ.get("SCRATCH", "/tmp"))
+# How often the machine was up for the case: 2 in what follows a `Reboot`.
+STARTS = int(os.environ.get("STARTS", "1"))
 
 
 class Failed(Exception):
     """The product did not do what the case expects."""
+
+
+class Reboot(Exception):
+    """The machine loses its power, and the case is run again from its beginning; STARTS tells it which time it is."""
 
 
 class Skipped(Exception):
@@ -32,6 +39,13 @@ class Skipped(Exception):
 def expect(condition: object, message: str) -> None:
     if not condition:
         raise Failed(message)
+
+
+def output(*command: str | Path, env: dict[str, str] | None = None, limit_seconds: float | None = None) -> str:
+    """What a command prints that is to end with 0."""
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=limit_seconds)
+    expect(done.returncode == 0, f"{' '.join(map(str, command))} ended with {done.returncode}: {done.stdout}{done.stderr}")
+    return done.stdout
 
 
 def expect_near(what: str, value: float, wanted: float, tolerance: float) -> None:
@@ -61,6 +75,8 @@ def run(case: Callable[[], str | None]) -> NoReturn:
         detail = case()
     except Failed as failure:
         end(1, f"failed: {failure}")
+    except Reboot:
+        end(REBOOT_CODE, "the machine loses its power")
     except Skipped as reason:
         end(SKIP_CODE, str(reason))
     except Exception as error:

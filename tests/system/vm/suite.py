@@ -15,19 +15,23 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from outcome import FAIL, Outcome, Unavailable
+from debian import RELEASE, mirror, proxy
+from outcome import FAIL, Outcome, Unavailable, limit_of
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = ["systemd", "systemd-sysv", "dbus", "libpam-systemd", "udev", "procps", "python3", "linux-image-cloud-amd64"]
-RELEASE = "bookworm"
 # Part of the cached disk's key: raise it when the recipe below changes in a way the package list does not show.
 RECIPE = 1
 ROOT_SIZE = "1500M"
 CASE_LIMIT_SECONDS = 180
 BOOT_LIMIT_SECONDS = 300
 # Once in some dozens of boots the emulator stands still before the kernel's first message (QEMU 7.2, two processors, a busy machine).
-# Nothing under test has been started by then, so the machine is started once more; it is up after some 15 s.
+# Nothing under test has been started by then, so the machine is started once more; it is up after some 15 s. On a machine that is busy
+# with something else a boot takes minutes, and the kernel's messages come all the same.
 FIRST_WORD_SECONDS = 120
+
+# What `inside.py` says last when a case has the machine rebooted.
+REBOOTS = "the machine reboots"
 
 # The machine dies with the harness, even when that is killed.
 BOUND = ("setpriv", "--pdeathsig=KILL", "--")
@@ -61,8 +65,34 @@ def run(binary: Path, programs: Path, cases: list[Path], cache: Path, artefacts:
     if os.geteuid() != 0:
         raise Unavailable("making the machine's root disk needs root")
     root = root_disk(cache, artefacts)
-    payload = payload_disk(binary, programs, cases, artefacts)
+    packages = {"plimsoll.deb": build_package(binary, artefacts)}
+    if any(case.stem == "package_lifecycle" for case in cases):
+        program = binary.read_bytes()
+        for name, version, other in (("newer", "99.1-1", program + bytes(10)), ("broken", "99.2-1", program[: len(program) // 2])):
+            packages[f"plimsoll-{name}.deb"] = other_version(packages["plimsoll.deb"], name, version, other)
+    payload = payload_disk(packages, programs, cases, artefacts)
     yield from boot(root, payload, cases, artefacts)
+
+
+def build_package(binary: Path, artefacts: Path) -> Path:
+    """The package that is tested, around the program that is tested everywhere else."""
+    build = HERE.parents[2] / "packaging/build"
+    subprocess.run([build, "--binary", binary, "--out", artefacts, "deb"], check=True, stdout=subprocess.DEVNULL)
+    return next(artefacts.glob("plimsoll_*.deb"))
+
+
+def other_version(package: Path, name: str, version: str, program: bytes) -> Path:
+    """The package under test with another version and another program, for the case that upgrades it."""
+    tree, made = package.with_name(f"{name}-tree"), package.with_name(f"{name}.deb")
+    shutil.rmtree(tree, ignore_errors=True)
+    subprocess.run(["dpkg-deb", "--raw-extract", package, tree], check=True)
+    control = tree / "DEBIAN/control"
+    lines = control.read_text().splitlines(keepends=True)
+    control.write_text("".join(f"Version: {version}\n" if line.startswith("Version:") else line for line in lines))
+    (tree / "usr/bin/plimsoll").write_bytes(program)
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", tree, made], check=True, stdout=subprocess.DEVNULL)
+    shutil.rmtree(tree)
+    return made
 
 
 def root_disk(cache: Path, artefacts: Path) -> Path:
@@ -107,41 +137,15 @@ def root_disk(cache: Path, artefacts: Path) -> Path:
     return disk
 
 
-def mirror() -> list[str]:
-    """Where this machine itself gets that Debian release from; nothing (mmdebstrap's default) where it gets it from nowhere."""
-    if shutil.which("apt-get") is None:
-        return []
-    listed = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages", "Origin: Debian"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
-    for line in listed.splitlines():
-        uri, release, component = line.split()
-        if (release, component) == (RELEASE, "main"):
-            return [uri]
-    return []
-
-
-def proxy() -> list[str]:
-    """This machine's apt proxy, which mmdebstrap's own apt does not inherit."""
-    options = []
-    for key in ("Acquire::http::Proxy", "Acquire::https::Proxy"):
-        address = subprocess.run(["apt-config", "dump", "--format=%v", key], capture_output=True, text=True, check=False).stdout
-        if address:
-            options.append(f'--aptopt={key} "{address}"')
-    return options
-
-
-def payload_disk(binary: Path, programs: Path, cases: list[Path], artefacts: Path) -> Path:
+def payload_disk(packages: dict[str, Path], programs: Path, cases: list[Path], artefacts: Path) -> Path:
     """What is under test and what tests it, as a disk mounted at /opt/test."""
     tree = artefacts / "payload"
     shutil.rmtree(tree, ignore_errors=True)
     (tree / "cases").mkdir(parents=True)
-    shutil.copy(binary, tree / "plimsoll")
+    for name, package in packages.items():
+        shutil.copy(package, tree / name)
     shutil.copytree(programs, tree / "programs")
-    shutil.copy(HERE.parents[2] / "systemd/plimsoll.service", tree)
+    shutil.copytree(HERE.parents[2] / "systemd", tree / "systemd")
     for file in (HERE / "inside.py", HERE / "unit.py", HERE.parent / "outcome.py", HERE.parent / "scenario.py"):
         shutil.copy(file, tree)
     for case in cases:
@@ -156,22 +160,32 @@ def payload_disk(binary: Path, programs: Path, cases: list[Path], artefacts: Pat
 def boot(root: Path, payload: Path, cases: list[Path], artefacts: Path) -> Iterator[Outcome]:
     console, results = artefacts / "console.log", artefacts / "results.log"
     results.unlink(missing_ok=True)
+    # The kept disk is never written to. A copy outlives the emulator, which ends when the machine reboots.
+    disk = artefacts / "root.img"
+    subprocess.run(["cp", "--sparse=always", "--reflink=auto", root / "root.img", disk], check=True)
     command = [
         # Always emulated: many build machines have a /dev/kvm that opens and then does not work.
         *BOUND, "qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2G",
         "-kernel", root / "vmlinuz", "-initrd", root / "initrd.img",
         "-append", "console=ttyS0 root=/dev/vda rw psi=1 systemd.show_status=0",
-        # The kept disk is never written to: what the machine writes goes to a temporary file.
-        "-drive", f"file={root}/root.img,format=raw,if=virtio,snapshot=on",
+        # What the machine forces to its disk need not reach ours: after a crash of the host nobody wants it.
+        "-drive", f"file={disk},format=raw,if=virtio,cache=unsafe",
         "-drive", f"file={payload},format=raw,if=virtio,readonly=on",
-        "-serial", f"file:{console}", "-serial", f"file:{results}",
+        "-chardev", f"file,id=console,path={console},append=on", "-serial", "chardev:console",
+        "-chardev", f"file,id=results,path={results},append=on", "-serial", "chardev:results",
         "-display", "none", "-monitor", "none", "-no-reboot", "-net", "none",
     ]  # fmt: skip
-    limit = BOOT_LIMIT_SECONDS + CASE_LIMIT_SECONDS * len(cases)
-    started = time.monotonic()
-    # Its own group: an interrupt at the terminal ends the harness first, which then ends the machine.
-    machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-    was_started_again = False
+
+    def start() -> subprocess.Popen[bytes]:
+        # Its own group: an interrupt at the terminal ends the harness first, which then ends the machine.
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+    limit = BOOT_LIMIT_SECONDS + sum(limit_of(case, CASE_LIMIT_SECONDS) for case in cases)
+    first = BOOT_LIMIT_SECONDS + max(limit_of(case, CASE_LIMIT_SECONDS) for case in cases)
+    begun = started = time.monotonic()
+    machine = start()
+    # What was said before this start, by the cases and by the kernel, and whether it is the second try of it.
+    said_before, kernel_before, is_second_try, restarts = 0, 0, False, 0
     try:
         shown = 0
         while True:
@@ -179,22 +193,29 @@ def boot(root: Path, payload: Path, cases: list[Path], artefacts: Path) -> Itera
             outcomes = read_results(results)
             yield from outcomes[shown:]
             shown = len(outcomes)
+            if ended and machine.returncode == 0 and wants_restart(results) and said_before < size(results):
+                said_before, kernel_before, is_second_try, restarts = size(results), size(console), False, restarts + 1
+                machine, started = start(), time.monotonic()
+                continue
             if ended:
                 why = f"the machine ended with code {machine.returncode} before this case was over"
                 break
             seconds = time.monotonic() - started
-            if not was_started_again and seconds > FIRST_WORD_SECONDS and not has_spoken(results):
+            if not is_second_try and seconds > FIRST_WORD_SECONDS and size(results) == said_before and size(console) == kernel_before:
                 print(f"the machine said nothing for {seconds:.0f} s and is started again", flush=True)
                 machine.kill()
                 machine.wait()
                 console.rename(artefacts / "console-of-the-first.log")
-                machine = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-                started, was_started_again = time.monotonic(), True
+                kernel_before, is_second_try = 0, True
+                machine, started = start(), time.monotonic()
                 continue
-            if seconds > limit:
+            if time.monotonic() - begun > limit:
                 why = f"the machine was not done after {limit} s"
                 break
-            if not outcomes and seconds > BOOT_LIMIT_SECONDS + CASE_LIMIT_SECONDS:
+            if size(results) == said_before and seconds > BOOT_LIMIT_SECONDS:
+                why = f"the machine said nothing for {seconds:.0f} s after its start"
+                break
+            if not outcomes and seconds > first:
                 why = f"no case was over {seconds:.0f} s after the start of the machine"
                 break
             time.sleep(0.5)
@@ -203,13 +224,20 @@ def boot(root: Path, payload: Path, cases: list[Path], artefacts: Path) -> Itera
             machine.kill()
             machine.wait()
         payload.unlink(missing_ok=True)
-    print(f"machine up for {time.monotonic() - started:.0f} s; its console: {console}", flush=True)
+        disk.unlink(missing_ok=True)
+    print(f"machine up for {time.monotonic() - begun:.0f} s, rebooted {restarts} times; its console: {console}", flush=True)
     known = {outcome.name for outcome in outcomes}
     yield from (Outcome(case.stem, FAIL, 0, why) for case in cases if case.stem not in known)
 
 
-def has_spoken(results: Path) -> bool:
-    return results.exists() and results.stat().st_size > 0
+def size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def wants_restart(results: Path) -> bool:
+    """Whether the last the machine said is that it reboots for a case (`inside.py`)."""
+    lines = results.read_text(errors="replace").splitlines() if results.exists() else []
+    return bool(lines) and lines[-1].strip() == REBOOTS
 
 
 def read_results(results: Path) -> list[Outcome]:

@@ -2,40 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scenario import Failed, Metrics, expect, wait_for
+from scenario import Failed, Metrics, expect, output, wait_for
 
 UNIT = "plimsoll.service"
 CGROUPS = Path("/sys/fs/cgroup")
-DROP_IN = Path("/run/systemd/system/plimsoll.service.d/case.conf")
+# The units, the drop-ins and the user as they are shipped.
+SHIPPED = Path(os.environ.get("UNITS", "/opt/test/systemd"))
 PAGE = "http://127.0.0.1:18760/metrics"
 
 
 def systemctl(*arguments: str) -> str:
-    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise Failed(f"systemctl {' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()}")
-    return done.stdout.strip()
+    return output("systemctl", *arguments).strip()
 
 
 class Unit:
-    def __init__(self, settings: str, **options: str) -> None:
-        """`settings` is the file's text; `options` go into the unit's [Service] section."""
-        Path("/etc/plimsoll/plimsoll.toml").write_text(settings)
-        DROP_IN.parent.mkdir(parents=True, exist_ok=True)
-        DROP_IN.write_text("[Service]\n" + "".join(f"{name}={value}\n" for name, value in options.items()))
+    def __init__(self, settings: str, name: str = UNIT, drop_ins: tuple[str, ...] = (), **options: str) -> None:
+        """`settings` is the file's text; `drop_ins` are shipped ones; `options` go into the unit's [Service] section."""
+        self.name = name
+        self.drop_ins = Path(f"/run/systemd/system/{name}.d")
+        self.write(settings)
+        shutil.rmtree(self.drop_ins, ignore_errors=True)
+        self.drop_ins.mkdir(parents=True)
+        for drop_in in drop_ins:
+            shutil.copy(SHIPPED / "drop-ins" / drop_in, self.drop_ins)
+        case = "[Service]\n" + "".join(f"{option}={value}\n" for option, value in options.items())
+        # After the shipped ones.
+        (self.drop_ins / "zz-case.conf").write_text(case)
         systemctl("daemon-reload")
 
+    @classmethod
+    def as_it_is(cls) -> Unit:
+        """plimsoll.service with the settings that are there, for cases that start it by other means."""
+        unit = cls.__new__(cls)
+        unit.name, unit.drop_ins = UNIT, Path(f"/run/systemd/system/{UNIT}.d")
+        return unit
+
     def __enter__(self) -> Unit:
-        systemctl("start", UNIT)
+        systemctl("start", self.name)
         try:
             wait_for("every worker runs", 60, self.workers_run)
         except Failed:
@@ -44,11 +59,24 @@ class Unit:
         return self
 
     def __exit__(self, *_: object) -> None:
-        subprocess.run(["systemctl", "stop", UNIT], check=False)
-        DROP_IN.unlink(missing_ok=True)
+        subprocess.run(["systemctl", "stop", self.name], check=False)
+        shutil.rmtree(self.drop_ins, ignore_errors=True)
+
+    def write(self, settings: str) -> None:
+        """Other settings, for a reload."""
+        Path("/etc/plimsoll/plimsoll.toml").write_text(settings)
+
+    @contextlib.contextmanager
+    def started(self) -> Iterator[None]:
+        """As `with` the unit itself, but for workers that do not stay up."""
+        systemctl("start", self.name)
+        try:
+            yield
+        finally:
+            self.__exit__()
 
     def show(self, name: str) -> str:
-        return systemctl("show", "--value", f"--property={name}", UNIT)
+        return systemctl("show", "--value", f"--property={name}", self.name)
 
     @property
     def group(self) -> Path:

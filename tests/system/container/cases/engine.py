@@ -11,7 +11,7 @@ def case() -> str:
         used = hog.cores_used(3)
         # It asks for a whole core. Above the limit only by the rounding of its periods; below it on a busy machine.
         expect(0.2 < used < 0.55, f"{used:.3f} cores used with a limit of 0.5")
-        limit = int((hog.group("memory") / "memory.limit_in_bytes").read_text())
+        limit = hog.memory_limit()
         expect_near("memory limit", limit, 256 << 20, 0)
         docker("stop", "--time=1", hog.id)
     return f"{used:.2f} cores of 0.5, {limit >> 20} MiB"

@@ -35,6 +35,10 @@ def case() -> str:
     for what in ("pressure trigger, 2 s", "pressure trigger, 500 ms", "lowering oom_score_adj", "mlockall", "nice, and back"):
         expect(alone[what][0] == "ok", f"{what}: {alone[what]}")
     expect("idle by cgroup" in alone["policy.cpu.on_high throttle"][1], str(alone["policy.cpu.on_high throttle"]))
+    # What systemd itself says of the unit as shipped: none of the known traps.
+    for what in ("grace", "Delegate", "KillMode", "OOMPolicy", "Type", "Restart"):
+        level, found = alone.get(f"systemd: {what}", ("missing", ""))
+        expect(level == "ok", f"systemd: {what}: {level}: {found}")
     expect(not groups(), f"left behind: {groups()}")
 
     # The harness and the test itself are in this group: whatever can be made there is gone afterwards.
@@ -44,6 +48,8 @@ def case() -> str:
     with Unit(SETTINGS) as unit:
         before = (unit.group / "cgroup.subtree_control").read_text()
         beside = findings()
+        # Which systemd knows only of a service that runs.
+        expect(beside["systemd: watchdog"][0] == "ok", str(beside["systemd: watchdog"]))
         expect("a daemon is running" in beside["groups of our own"][1], str(beside["groups of our own"]))
         expect("idle by cgroup" in beside["policy.cpu.on_high throttle"][1], str(beside["policy.cpu.on_high throttle"]))
         expect((unit.group / "cgroup.subtree_control").read_text() == before, "the daemon's controllers were touched")
