@@ -138,9 +138,9 @@ pub struct Environment {
     pub cgroup: String,
     /// The best throttle that works here: `cgroup`, `signal`, `nice`, `observe`
     pub enforcement: String,
-    /// Where the memory limit comes from: `cgroup`, `machine`, `settings`
+    /// Where the memory limit comes from: `cgroup`, `file`, `machine`, `settings`
     pub limit_source: String,
-    /// `container` or `host`
+    /// `container`, `host`, `worker` (the container a worker lives in) or `workers` (their processes, where that is not seen)
     pub scope: String,
     /// How memory pressure is heard of: `trigger, 2000 ms`, or `polled: …` with the reason.
     #[serde(default)]

@@ -1,9 +1,9 @@
 //! Every impossible setting is refused, all at once, each with its place; and what is possible comes from the layer it should.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use plimsoll::config::settings::{Line, Replicas, Rung};
+use plimsoll::config::settings::{Line, Replicas, Rung, Scope};
 use plimsoll::config::{self, Loaded, Place, Problems, Sources};
 use proptest::prelude::*;
 
@@ -78,6 +78,27 @@ fn each_impossible_setting_is_refused_at_its_place() {
     let adopted = |rest: &str| format!("[workers.legacy]\nadopt = {{ pidfile = \"/run/app.pid\" }}\n{rest}");
     let cases: Vec<(&str, String, &str)> = vec![
         ("unknown section", "[gatway]".into(), "1:2 gatway: unknown section"),
+        ("no file for a limit", "[policy.memory]\nlimit = { divisor = \"1Mi\" }".into(), "2:1 policy.memory.limit.file: is missing"),
+        (
+            "a divisor of another resource",
+            "[policy.cpu]\nlimit = { file = \"/x\", divisor = \"1k\" }".into(),
+            "2:34 policy.cpu.limit.divisor: \"1k\" is not understood",
+        ),
+        (
+            "a limit that is a folder",
+            "[policy.cpu]\nlimit = { file = \"/etc/\" }".into(),
+            "2:18 policy.cpu.limit.file: \"/etc/\" is a folder",
+        ),
+        ("unknown key of a limit", "[policy.cpu]\nlimit = { path = \"/x\" }".into(), "2:11 policy.cpu.limit.path: unknown key"),
+        ("a limit of the wrong kind", "[policy.cpu]\nlimit = [1]".into(), "2:9 policy.cpu.limit: is a list"),
+        ("a limit that is none", "[policy.memory]\nlimit = \"lots\"".into(), "2:9 policy.memory.limit: \"lots\" is not understood"),
+        ("a scope there is not", "[sampling]\nscope = \"pod\"".into(), "2:9 sampling.scope: \"pod\" is not one of them"),
+        ("a scope without a worker", "[sampling]\nscope = {}".into(), "2:1 sampling.scope.worker: is missing"),
+        (
+            "the scope of nobody",
+            worker("[sampling]\nscope = { worker = \"wep\" }"),
+            "4:20 sampling.scope.worker: no worker is called \"wep\"",
+        ),
         ("unknown key", "[daemon]\nstate_dri = \"/x\"".into(), "2:1 daemon.state_dri: unknown key"),
         ("relative state folder", "[daemon]\nstate_dir = \"state\"".into(), "2:13 daemon.state_dir: \"state\" is a relative path"),
         ("empty path", "[daemon]\nstate_dir = \"\"".into(), "2:13 daemon.state_dir: is empty"),
@@ -420,7 +441,11 @@ fn files_that_are_not_there_or_not_text_get_one_line() {
     case.sources.file = Some(PathBuf::from("/dev/zero"));
     assert_eq!(case.bad().to_string(), "/dev/zero: error: is larger than 1 MiB");
     case.sources.file = Some(PathBuf::from("/"));
-    assert_eq!(case.bad().to_string(), "/: error: could not be read: Is a directory (os error 21)");
+    assert_eq!(
+        case.bad().to_string(),
+        "/: error: could not be read: Is a directory (os error 21)\n   = allowed: a file; container engines make a folder in its place when \
+         what is to be mounted there is not on the machine"
+    );
 }
 
 #[test]
@@ -573,6 +598,21 @@ fn a_command_becomes_worker_main_and_the_file_speaks_about_it() {
     assert_eq!(loaded.settings.workers.len(), 2);
     // What is not there is found out by starting it, with a shell's codes: it is not the file that is wrong.
     assert_eq!(Case::new("").command(&["no-such-program"]).good().settings.workers.len(), 1);
+}
+
+#[test]
+fn whoever_only_looks_at_the_file_need_not_know_the_command() {
+    let file = "[workers.main]\nstop = { within = \"2s\" }\n";
+    assert_eq!(told(&Case::new(file).bad()), ["1:10 workers.main.command: is missing"]);
+    let mut case = Case::new(file);
+    case.sources.beside = true;
+    assert_eq!(case.good().unseen, ["workers.main.command: is not set; it is to stand after `plimsoll run --`"]);
+    // It is for `main` alone, and no excuse for an empty one.
+    for file in ["[workers.web]\n", "[workers.main]\ncommand = []\n"] {
+        let mut case = Case::new(file);
+        case.sources.beside = true;
+        assert_eq!(case.bad().list.len(), 1, "{file}");
+    }
 }
 
 #[test]
@@ -729,4 +769,41 @@ proptest! {
             prop_assert!(!problems.render(true).is_empty());
         }
     }
+}
+
+#[test]
+fn limits_from_files_and_the_scope_of_a_worker_are_taken_in_every_form() {
+    let loaded = Case::new(&format!(
+        "{WORKER}[sampling]\nscope = {{ worker = \"web\" }}\n[policy.memory]\nlimit = {{ file = \"limits/memory\", divisor = \"1Mi\" }}\n"
+    ))
+    .env("PLIMSOLL_POLICY__CPU__LIMIT__FILE", "/etc/podlimits/cpu")
+    .set("policy.cpu.limit.divisor=1m")
+    .good();
+    let settings = &loaded.settings;
+    assert_eq!(settings.sampling.scope, Scope::Worker("web".into()));
+    let memory = settings.policy.memory.limit.file().expect("a file");
+    assert!(memory.path.is_absolute() && memory.path.ends_with("limits/memory"), "{memory:?}");
+    assert_eq!((memory.unit, settings.policy.memory.limit.set()), (1 << 20, None));
+    assert_eq!(settings.policy.cpu.limit.file().map(|file| (file.path.as_path(), file.unit)), Some((Path::new("/etc/podlimits/cpu"), 1)));
+    let shown = loaded.to_toml(true);
+    assert!(shown.contains("[policy.memory.limit]\n") && shown.contains("divisor = \"1Mi\"  # plimsoll.toml:"), "{shown}");
+    assert!(shown.contains("divisor = \"1m\"  # --set policy.cpu.limit.divisor"), "{shown}");
+    assert!(shown.contains("[sampling.scope]\nworker = \"web\""), "{shown}");
+    // One is one where nothing else is said, as in Kubernetes.
+    let usual = Case::new("[policy]\ncpu.limit = { file = \"/c\" }\nmemory.limit = { file = \"/m\", divisor = 1 }").good();
+    let (cpu, memory) = (usual.settings.policy.cpu.limit, usual.settings.policy.memory.limit);
+    assert_eq!((cpu.file().map(|file| file.unit), memory.file().map(|file| file.unit)), (Some(1000), Some(1)));
+}
+
+#[test]
+fn what_else_a_limit_may_be_is_said() {
+    let problems = Case::new("[policy.cpu]\nlimit = \"lots\"").bad();
+    let allowed = problems.list[0].allowed.clone().unwrap_or_default();
+    assert_eq!(
+        allowed,
+        "\"auto\", or a number of processors such as 1.5 or \"150%\", more than 0 and at most 4096, or a table with divisor, file"
+    );
+    let problems = Case::new("[sampling]\nscope = \"containr\"").bad();
+    assert_eq!(problems.list[0].suggestion.as_deref(), Some("container"));
+    assert_eq!(problems.list[0].allowed.as_deref(), Some("\"auto\", \"container\", \"host\", or a table with worker"));
 }

@@ -637,8 +637,8 @@ fn the_client_speaks_with_the_server() {
     assert_eq!(none.exit_code(), 69);
     let said = none.to_string();
     let expected = format!(
-        "no daemon is running: {} (not there), {} (left behind by a daemon that has ended); start one with `plimsoll run`, \
-         or name its folder in daemon.runtime_dir",
+        "no daemon is running: {} (not there), {} (left behind by a daemon that has ended); start one with `plimsoll run`; \
+         to reach one of another user, ask as that user, or name its folder in daemon.runtime_dir",
         nowhere.display(),
         server.socket.display()
     );

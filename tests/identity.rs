@@ -120,8 +120,7 @@ fn inside_supervisor() {
     let file = folder.path().join("plimsoll.toml");
     // One descendant leaves session and parent: only because of it there is something to be ended when the worker is gone.
     fs::write(&file, "[workers.web]\ncommand = [\"sh\", \"-c\", \"setsid sleep 1000 & exec sleep 1000\"]\nrestart = \"never\"").unwrap();
-    let sources =
-        Sources { file: Some(file), env: Vec::new(), set: Vec::new(), command: Vec::new(), working_dir: folder.path().to_path_buf() };
+    let sources = Sources { file: Some(file), working_dir: folder.path().to_path_buf(), ..Sources::default() };
     let settings = plimsoll::config::load(&sources).unwrap_or_else(|problems| panic!("{}", problems.render(false))).settings;
     for life in 0..LIVES {
         let mut supervisor = Supervisor::new(Surroundings {

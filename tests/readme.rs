@@ -120,9 +120,15 @@ fn toml_on_the_pages_loads() {
             let folder = tempfile::tempdir().unwrap();
             let file = folder.path().join("plimsoll.toml");
             std::fs::write(&file, &block.text).unwrap();
+            for name in block.text.split("\"credential:").skip(1).filter_map(|rest| rest.split('"').next()) {
+                std::fs::write(folder.path().join(name), "A_NAME=a-secret\n").unwrap();
+            }
             let sources = Sources {
                 file: Some(file),
-                env: vec![("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())],
+                env: vec![
+                    ("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned()),
+                    ("CREDENTIALS_DIRECTORY".to_owned(), folder.path().display().to_string()),
+                ],
                 working_dir: folder.path().to_path_buf(),
                 ..Sources::default()
             };

@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use plimsoll::config::settings::{Sampling, Scope};
+use plimsoll::config::settings::{Ceiling, CpuPolicy, LimitFile, Line, MemoryPolicy, Policy, Rule, Sampling, Scope};
 use plimsoll::host::Paths;
 use plimsoll::host::cgroupfs::{Kind, Layout};
 use plimsoll::host::clock::Moment;
-use plimsoll::sampling::readings::{LimitSource, MemoryEvents, Reading};
+use plimsoll::sampling::readings::{LimitSource, MemoryEvents, MemoryReadings, Reading, SlotId, Target};
 use plimsoll::sampling::scope::Extent;
-use plimsoll::sampling::{Readings, Sampler};
+use plimsoll::sampling::{Obstacle, Readings, Sampler};
 
 fn machine(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -341,7 +341,7 @@ fn check<const N: usize>(machines: [Expected; N]) {
         assert_eq!(seen.memory.working_set, Reading::Known(expected.working_set), "{name}: working set");
         assert_eq!(seen.memory.unreclaimable, Reading::Known(expected.unreclaimable), "{name}: unreclaimable");
         assert_eq!(seen.memory.swap, Reading::Known(expected.swap), "{name}: swap");
-        assert_eq!(seen.failures, [0; 4], "{name}: failures");
+        assert_eq!(seen.failures, [0; 5], "{name}: failures");
     }
 }
 
@@ -442,7 +442,7 @@ fn what_cannot_be_understood_is_a_failure_and_never_a_zero() {
     assert!(matches!(seen.cpu.usage_total, Reading::Failed(_)));
     assert!(matches!(seen.pressure.memory, Reading::Failed(_)));
     // meminfo; memory.max, memory.current and cpu.stat; the pressure file.
-    assert_eq!(seen.failures, [1, 3, 1, 0]);
+    assert_eq!(seen.failures, [1, 3, 1, 0, 0]);
 }
 
 #[test]
@@ -465,4 +465,195 @@ fn pressure_is_never_read_more_often_than_every_ten_milliseconds() {
     std::fs::write(folder.path().join("cgroup/memory.pressure"), "some avg10=0.00 avg60=0.00 avg300=0.00 total=23000\n").unwrap();
     assert_eq!(waiting(9), Reading::Known(Duration::from_micros(22_000)));
     assert_eq!(waiting(10), Reading::Known(Duration::from_micros(23_000)));
+}
+
+const POD: i32 = 20;
+
+fn copy_tree(from: &Path, to: &Path) {
+    if from.is_dir() {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let name = entry.unwrap().file_name();
+            copy_tree(&from.join(&name), &to.join(&name));
+        }
+    } else {
+        std::fs::copy(from, to).unwrap();
+    }
+}
+
+/// A pod of two containers that share their processes: what a daemon in the one sees, where the other is what `app` is as a machine.
+/// Its own container is that of `sidecar`.
+fn pod(sidecar: &str, app: &str) -> tempfile::TempDir {
+    let (sidecar, app) = (machine(sidecar), machine(app));
+    let pod = tempfile::tempdir().unwrap();
+    let at = |name: &str| pod.path().join(name);
+    // One machine: what is the whole machine's is the application's too.
+    copy_tree(&app.join("proc"), &at("proc"));
+    if app.join("sys").exists() {
+        copy_tree(&app.join("sys"), &at("sys"));
+    }
+    let process = at(&format!("proc/{POD}"));
+    std::fs::create_dir_all(&process).unwrap();
+    for file in ["cgroup", "mountinfo", "status"] {
+        if app.join("proc/self").join(file).exists() {
+            copy_tree(&app.join("proc/self").join(file), &process.join(file));
+        }
+    }
+    std::fs::write(process.join("stat"), format!("{POD} (app) S 0 {POD} {POD} 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 500 0 100\n")).unwrap();
+    std::fs::write(process.join("statm"), "1000 100 50 1 0 100 0\n").unwrap();
+    // As in a real /proc, its root is a link.
+    copy_tree(&app.join("cgroup"), &at("containers/app/sys/fs/cgroup"));
+    std::os::unix::fs::symlink("../../containers/app", process.join("root")).unwrap();
+    for file in ["cgroup", "mountinfo"] {
+        copy_tree(&sidecar.join("proc/self").join(file), &at("proc/self").join(file));
+    }
+    copy_tree(&sidecar.join("cgroup"), &at("cgroup"));
+    pod
+}
+
+fn app() -> Target {
+    Target { slot: SlotId(1), worker: "app".into(), pid: POD, cpu_group: None, memory_group: None, foreign_group: None, merges: false }
+}
+
+fn scope_of_app() -> Scope {
+    Scope::Worker("app".into())
+}
+
+/// The sidecar sees what a daemon in the application's container would: v1 and v2, private namespaces and shared ones.
+#[test]
+fn a_sidecar_sees_the_container_of_the_application() {
+    let machines =
+        ["exact/docker-v2", "exact/docker-v1", "exact/v1-hierarchical", "hosts/kubernetes-shared-pids", "hosts/hybrid", "hosts/docker-v1"];
+    for name in machines {
+        for sidecar in ["exact/docker-v2", "exact/v2-bare", "hosts/hybrid"] {
+            let pod = pod(sidecar, name);
+            let (_, mut within) = sampler(&machine(name), Scope::Container);
+            let expected = within.read(&[], now());
+            let (_, mut beside) = sampler(pod.path(), scope_of_app());
+            let seen = beside.read(&[app()], now());
+            let what = format!("{name} seen from {sidecar}");
+            assert_eq!(beside.lookout(), Some(("app", None)), "{what}");
+            assert_eq!(beside.scope().extent, Extent::Worker, "{what}");
+            assert_eq!(seen.cpu, expected.cpu, "{what}");
+            // The account of a group is told apart from that of its processes, which are other ones here.
+            let unreclaimable = expected.memory.unreclaimable;
+            assert_eq!(seen.memory, MemoryReadings { unreclaimable: seen.memory.unreclaimable, ..expected.memory }, "{what}");
+            let off = seen.memory.unreclaimable.known().unwrap().abs_diff(unreclaimable.known().unwrap());
+            assert!(off <= 50 * 4096 * 8, "{what}: {off}");
+            assert_eq!(seen.pressure, expected.pressure, "{what}");
+            assert_eq!(seen.failures, [0; 5], "{what}");
+        }
+    }
+}
+
+/// Read from a namespace of its own, the kernel names the application's group by its way from the reader's.
+#[test]
+fn a_sidecar_sees_a_container_whose_group_lies_beside_its_own() {
+    let pod = pod("hosts/kubernetes-shared-pids", "exact/docker-v2");
+    let process = pod.path().join(format!("proc/{POD}"));
+    std::fs::write(process.join("cgroup"), "0::/../cri-containerd-5e1f0c.scope\n").unwrap();
+    let mounts = std::fs::read_to_string(process.join("mountinfo")).unwrap();
+    let mounts = mounts.replace("0:26 / /sys/fs/cgroup", "0:26 /../cri-containerd-5e1f0c.scope /sys/fs/cgroup");
+    assert!(mounts.contains("/../cri"));
+    std::fs::write(process.join("mountinfo"), mounts).unwrap();
+    let (_, mut sampler) = sampler(pod.path(), scope_of_app());
+    let seen = sampler.read(&[app()], now());
+    assert_eq!(sampler.scope().extent, Extent::Worker);
+    assert_eq!((seen.cpu.limit_cores, seen.memory.limit), (Reading::Known(0.5), Reading::Known(512 << 20)));
+    assert_eq!(seen.memory.events, Reading::Known(MemoryEvents { high: 3, max: 17, oom: 2, oom_kill: 1 }));
+    assert_eq!(seen.cpu.usage_total, Reading::Known(Duration::from_secs(5)));
+}
+
+/// Two containers in one: whose limits they are, whose usage, and that it is said.
+#[test]
+fn a_sidecar_that_sees_nothing_holds_the_workers_to_what_is_known() {
+    let pod = pod("hosts/kubernetes-shared-pids", "exact/docker-v2");
+    let (_, mut sampler) = sampler(pod.path(), scope_of_app());
+    // Its own container's limits, and no usage of anybody but the workers.
+    let check = |seen: &Readings, sampler: &Sampler| {
+        assert_eq!(sampler.scope().extent, Extent::Workers);
+        assert!(seen.cpu.of_workers && seen.memory.of_workers);
+        assert_eq!((seen.cpu.usage_total, seen.memory.current), (Reading::Unsupported, Reading::Unsupported));
+        assert_eq!(seen.memory.events, Reading::Unsupported);
+    };
+    let seen = sampler.read(&[], now());
+    check(&seen, &sampler);
+    assert_eq!(sampler.lookout(), Some(("app", Some(Obstacle::NoProcess))));
+    assert_eq!((seen.memory.limit, seen.memory.limit_source), (Reading::Known(256 << 20), LimitSource::Cgroup));
+    // It is there, and its root is not to be had.
+    let root = pod.path().join(format!("proc/{POD}/root"));
+    std::fs::rename(&root, pod.path().join("hidden")).unwrap();
+    let seen = sampler.read(&[app()], now());
+    check(&seen, &sampler);
+    assert!(matches!(sampler.lookout(), Some(("app", Some(Obstacle::Root(POD, _))))), "{:?}", sampler.lookout());
+    // A file says what the application has: neither its own container's limits nor its own processors count beside that.
+    let folder = tempfile::tempdir().unwrap();
+    let policy = limits_from(folder.path());
+    sampler.set_limit_files(&policy);
+    std::fs::write(folder.path().join("memory"), "1073741824").unwrap();
+    std::fs::write(folder.path().join("cpu"), "1500").unwrap();
+    let seen = sampler.read(&[app()], now());
+    check(&seen, &sampler);
+    assert_eq!((seen.memory.limit, seen.memory.limit_source), (Reading::Known(1 << 30), LimitSource::File));
+    assert_eq!((seen.cpu.limit_cores, seen.cpu.limit_source), (Reading::Known(1.5), LimitSource::File));
+    // A process that is found anew, as after a restart of its container, is looked at at once.
+    std::fs::rename(pod.path().join("hidden"), &root).unwrap();
+    let again = Target { slot: SlotId(2), ..app() };
+    let seen = sampler.read(std::slice::from_ref(&again), now());
+    assert_eq!((sampler.scope().extent, seen.memory.limit), (Extent::Worker, Reading::Known(512 << 20)));
+    assert!(!seen.memory.of_workers && seen.memory.limit_source == LimitSource::Cgroup, "the smaller of both");
+    std::fs::write(folder.path().join("memory"), "268435456\n").unwrap();
+    let seen = sampler.read(std::slice::from_ref(&again), now());
+    assert_eq!((seen.memory.limit, seen.memory.limit_source), (Reading::Known(256 << 20), LimitSource::File));
+    assert!(!seen.memory.of_workers, "a group bounds it, so all of its usage counts");
+    // It has ended: nobody's view is taken for its own.
+    std::fs::remove_file(pod.path().join(format!("proc/{POD}/statm"))).unwrap();
+    let seen = sampler.read(std::slice::from_ref(&again), now());
+    check(&seen, &sampler);
+}
+
+fn limits_from(folder: &Path) -> Policy {
+    let file = |name: &str| LimitFile { path: folder.join(name), unit: 1 };
+    let line = || Rule {
+        high: Line::Share(0.8),
+        low: Line::Share(0.7),
+        critical: None,
+        sustain: Duration::ZERO,
+        on_high: Vec::new(),
+        on_critical: Vec::new(),
+    };
+    Policy {
+        dry_run: false,
+        cpu: CpuPolicy { limit: Ceiling::File(file("cpu")), rule: line() },
+        memory: MemoryPolicy { limit: Ceiling::File(file("memory")), rule: line() },
+        disks: Vec::new(),
+    }
+}
+
+#[test]
+fn a_file_is_one_more_limit_and_the_smallest_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let policy = limits_from(folder.path());
+    let write = |memory: &str, cpu: &str| {
+        std::fs::write(folder.path().join("memory"), memory).unwrap();
+        std::fs::write(folder.path().join("cpu"), cpu).unwrap();
+    };
+    let limits = |name: &str| {
+        let (_, mut sampler) = sampler(&machine(name), Scope::Auto);
+        sampler.set_limit_files(&policy);
+        let seen = sampler.read(&[], now());
+        let (cpu, memory) = (seen.cpu, seen.memory);
+        ((cpu.limit_cores.known(), cpu.limit_source, cpu.of_workers), (memory.limit.known(), memory.limit_source, memory.of_workers))
+    };
+    // None was ever there: as without.
+    let auto = limits("exact/docker-v2");
+    assert_eq!(auto, ((Some(0.5), LimitSource::Cgroup, false), (Some(512 << 20), LimitSource::Cgroup, false)));
+    write("268435456", "250");
+    let smaller = ((Some(0.25), LimitSource::File, false), (Some(256 << 20), LimitSource::File, false));
+    assert_eq!(limits("exact/docker-v2"), smaller);
+    // Nothing else bounds this machine: what others do on it is no business of the workers.
+    let of_workers = ((Some(0.25), LimitSource::File, true), (Some(256 << 20), LimitSource::File, true));
+    assert_eq!(limits("exact/v2-bare"), of_workers);
+    write("1073741824", "3000");
+    assert_eq!(limits("exact/docker-v2"), auto);
 }

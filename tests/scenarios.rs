@@ -302,6 +302,7 @@ impl<'a> World<'a> {
             cpu: CpuReadings {
                 limit_cores: Reading::Known(machine.cores),
                 limit_source: source,
+                of_workers: false,
                 usage_total: Reading::Unsupported,
                 used_cores: if is_readable("cpu") { Reading::Known(cores.min(machine.cores)) } else { Reading::Failed(failure) },
                 throttled_total: Reading::Unsupported,
@@ -310,6 +311,7 @@ impl<'a> World<'a> {
             memory: MemoryReadings {
                 limit: Reading::Known(machine.memory * MB as u64),
                 limit_source: source,
+                of_workers: false,
                 current: bytes(memory + step.idle_cache + step.busy_cache),
                 working_set: bytes(memory + step.busy_cache),
                 unreclaimable: bytes(memory),
@@ -350,7 +352,7 @@ impl<'a> World<'a> {
                     merged: Reading::Unsupported,
                 })
                 .collect(),
-            failures: [0; 4],
+            failures: [0; 5],
         }
     }
 
@@ -524,9 +526,12 @@ fn settings(scenario: &Scenario) -> Settings {
         sampling: Sampling { interval: Duration::from_secs(2), scope: Scope::Auto, report_every: None },
         policy: Policy {
             dry_run: policy.dry_run,
-            cpu: CpuPolicy { limit: policy.cpu_limit, rule: rule(10, vec![Rung::Throttle], vec![], None) },
+            cpu: CpuPolicy {
+                limit: policy.cpu_limit.map_or(Ceiling::Auto, Ceiling::Set),
+                rule: rule(10, vec![Rung::Throttle], vec![], None),
+            },
             memory: MemoryPolicy {
-                limit: policy.memory_limit.map(|limit| limit * MB as u64),
+                limit: policy.memory_limit.map_or(Ceiling::Auto, |limit| Ceiling::Set(limit * MB as u64)),
                 rule: rule(4, rungs(&policy.on_high, &["shed", "throttle"]), rungs(&policy.on_critical, &["recycle", "kill"]), Some(0.92)),
             },
             disks: match policy.disk {
@@ -600,9 +605,9 @@ struct Seen {
 impl Seen {
     fn take(&mut self, world: &World, step: &StepFile, verdicts: Vec<Verdict>, actions: Vec<String>, refusals: Vec<String>, is_tail: bool) {
         let used: f64 = world.lives.iter().map(|life| life.used).sum();
-        self.limit = world.settings.policy.cpu.limit.unwrap_or(world.scenario.machine.cores);
+        self.limit = world.settings.policy.cpu.limit.set().unwrap_or(world.scenario.machine.cores);
         if is_tail {
-            let others = if world.settings.policy.cpu.limit.is_some() { 0.0 } else { step.others_cores };
+            let others = if world.settings.policy.cpu.limit.set().is_some() { 0.0 } else { step.others_cores };
             self.cpu.push((used + others) / self.limit);
             for (name, mean) in world
                 .scenario

@@ -41,6 +41,23 @@ fn every_example_loads() {
     assert!(seen >= 2, "only {seen} examples");
 }
 
+/// What the packages put into /etc/plimsoll: nobody is touched before somebody says so, and what is offered as a comment is right.
+#[test]
+fn the_file_of_the_packages_loads_as_it_comes_and_with_everything_it_offers() {
+    let path = root().join("packaging/plimsoll.toml");
+    let loaded = config::load(&sources(Some(&path))).unwrap_or_else(|problems| panic!("{problems}"));
+    assert!(loaded.settings.workers.is_empty() && loaded.settings.jobs.is_empty());
+
+    let text = std::fs::read_to_string(&path).expect("a shipped file");
+    let folder = tempfile::tempdir().expect("a folder");
+    let with_all = folder.path().join("plimsoll.toml");
+    std::fs::write(&with_all, config::with_offers(&text)).expect("a writable folder");
+    // The application it speaks of is not here.
+    let given = Sources { elsewhere: true, ..sources(Some(&with_all)) };
+    let loaded = config::load(&given).unwrap_or_else(|problems| panic!("{problems}"));
+    assert_eq!((loaded.settings.workers.len(), loaded.settings.jobs.len()), (2, 1));
+}
+
 #[test]
 fn the_reference_is_made_from_the_definitions() {
     let path = root().join("docs/configuration.md");

@@ -12,6 +12,7 @@ use plimsoll::daemon::guardian::Guardian;
 use plimsoll::daemon::signals::Signals;
 use plimsoll::daemon::wiring;
 use plimsoll::host::clock::Moment;
+use plimsoll::host::service_manager::Passed;
 
 struct Counting;
 
@@ -61,16 +62,44 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     a_counter_that_counts();
+    if arguments.get(1).is_some_and(|first| first == BESIDE) {
+        return beside_a_worker();
+    }
     let folder = tempfile::tempdir().unwrap();
-    let mut guardian = guardian(folder.path(), 10);
+    let mut guardian = guardian(folder.path(), 10, AUTO);
     guardian.begin(Moment::now());
     steady(&mut guardian, 10);
-    write_settings(folder.path(), 100);
+    write_settings(folder.path(), 100, AUTO);
     guardian.reload(Moment::now());
     steady(&mut guardian, 100);
     guardian.shut_down("the test is over".to_owned());
+    // A daemon is one to a process.
+    in_a_process_of_its_own()
+}
+
+/// The same where the group of a worker is looked at through its process.
+fn beside_a_worker() -> ExitCode {
+    let folder = tempfile::tempdir().unwrap();
+    let mut guardian = guardian(folder.path(), 10, WORKER);
+    guardian.begin(Moment::now());
+    steady(&mut guardian, 10);
+    assert_eq!(guardian.sampler.lookout(), Some(("idle", None)));
+    guardian.shut_down("the test is over".to_owned());
     ExitCode::SUCCESS
 }
+
+#[expect(clippy::disallowed_methods, reason = "the test is the outside world here")]
+fn in_a_process_of_its_own() -> ExitCode {
+    let status = std::process::Command::new(std::env::current_exe().unwrap()).arg(BESIDE).status().unwrap();
+    if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+const BESIDE: &str = "beside-a-worker";
+
+// Of the workers alone: whatever else this machine does, nothing is over a line.
+const AUTO: &str = "scope = \"auto\"\n[policy.cpu]\nlimit = 0.01";
+// Where a group is judged, somebody else in it may be over the line, and nothing comes of it.
+const WORKER: &str = "scope = { worker = \"idle\" }\n[policy.cpu]\nsustain = \"1h\"\non_high = []";
 
 /// A test that cannot fail would prove nothing.
 fn a_counter_that_counts() {
@@ -79,7 +108,8 @@ fn a_counter_that_counts() {
     assert_eq!(allocations() - before, 1);
 }
 
-fn write_settings(folder: &Path, replicas: u32) -> PathBuf {
+fn write_settings(folder: &Path, replicas: u32, scope: &str) -> PathBuf {
+    std::fs::write(folder.join("memory"), "64000").unwrap();
     let file = format!(
         r#"
         [daemon]
@@ -91,11 +121,11 @@ fn write_settings(folder: &Path, replicas: u32) -> PathBuf {
         listen = []
         [sampling]
         interval = "100ms"
-        [policy.cpu]
-        # Of the workers alone: whatever else this machine does, nothing is over a line.
-        limit = 0.01
+        {scope}
         [policy.memory]
-        limit = "64GB"
+        limit = {{ file = "{folder}/memory", divisor = "1M" }}
+        sustain = "1h"
+        critical = "100%"
         [[policy.disks]]
         path = "/"
         high = "99.9%"
@@ -118,14 +148,14 @@ fn write_settings(folder: &Path, replicas: u32) -> PathBuf {
     path
 }
 
-fn guardian(folder: &Path, replicas: u32) -> Guardian {
+fn guardian(folder: &Path, replicas: u32, scope: &str) -> Guardian {
     for name in ["state", "run"] {
         std::fs::create_dir(folder.join(name)).unwrap();
     }
-    let path = write_settings(folder, replicas);
+    let path = write_settings(folder, replicas, scope);
     let sources = Sources { file: Some(path), working_dir: folder.into(), ..Sources::default() };
     let loaded = config::load(&sources).unwrap();
-    wiring::wire(Signals::listen().unwrap(), sources, loaded, std::env::vars_os().collect(), Ok(None)).unwrap()
+    wiring::wire(Signals::listen().unwrap(), sources, loaded, std::env::vars_os().collect(), Passed::default(), Ok(None)).unwrap()
 }
 
 /// Runs the loop until it has ticked `ticks` times more; yields what each turn with a tick, and each without, allocated.

@@ -1,13 +1,16 @@
 //! The command line, defined once: parsing, help and completions come from here.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config::jobs::Verify;
 use crate::config::units::{Scalar, SignalName, Span, Unit};
+use crate::host::inventory::Platform;
 use crate::journal::Event;
 
 /// Keeps a small server's workers below the load line.
@@ -77,13 +80,27 @@ pub enum Command {
         duration: Duration,
     },
     /// Checks the settings and prints every problem with its place; exit 78 when there is one
-    Check,
+    Check {
+        /// The settings are for another machine: programs, folders, files and users they name need not be here
+        #[arg(long)]
+        elsewhere: bool,
+        /// The command that `run` will be given for worker `main`
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
     /// Tries out what can be read and done here, and says what to do about what cannot
     #[command(
-        after_help = "It starts children and makes control groups of its own, does to them what the daemon may have to do to workers, and\nremoves them again. Nothing it changes remains. Run it as the user and in the place the daemon will run in.\nExit 1 when something fails; notes and warnings are no failure."
+        after_help = "It starts children and makes control groups of its own, does to them what the daemon may have to do to workers, and\nremoves them again. Nothing it changes remains. Run it as the user and in the place the daemon will run in.\nWith --platform it looks for the traps of that platform wherever it runs, so before anything is deployed too: settings, variables and\nthe files of this folder (fly.toml, render.yaml, railway.toml) are judged, and what only the platform can show is a note.\nExit 1 when something fails; notes and warnings are no failure."
     )]
-    Doctor,
-    /// Writes a commented plimsoll.toml for the platform found: here, or where -c says
+    Doctor {
+        /// Whose traps are looked for; otherwise those of the platform it runs on
+        #[arg(long, value_name = "NAME", value_parser = platforms())]
+        platform: Option<Platform>,
+        /// How long the platform waits between the signal and the kill, where it was told another time than its own
+        #[arg(long, value_name = "DURATION", value_parser = read_duration)]
+        grace: Option<Duration>,
+    },
+    /// Writes a commented plimsoll.toml for the platform found or named: here, or where -c says
     #[command(
         after_help = "The limits that hold here are in it as comments. A worker is guessed from the folder (Procfile, manage.py, app/main.py …);\nwhat cannot be started as it stands is a comment. The file passes `plimsoll check`."
     )]
@@ -94,8 +111,11 @@ pub enum Command {
         /// Replaces a file that is there
         #[arg(long, conflicts_with = "stdout")]
         force: bool,
+        /// What it is written for; otherwise the platform it runs on
+        #[arg(long, value_name = "NAME", value_parser = platforms())]
+        platform: Option<Platform>,
     },
-    /// Shows or describes the settings
+    /// Shows the settings that hold, or the schema of the file
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
@@ -181,6 +201,16 @@ pub enum Command {
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
+    /// Prints a manual page, for `man -l -`
+    #[command(after_help = "Pages are plimsoll, one for each command (plimsoll-run, or just run), and plimsoll.toml.")]
+    Man {
+        /// Which; otherwise plimsoll
+        #[arg(value_name = "PAGE")]
+        page: Option<String>,
+        /// Writes all of them into this folder instead, each into a file such as plimsoll-run.8
+        #[arg(long, value_name = "FOLDER", conflicts_with = "page")]
+        out: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -200,7 +230,7 @@ pub enum WorkersCommand {
         #[arg(value_name = "WORKER")]
         worker: String,
         /// From 0 to 4096
-        #[arg(value_name = "COUNT", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(0..=4096))]
+        #[arg(value_name = "COUNT", allow_negative_numbers = true, value_parser = read_count)]
         count: u32,
         #[command(flatten)]
         patience: Patience,
@@ -368,6 +398,10 @@ pub struct Patience {
     pub wait: Option<Duration>,
 }
 
+fn read_count(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|count| *count <= 4096).ok_or_else(|| "a number of replicas from 0 to 4096 is needed".to_owned())
+}
+
 fn read_signal(text: &str) -> Result<SignalName, String> {
     SignalName::read(&Scalar::Text(text.to_owned())).map_err(|unfit| format!("{}; {} is needed", unfit.why, SignalName::ALLOWED))
 }
@@ -384,15 +418,44 @@ pub enum ConfigCommand {
     Schema,
 }
 
+/// The platforms that can be asked for, by the words they have everywhere.
+fn platforms() -> impl TypedValueParser<Value = Platform> {
+    let named = |word: String| Platform::NAMED.into_iter().find(|platform| platform.word() == word);
+    PossibleValuesParser::new(Platform::NAMED.map(Platform::word)).try_map(move |word| named(word).ok_or("is no platform"))
+}
+
 fn read_duration(text: &str) -> Result<Duration, String> {
     let span = Span::read(&Scalar::Text(text.to_owned())).map_err(|unfit| format!("{}; {} is needed", unfit.why, Span::ALLOWED))?;
     Ok(span.duration())
 }
 
+/// Reads the command line; `args` begin with the program's name.
+///
+/// # Errors
+/// What clap says. Where a word follows `run` without the two dashes, where that word belongs: an image with the entry point
+/// `plimsoll run` invites this mistake.
+pub fn parse(args: Vec<OsString>) -> Result<Arguments, clap::Error> {
+    let is_run = args.iter().any(|word| word == "run");
+    Arguments::try_parse_from(args).map_err(|mut error| {
+        let word = match error.get(ContextKind::InvalidArg) {
+            Some(ContextValue::String(word)) if is_run && error.kind() == ErrorKind::UnknownArgument && !word.starts_with('-') => word,
+            _ => return error,
+        };
+        let tip = if Arguments::command().find_subcommand(word).is_some() {
+            format!(
+                "plimsoll {word} is a command of its own; with an image that begins with plimsoll run: --entrypoint plimsoll IMAGE {word}"
+            )
+        } else {
+            format!("the command to supervise follows two dashes: plimsoll run -- {word}")
+        };
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+        error
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_holds_together() {
@@ -405,5 +468,22 @@ mod tests {
         let Some(Command::Run { command }) = arguments.command else { panic!() };
         assert_eq!(command, ["python", "-c", "print()"]);
         assert_eq!(arguments.common.set, ["a=1"]);
+    }
+
+    #[test]
+    fn a_word_that_has_lost_its_dashes_is_shown_its_place() {
+        for (words, wanted) in [
+            (&["run", "/app"][..], Some("two dashes: plimsoll run -- /app\n")),
+            (&["run", "-c", "file", "doctor", "--json"], Some("plimsoll doctor is a command of its own")),
+            (&["run", "--hepl"], None),
+            (&["status", "web"], None),
+        ] {
+            let args = ["plimsoll"].iter().chain(words).map(OsString::from).collect();
+            let told = parse(args).unwrap_err().to_string();
+            match wanted {
+                Some(wanted) => assert!(told.contains(wanted), "{words:?}: {told}"),
+                None => assert!(!told.contains("two dashes") && !told.contains("of its own"), "{words:?}: {told}"),
+            }
+        }
     }
 }

@@ -32,7 +32,7 @@ const LARGEST: usize = 64 * 1024 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// Nobody answers on any of the sockets.
-    #[error("no daemon is running: {}; start one with `plimsoll run`, or name its folder in daemon.runtime_dir", list(.tried))]
+    #[error("no daemon is running: {}; start one with `plimsoll run`; to reach one of another user, ask as that user, or name its folder in daemon.runtime_dir", list(.tried))]
     Unreachable { tried: Vec<(PathBuf, String)> },
     #[error("not permitted to use {}; ask as its owner or as a member of its group", .socket.display())]
     NotPermitted { socket: PathBuf },

@@ -163,6 +163,9 @@ impl Page {
             if replica.restarts > 0 {
                 told.push_str(&format!(", restarted {}", times(u64::from(replica.restarts))));
             }
+            if let Some(what) = &replica.waits_for {
+                told.push_str(&format!(", waits for: {what}"));
+            }
             self.fact(head, &told);
             head = "";
             if replica.state == "failed" {

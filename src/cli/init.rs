@@ -12,11 +12,17 @@ use crate::host::inventory::Platform;
 #[derive(Clone, Debug)]
 pub struct Found {
     pub platform: Platform,
+    /// The folder that outlives a deploy, where that is known.
+    pub volume: Option<String>,
     /// In cores, with where it comes from; `None` where it cannot be told.
     pub cpu: Option<(f64, String)>,
     /// In bytes.
     pub memory: Option<(f64, String)>,
     pub workers: Vec<Guess>,
+    /// Where the application was found; `None` for a place that is not here.
+    pub folder: Option<String>,
+    /// It is written for the place we are in.
+    pub here: bool,
 }
 
 /// A worker that may have been meant.
@@ -35,38 +41,56 @@ struct Habits {
     is: &'static str,
     /// Lines about the end: (comment, shutdown_timeout).
     end: (&'static str, &'static str),
-    /// Reached from outside its container.
-    is_container: bool,
+    /// Where it is reached from outside its container. `None`: it is in none.
+    reached_at: Option<&'static str>,
+    /// What else is to be thought of there, as comments.
+    also: &'static str,
     /// Comments that belong to memory there.
     memory: Option<&'static str>,
 }
 
 fn habits(platform: Platform) -> Habits {
-    let container = |is, end| Habits { is, end, is_container: true, memory: None };
+    let container = |is, end| Habits { is, end, reached_at: Some("0.0.0.0:18760"), also: "", memory: None };
     match platform {
         Platform::Kubernetes => Habits {
             memory: Some("Kubernetes ends the whole container on one out-of-memory: keep critical well under 100 %."),
+            also: "# Where pods have IPv6 only: [::]:18760.\n# As a sidecar: shareProcessNamespace: true, the same runAsUser as the application, and its limits from a downwardAPI volume.\n",
             ..container("a pod of Kubernetes", ("terminationGracePeriodSeconds is 30 unless set: be done before.", "25s"))
         },
-        Platform::Railway => container(
-            "Railway",
-            ("Railway waits 0 s after SIGTERM unless RAILWAY_DEPLOYMENT_DRAINING_SECONDS is set: set it to 30.", "25s"),
-        ),
-        Platform::Render => container("Render", ("Render waits 30 s after SIGTERM.", "25s")),
-        Platform::Fly => container("Fly", ("Fly sends SIGINT and waits 5 s unless kill_timeout is set in fly.toml.", "4s")),
+        Platform::Railway => Habits {
+            // Names of its private network lead to IPv6 only in older environments.
+            reached_at: Some("[::]:18760"),
+            also: "# PORT is the application's: Plimsoll leaves it alone, and the workers get the variable.\n",
+            ..container(
+                "Railway",
+                ("Railway waits 0 s after SIGTERM unless RAILWAY_DEPLOYMENT_DRAINING_SECONDS is set: set it to 30.", "25s"),
+            )
+        },
+        Platform::Render => Habits {
+            also: "# PORT is the application's: Plimsoll leaves it alone, and the workers get the variable.\n",
+            ..container("Render", ("Render waits 30 s after SIGTERM unless maxShutdownDelaySeconds is set in render.yaml.", "25s"))
+        },
+        Platform::Fly => Habits {
+            // Its private network is IPv6.
+            reached_at: Some("[::]:18760"),
+            also: "# For Fly's own Prometheus, fly.toml needs [metrics] with port 18760 and path \"/metrics\".\n",
+            ..container("Fly", ("Fly sends SIGINT and waits 5 s unless kill_timeout is set in fly.toml.", "4s"))
+        },
         Platform::Docker => container("a container of Docker", ("docker stop waits 10 s unless told otherwise: be done before.", "8s")),
         Platform::Podman => container("a container of Podman", ("podman stop waits 10 s unless told otherwise: be done before.", "8s")),
         Platform::Container => container("a container", ("Most engines wait 10 s after SIGTERM: be done before.", "8s")),
         Platform::Systemd => Habits {
             is: "a service of systemd",
             end: ("Keep TimeoutStopSec of the unit above this.", "30s"),
-            is_container: false,
+            reached_at: None,
+            also: "",
             memory: None,
         },
         Platform::Host => Habits {
             is: "a machine of your own",
             end: ("The whole ordered shutdown is over after this long.", "30s"),
-            is_container: false,
+            reached_at: None,
+            also: "",
             memory: None,
         },
     }
@@ -81,24 +105,36 @@ pub fn draft(found: &Found) -> String {
          # `plimsoll check` finds every mistake, `plimsoll doctor` says what works here.\n\n",
         habits.is
     );
-    text.push_str("# The limits that hold here, which 100 % is of:\n");
-    text.push_str(&format!("#   CPU     {}\n", figure(found.cpu.as_ref(), cores)));
-    text.push_str(&format!("#   memory  {}\n\n", figure(found.memory.as_ref(), size)));
+    if found.here {
+        text.push_str("# The limits that hold here, which 100 % is of:\n");
+        text.push_str(&format!("#   CPU     {}\n", figure(found.cpu.as_ref(), cores)));
+        text.push_str(&format!("#   memory  {}\n\n", figure(found.memory.as_ref(), size)));
+    } else {
+        text.push_str(&format!(
+            "# Written elsewhere: 100 % is of the limits that will hold there. `plimsoll doctor --platform {}` looks at it from here.\n\n",
+            found.platform.word()
+        ));
+    }
 
-    text.push_str(&format!("[daemon]\n# {}\nshutdown_timeout = \"{}\"\n\n", habits.end.0, habits.end.1));
-    text.push_str("[http]\n");
-    if habits.is_container {
-        text.push_str(
+    text.push_str(&format!("[daemon]\n# {}\nshutdown_timeout = \"{}\"\n", habits.end.0, habits.end.1));
+    if let Some(volume) = &found.volume {
+        text.push_str("# On the volume, so that it outlives a deploy: how jobs have run, and the record of seven days.\n");
+        text.push_str(&format!("state_dir = {}\n", toml_text(&format!("{}/plimsoll", volume.trim_end_matches('/')))));
+    }
+    text.push_str("\n[http]\n");
+    if let Some(address) = habits.reached_at {
+        text.push_str(&format!(
             "# From outside the container, for Prometheus and health checks (/metrics, /healthz, /readyz). Set PLIMSOLL_HTTP__API_KEY\n\
              # for the dashboard and control; without a key those stay inside the container.\n\
-             listen = [\"0.0.0.0:18760\"]\n\n",
-        );
+             {}listen = [\"{address}\"]\n\n",
+            habits.also
+        ));
     } else {
         text.push_str("# On this machine only. A key (api_key_file) is needed before control is served to others.\nlisten = [\"127.0.0.1:18760\"]\n\n");
     }
     text.push_str(&policy(found, &habits));
     for guess in &found.workers {
-        text.push_str(&worker(guess));
+        text.push_str(&worker(guess, found.folder.as_deref().filter(|_| habits.reached_at.is_none())));
     }
     if found.workers.is_empty() {
         text.push_str(EXAMPLE);
@@ -131,7 +167,9 @@ fn policy(found: &Found, habits: &Habits) -> String {
         of(0.70),
         of(0.92),
     );
-    if habits.is_container {
+    if let Some(volume) = &found.volume {
+        text.push_str(&format!("# The volume must not fill up.\n[[policy.disks]]\npath = {}\nhigh = \"80%\"\n\n", toml_text(volume)));
+    } else if habits.reached_at.is_some() {
         text.push_str(
             "# A volume that must not fill up; the folder must be there.\n# [[policy.disks]]\n# path = \"/app/data\"\n# high = \"80%\"\n\n",
         );
@@ -142,9 +180,11 @@ fn policy(found: &Found, habits: &Habits) -> String {
 }
 
 /// A worker's section, as a comment where it could not be started as it stands.
-fn worker(guess: &Guess) -> String {
+fn worker(guess: &Guess, folder: Option<&str>) -> String {
     let words: Vec<String> = guess.command.iter().map(|word| toml_text(word)).collect();
-    let section = format!("[workers.{}]\ncommand = [{}]\n{DETAILS}", guess.name, words.join(", "));
+    // The file may be moved to /etc/plimsoll, and a service of systemd starts in /.
+    let directory = folder.map_or(String::new(), |folder| format!("directory = {}\n", toml_text(folder)));
+    let section = format!("[workers.{}]\ncommand = [{}]\n{directory}{DETAILS}", guess.name, words.join(", "));
     let from = single_line(&guess.from);
     match &guess.missing {
         None => format!("# Read from {from}; see that it is what you mean.\n{section}\n"),
@@ -265,7 +305,15 @@ mod tests {
     use proptest::prelude::*;
 
     fn found(platform: Platform, workers: Vec<Guess>) -> Found {
-        Found { platform, cpu: Some((0.5, "cgroup".into())), memory: Some((536_870_912.0, "cgroup".into())), workers }
+        Found {
+            platform,
+            here: true,
+            folder: None,
+            volume: None,
+            cpu: Some((0.5, "cgroup".into())),
+            memory: Some((536_870_912.0, "cgroup".into())),
+            workers,
+        }
     }
 
     fn load(text: &str) -> config::Loaded {
@@ -311,6 +359,40 @@ mod tests {
             let open = uncommented(&empty).replace("uvicorn", "sh").replace("/app/data", "/").replace("/app", "/");
             assert_eq!(load(&open).settings.workers.len(), 1, "{open}");
         }
+    }
+
+    #[test]
+    fn a_platform_gets_what_holds_there() {
+        let settings = |platform, volume: Option<&str>| {
+            let volume = volume.map(str::to_owned);
+            load(&draft(&Found { platform, volume, cpu: None, memory: None, workers: vec![], folder: None, here: false })).settings
+        };
+        let railway = settings(Platform::Railway, Some("/tmp/"));
+        assert_eq!(railway.http.listen[0].to_string(), "[::]:18760");
+        assert_eq!((railway.daemon.state_dir.path.as_path(), railway.daemon.shutdown_timeout.as_secs()), (Path::new("/tmp/plimsoll"), 25));
+        assert_eq!(railway.policy.disks[0].path, Path::new("/tmp/"));
+        assert!(settings(Platform::Railway, None).policy.disks.is_empty());
+        assert_eq!(settings(Platform::Fly, None).daemon.shutdown_timeout.as_secs(), 4);
+        assert_eq!(settings(Platform::Docker, None).http.listen[0].to_string(), "0.0.0.0:18760");
+        assert!(settings(Platform::Systemd, None).http.listen[0].ip().is_loopback());
+        // What the doctor advises and what is written are the same.
+        for (platform, grace) in [(Platform::Fly, 5), (Platform::Docker, 10), (Platform::Render, 30), (Platform::Kubernetes, 30)] {
+            let advised = super::super::doctor::platform::within(std::time::Duration::from_secs(grace));
+            assert_eq!(Some(settings(platform, None).daemon.shutdown_timeout), advised, "{platform:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_starts_its_workers_in_the_folder_they_were_found_in() {
+        let web = Guess { name: "web".into(), command: vec!["sh".into(), "run.sh".into()], from: "Procfile".into(), missing: None };
+        let directory = |platform, folder: Option<&str>| {
+            let found = Found { folder: folder.map(str::to_owned), ..found(platform, vec![web.clone()]) };
+            load(&draft(&found)).settings.workers[0].directory.clone()
+        };
+        assert_eq!(directory(Platform::Systemd, Some("/tmp")).as_deref(), Some(Path::new("/tmp")));
+        assert_eq!(directory(Platform::Systemd, None), None);
+        // An image has it elsewhere, and a WORKDIR.
+        assert_eq!(directory(Platform::Docker, Some("/tmp")), None);
     }
 
     type Files<'a> = &'a [(&'a str, &'a str)];

@@ -240,6 +240,10 @@ impl Session {
                 return FAILED;
             }
         }
+        // A plan that is empty because the folder is not there says so.
+        for problem in told.run.iter().filter(|_| is_planned).flat_map(|run| &run.errors) {
+            complain(problem);
+        }
         let said = match told.run.as_ref().filter(|_| is_well && !is_planned) {
             Some(run) => format!("{}{}", told.message, tables::figures(run)),
             None => told.message,

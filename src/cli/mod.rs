@@ -10,6 +10,7 @@ pub mod events;
 pub mod explain;
 pub mod init;
 pub mod jobs;
+pub mod man;
 pub mod render;
 pub mod settings;
 pub mod status;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 
 use crate::actuators::undo;
 use crate::config::{self, Loaded, Sources};
@@ -32,7 +33,8 @@ use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
 use crate::host::inventory::Platform;
-use crate::host::spawn;
+use crate::host::service_manager::Passed;
+use crate::host::{probe, spawn};
 use crate::http::listen::SOCKET;
 use crate::jobs::child;
 use crate::journal::history::{self, Wanted};
@@ -57,9 +59,6 @@ const UPGRADED_LOOK: Duration = Duration::from_millis(20);
 /// The daemon tries another program out before it answers.
 const TRIED_WITHIN: Duration = Duration::from_secs(30);
 
-/// There while systemd is the init of the machine.
-const SYSTEMD: &str = "/run/systemd/system";
-
 /// Runs one command; `args` begin with the program's name. Returns the exit code.
 pub fn main(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> u8 {
     // The sentinel is not for people: it is not on the command line they see.
@@ -81,7 +80,7 @@ pub fn main(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> u8 {
     if args.get(1).is_some_and(|word| word == demo::part::SUBCOMMAND) {
         return demo::part::main(args.get(2..).unwrap_or_default(), env);
     }
-    let arguments = match Arguments::try_parse_from(args) {
+    let arguments = match arguments::parse(args) {
         Ok(arguments) => arguments,
         Err(error) => {
             // --help and --version are answers, not errors; clap knows which stream and code each takes.
@@ -100,6 +99,18 @@ pub fn main(args: Vec<OsString>, env: Vec<(OsString, OsString)>) -> u8 {
     }
 }
 
+/// True where the platform that is asked for is the one that was found. Whoever types on a machine of systemd is no service, and the
+/// daemon will be one.
+fn is_platform(found: Platform, asked: Platform) -> bool {
+    found == asked || (asked == Platform::Systemd && found == Platform::Host && probe::is_run_by_systemd())
+}
+
+/// What the daemon of this pid was given after `--`; nothing where that cannot be read, or stands in its settings.
+fn typed_command(daemon: u32) -> Vec<String> {
+    let words = spawn::arguments_of(&Paths::default(), daemon).unwrap_or_default();
+    words.iter().skip_while(|word| *word != "--").skip(1).map(|word| word.to_string_lossy().into_owned()).collect()
+}
+
 /// What every command needs.
 struct Session {
     common: Common,
@@ -111,9 +122,9 @@ impl Session {
         match command {
             Command::Run { command } => self.run(command),
             Command::Demo { duration } => self.demo(duration),
-            Command::Check => self.check(),
-            Command::Doctor => self.doctor(),
-            Command::Init { stdout, force } => self.init(stdout, force),
+            Command::Check { elsewhere, command } => self.check(elsewhere, command),
+            Command::Doctor { platform, grace } => self.doctor(platform, grace),
+            Command::Init { stdout, force, platform } => self.init(stdout, force, platform),
             Command::Config { command } => match command {
                 ConfigCommand::Show { origin } => self.config_show(origin),
                 ConfigCommand::Schema => print_line(&pretty(&config::schema())),
@@ -139,10 +150,13 @@ impl Session {
                 clap_complete::generate(shell, &mut Arguments::command(), "plimsoll", &mut script);
                 print_line(String::from_utf8_lossy(&script).trim_end())
             }
+            Command::Man { page, out } => man::man(page.as_deref(), out.as_deref()),
         }
     }
 
     fn run(mut self, command: Vec<String>) -> u8 {
+        // Before anything else is opened.
+        let passed = Passed::receive(&mut self.env, std::process::id());
         let signals = match Signals::listen() {
             Ok(signals) => signals,
             Err(error) => {
@@ -152,15 +166,23 @@ impl Session {
         };
         // Now that somebody listens to signals, and before anybody looks at the environment.
         let parcel = upgrade::receive(&mut self.env);
-        let sources = self.sources(command);
+        let sources = Sources { beside: false, ..self.sources(command) };
         let loaded = match self.load(&sources) {
             Ok(loaded) => loaded,
             Err(code) => return code,
         };
         if loaded.settings.workers.is_empty() {
-            complain("nothing to supervise: no [workers.NAME] in the settings and no command after --; watching the machine only");
+            let file = loaded
+                .settings
+                .file
+                .as_ref()
+                .map_or("no settings file was found".to_owned(), |file| format!("no [workers.NAME] in {}", file.display()));
+            complain(&format!(
+                "nothing to supervise: {file} and no command after --; watching the machine only (`plimsoll init` writes a file, \
+                 `plimsoll run -- COMMAND` needs none)"
+            ));
         }
-        match daemon::run(signals, sources, loaded, self.env, parcel) {
+        match daemon::run(signals, sources, loaded, self.env, passed, parcel) {
             Ok(code) => code,
             Err(error) => {
                 complain(&error.to_string());
@@ -169,11 +191,12 @@ impl Session {
         }
     }
 
-    fn check(mut self) -> u8 {
-        // A daemon asks whether it could become us.
+    fn check(mut self, elsewhere: bool, command: Vec<String>) -> u8 {
+        // A daemon asks whether it could become us, and has what only a daemon is given.
         let place = self.env.iter().position(|(name, _)| name == upgrade::TRIAL_VARIABLE);
         let format = place.map(|place| self.env.remove(place).1);
-        let code = settings::check(&self.sources(Vec::new()), self.common.json(), self.stderr_colour());
+        let sources = Sources { elsewhere, beside: format.is_none(), ..self.sources(command) };
+        let code = settings::check(&sources, self.common.json(), self.stderr_colour());
         match format.and_then(|format| upgrade::acknowledgement(&format.to_string_lossy())).filter(|_| code == 0) {
             Some(line) => print_line(&line),
             None => code,
@@ -202,6 +225,8 @@ impl Session {
             set: self.common.set.clone(),
             command,
             working_dir: std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/")),
+            beside: true,
+            elsewhere: false,
         }
     }
 
@@ -241,8 +266,20 @@ impl Session {
         self.answer(result)
     }
 
-    fn doctor(&self) -> u8 {
-        let sources = self.sources(Vec::new());
+    fn doctor(&self, asked: Option<Platform>, grace: Option<Duration>) -> u8 {
+        // A daemon guards the machine it runs on; of one that is a folder it says nothing.
+        let client = self.client();
+        let daemon: Option<Snapshot> = client.as_ref().ok().and_then(|client| client.get_json("/admin/resources/stats").ok());
+        let mut sources = self.sources(Vec::new());
+        let detected = Platform::detect(&Paths::default(), |name| sources.variable(name).map(str::to_owned));
+        sources.elsewhere = asked.is_some_and(|asked| !is_platform(detected, asked));
+        let has_our_file = |daemon: &&Snapshot| {
+            let theirs = daemon.daemon.config_file.as_deref().map(Path::new);
+            self.common.config.as_deref().is_none_or(|file| theirs == Some(file))
+        };
+        if let Some(daemon) = daemon.as_ref().filter(has_our_file).filter(|_| !sources.elsewhere) {
+            sources.command = typed_command(daemon.daemon.pid);
+        }
         let (settings, problems) = match config::load(&sources) {
             Ok(loaded) => (loaded.settings, None),
             Err(problems) => {
@@ -257,12 +294,12 @@ impl Session {
             }
         };
         let paths = Paths::from(&settings.host);
-        // A daemon guards the machine it runs on; of one that is a folder it says nothing.
-        let client = self.client();
-        let daemon = client.as_ref().ok().and_then(|client| client.get_json("/admin/resources/stats").ok());
         let patient = doctor::Patient {
             layout: Layout::discover(&paths),
             platform: Platform::detect(&paths, |name| sources.variable(name).map(str::to_owned)),
+            asked,
+            elsewhere: sources.elsewhere,
+            grace,
             socket: client.map(|client| client.socket().display().to_string()).map_err(|error| error.to_string()),
             problems: problems.as_ref().map_or(0, |problems| problems.list.len()),
             settings,
@@ -289,7 +326,7 @@ impl Session {
         }
     }
 
-    fn init(&self, stdout: bool, force: bool) -> u8 {
+    fn init(&self, stdout: bool, force: bool, asked: Option<Platform>) -> u8 {
         // The file that is to be written is not to be read: it is not there yet, or is to be replaced.
         let sources = Sources { file: Some("/dev/null".into()), ..self.sources(Vec::new()) };
         let loaded = match self.load(&sources) {
@@ -307,14 +344,25 @@ impl Session {
         };
         let platform = match Platform::detect(&paths, |name| sources.variable(name).map(str::to_owned)) {
             // Whoever types this is no service yet; what is written is for one.
-            Platform::Host if Path::new(SYSTEMD).is_dir() => Platform::Systemd,
+            Platform::Host if probe::is_run_by_systemd() => Platform::Systemd,
             platform => platform,
         };
+        // The limits of this machine say nothing of another, and nor does what is installed here.
+        let here = asked.is_none_or(|asked| asked == platform);
+        let volume = sources.variable("RAILWAY_VOLUME_MOUNT_PATH").filter(|path| Path::new(path).is_dir());
         let text = init::draft(&init::Found {
-            platform,
-            cpu: readings.cpu.limit_cores.known().map(|limit| (limit, readings.cpu.limit_source.word().to_owned())),
-            memory: readings.memory.limit.known().map(|limit| (limit as f64, readings.memory.limit_source.word().to_owned())),
+            platform: asked.unwrap_or(platform),
+            volume: volume.map(str::to_owned),
+            cpu: readings.cpu.limit_cores.known().filter(|_| here).map(|limit| (limit, readings.cpu.limit_source.word().to_owned())),
+            memory: readings
+                .memory
+                .limit
+                .known()
+                .filter(|_| here)
+                .map(|limit| (limit as f64, readings.memory.limit_source.word().to_owned())),
             workers: init::guess(&sources.working_dir, is_there),
+            folder: sources.working_dir.to_str().filter(|_| here).map(str::to_owned),
+            here,
         });
         if stdout {
             return print_line(text.trim_end());
@@ -322,10 +370,14 @@ impl Session {
         let file = sources.working_dir.join(self.common.config.as_deref().unwrap_or(Path::new("plimsoll.toml")));
         match write_settings(&file, &text, force) {
             Ok(()) => {
-                complain(&format!(
-                    "{} is written; `plimsoll check` it when you have changed it, `plimsoll doctor` says what works here",
-                    file.display()
-                ));
+                let has_worker = text.lines().any(|line| line.starts_with("[workers."));
+                let next = if has_worker {
+                    "`plimsoll check` it when you have changed it, `plimsoll doctor` says what works here, `plimsoll run` starts it"
+                } else {
+                    "no worker is in force in it yet: see the end of the file, take the # away and name your command; then `plimsoll check` \
+                     and `plimsoll run`"
+                };
+                complain(&format!("{} is written; {next}", file.display()));
                 0
             }
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
@@ -333,7 +385,7 @@ impl Session {
                 FAILED
             }
             Err(error) => {
-                complain(&format!("{} cannot be written: {error}", file.display()));
+                complain(&format!("{} cannot be written: {error}; -c FILE writes it elsewhere, --stdout prints it", file.display()));
                 if error.kind() == std::io::ErrorKind::PermissionDenied { NOT_PERMITTED } else { FAILED }
             }
         }
@@ -370,8 +422,9 @@ impl Session {
         let past = match events::past(asked, held.as_deref(), |wanted| self.database(wanted)) {
             Ok(Some(past)) => past,
             Ok(None) => {
+                let code = nobody.map_or(0, |error| self.answer(Err(error)));
                 complain("no record of an earlier daemon was found either");
-                return nobody.map_or(0, |error| self.answer(Err(error)));
+                return code;
             }
             Err(problem) => {
                 complain(&problem);
@@ -499,7 +552,10 @@ impl Session {
                 for failure in &total.failed {
                     complain(failure);
                 }
-                let said = format!("no daemon is running; of what one left behind {} put back, {} gone", total.restored, total.gone);
+                let said = match (total.restored, total.gone, total.failed.len()) {
+                    (0, 0, 0) => "no daemon is running, and none has left anything behind".to_owned(),
+                    (restored, gone, _) => format!("no daemon is running; of what one left behind {restored} put back, {gone} gone"),
+                };
                 let value = serde_json::json!({"daemon": false, "restored": total.restored, "gone": total.gone, "failed": total.failed});
                 print_line(&if self.common.json() { pretty(&value) } else { said });
                 if total.failed.is_empty() { 0 } else { FAILED }

@@ -32,10 +32,11 @@ pub fn render_status(snapshot: &Snapshot, now: Moment, style: Style) -> String {
     lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect()
 }
 
-/// Lines of at most `width` characters, broken at blanks and indented from the second on; a longer word is clipped.
+/// Lines of at most `width` characters, broken at blanks and indented from the second on; a longer word is clipped, and of all of it what
+/// goes beyond the longest line there is.
 fn wrap(text: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
-    for word in text.split(' ') {
+    for word in clip(text, Style::UNCUT).split(' ') {
         match lines.last_mut() {
             Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
                 line.push(' ');
@@ -78,7 +79,9 @@ fn head(snapshot: &Snapshot, now: Moment, style: Style) -> Vec<String> {
         say(Tone::Bad, "the configuration was rejected; the settings before it still hold (see `plimsoll check`)");
     }
     if let Some(problem) = &daemon.history_problem {
-        say(Tone::Warning, &format!("history is not being kept: {problem}"));
+        // The end says why, so it is not cut off.
+        let told = wrap(&format!("history is not being kept: {problem}"), style.width);
+        lines.extend(told.iter().map(|line| style.paint(Tone::Warning, line)));
     }
     lines
 }
@@ -123,6 +126,8 @@ fn resource_lines(resource: &ResourceState, name_width: usize, style: Style) -> 
     if resource.state != "normal" || resource.throttled {
         let throttled = if resource.throttled { ", throttled" } else { "" };
         below(Tone::Quiet, format!("line at {}, recovers below {}{throttled}", percent(resource.high), percent(resource.low)));
+    } else if resource.utilization.is_some_and(|share| share > resource.high) {
+        below(Tone::Quiet, format!("over the line at {}, not yet for as long as its `sustain` says", percent(resource.high)));
     }
     if let Some(evidence) = &resource.evidence {
         below(Tone::Warning, format!("judged by the working set: {evidence}"));
@@ -176,7 +181,7 @@ fn worker_lines(workers: &[WorkerState], style: Style) -> Vec<String> {
                 // Often the one thing that is looked for: whole, on as many lines as it takes.
                 let indent = " ".repeat(name_width + 1);
                 let room = style.width.saturating_sub(indent.len()).max(24);
-                let told = wrap(&clip(&format!("waits for: {what}"), Style::UNCUT), room);
+                let told = wrap(&format!("waits for: {what}"), room);
                 lines.extend(told.iter().map(|line| style.paint(Tone::Quiet, &format!("{indent}{line}"))));
             }
         }

@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::settings::{Leftovers, LogFormat, LogLevel, Members, OnDaemonDeath, Overlap, Restart, Scope, ThrottleMethod, Upgrade};
+use super::settings::{Leftovers, LogFormat, LogLevel, Members, OnDaemonDeath, Overlap, Restart, ScopeWord, ThrottleMethod, Upgrade};
 use super::units::{
-    Account, Address, BytesLine, Cores, CoresLine, Count, CpuLimit, Every, FileMask, IoPriority, ListenAddress, MemoryLimit, Percent,
-    ProcessorList, ResourceAmount, RungName, SignalName, Size, Span, Variable, WebAddress,
+    Account, Address, BytesLine, Cores, CoresLine, Count, CpuDivisor, CpuLimit, Every, FileMask, IoPriority, ListenAddress, MemoryDivisor,
+    MemoryLimit, Percent, ProcessorList, ResourceAmount, RungName, SignalName, Size, Span, Variable, WebAddress,
 };
 
 mod jobs;
@@ -78,8 +78,8 @@ pub struct Log {
 pub struct Http {
     /// Addresses to listen on; an empty list leaves the control socket only.
     pub listen: Vec<Address>,
-    /// File that holds the key clients send as `X-API-Key`; its first line counts. Unset: no key, and control is served
-    /// on loopback and the control socket only.
+    /// File that holds the key clients send as `X-API-Key`; its first line counts. `credential:NAME` is what systemd hands over by
+    /// `LoadCredential=NAME:FILE`. Unset: no key, and control is served on loopback and the control socket only.
     #[schemars(length(min = 1))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub api_key_file: Option<String>,
@@ -117,11 +117,30 @@ pub struct Sampling {
     /// The longest gap between two looks; it gets shorter by itself as a line comes near.
     #[schemars(extend("x-range" = ["100ms", "1h"]))]
     pub interval: Span,
-    /// What is held under the line: the container the daemon lives in when that has limits, else the whole machine.
+    /// What is held under the line. `auto`: the container the daemon lives in when that has limits, else the whole machine. With
+    /// `{ worker = "app" }` the container that worker lives in, for a daemon that stands beside it in a container of its own.
     pub scope: Scope,
     /// One `resource_metrics` line in the log this often.
     #[schemars(extend("x-range" = ["1s", "365d"]))]
     pub report_every: Every,
+}
+
+/// What is held under the line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Scope {
+    Word(ScopeWord),
+    Worker(ScopeOfWorker),
+}
+
+/// The container one worker lives in, seen through the oldest process of its first replica. Where that may not be looked at, or is
+/// not there, the workers' processes are held together against the limits of files, else the daemon's own, and it is said.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScopeOfWorker {
+    /// The name of a worker below `workers`, as a rule one with `adopt`.
+    #[schemars(length(min = 1), extend("default" = null))]
+    pub worker: String,
 }
 
 /// When a resource is over its line and what is tried then, mildest first.
@@ -141,8 +160,9 @@ pub struct Policy {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cpu {
-    /// What 100 % is. `auto` finds the limit that will really hurt; a lower one of your own holds the workers to it.
-    pub limit: CpuLimit,
+    /// What 100 % is. `auto` finds the limit that will really hurt; a lower one of your own holds the workers to it, be it given
+    /// here or read from a file in every look.
+    pub limit: LimitOfCpu,
     /// From here on `on_high` is tried.
     pub high: CoresLine,
     /// Under this it is over; always below `high`. Not set: 70 %, or 10 points under a `high` of 70 % or less, or seven
@@ -160,12 +180,65 @@ pub struct Cpu {
     pub on_critical: Vec<RungName>,
 }
 
+/// What 100 % of the CPU is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum LimitOfCpu {
+    Given(CpuLimit),
+    File(CpuLimitFile),
+}
+
+/// The limit of the CPU from a file of one decimal number, such as a Kubernetes downward API volume writes for `limits.cpu`. It is
+/// opened again in every look, so that a resize is followed. While it cannot be read the last limit holds, before the first `auto`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CpuLimitFile {
+    /// The file.
+    #[schemars(length(min = 1), extend("default" = null))]
+    pub file: String,
+    /// What one is in it. With `1` Kubernetes rounds half a processor up to a whole one, so take `1m` in both places.
+    pub divisor: CpuDivisor,
+}
+
+impl Default for CpuLimitFile {
+    fn default() -> Self {
+        CpuLimitFile { file: String::new(), divisor: CpuDivisor(1000) }
+    }
+}
+
+/// What 100 % of the memory is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum LimitOfMemory {
+    Given(MemoryLimit),
+    File(MemoryLimitFile),
+}
+
+/// The limit of memory from a file of one decimal number, such as a Kubernetes downward API volume writes for `limits.memory`. It is
+/// opened again in every look, so that a resize is followed. While it cannot be read the last limit holds, before the first `auto`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct MemoryLimitFile {
+    /// The file.
+    #[schemars(length(min = 1), extend("default" = null))]
+    pub file: String,
+    /// What one is in it.
+    pub divisor: MemoryDivisor,
+}
+
+impl Default for MemoryLimitFile {
+    fn default() -> Self {
+        MemoryLimitFile { file: String::new(), divisor: MemoryDivisor(1) }
+    }
+}
+
 /// The memory.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Memory {
-    /// What 100 % is. `auto` finds the limit that will really hurt; a lower one of your own holds the workers to it.
-    pub limit: MemoryLimit,
+    /// What 100 % is. `auto` finds the limit that will really hurt; a lower one of your own holds the workers to it, be it given
+    /// here or read from a file in every look.
+    pub limit: LimitOfMemory,
     /// From here on `on_high` is tried.
     pub high: BytesLine,
     /// Under this it is over; always below `high`. Not set: 70 %, or 10 points under a `high` of 70 % or less, or seven
@@ -245,7 +318,7 @@ pub struct Worker {
     /// Variables on top of the daemon's environment. Never shown.
     pub env: BTreeMap<String, Variable>,
     /// Files of such variables, one `NAME=VALUE` to a line, read at each start; later ones win, `env` wins over all. One whose
-    /// path begins with `-` need not be there.
+    /// path begins with `-` need not be there. `credential:NAME` is what systemd hands over by `LoadCredential=NAME:FILE`.
     pub env_files: Vec<String>,
     /// How many: a number, or `cpus` for the effective CPU limit rounded up, or `cpus+1`.
     pub replicas: Count,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::tz::TimeZone;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -199,6 +200,14 @@ pub enum FormatName {
     Table,
 }
 
+/// The time zone of that name. UTC is there where nothing else is: an image from scratch has no list of zones, not even an empty one.
+///
+/// # Errors
+/// What jiff says of a name this machine does not know.
+pub fn zone_named(name: &str) -> Result<TimeZone, jiff::Error> {
+    if name.eq_ignore_ascii_case("UTC") { Ok(TimeZone::UTC) } else { TimeZone::get(name) }
+}
+
 /// Reads a schedule; `None` for `never`.
 ///
 /// # Errors
@@ -218,6 +227,6 @@ pub fn read_schedule(text: &str) -> Result<Option<croner::Cron>, String> {
     // Without the year of a seventh field nothing ends for ever. Day and weekday together mean either, as cron means it.
     let parser = croner::parser::CronParser::builder().year(croner::parser::Year::Disallowed).build();
     let cron = parser.parse(text).map_err(|error| format!("cannot be read: {error}"))?;
-    let ever = jiff::Timestamp::UNIX_EPOCH.to_zoned(jiff::tz::TimeZone::UTC);
+    let ever = jiff::Timestamp::UNIX_EPOCH.to_zoned(TimeZone::UTC);
     cron.find_next_occurrence(&ever, false).map(|_| Some(cron)).map_err(|_| "names a moment that never comes".to_owned())
 }

@@ -22,6 +22,10 @@ pub struct Sources {
     pub command: Vec<String>,
     /// Relative paths start here.
     pub working_dir: PathBuf,
+    /// Asked by somebody who is not the daemon: credentials and the command of `run --`, which are given to that alone, may be missing.
+    pub beside: bool,
+    /// The settings are for another machine: what they name need not be there.
+    pub elsewhere: bool,
 }
 
 /// Without the environment and the values of `--set`, which may hold secrets.
@@ -142,7 +146,12 @@ fn read(sources: &Sources, path: &Path) -> Result<Option<String>, Problems> {
 }
 
 fn unreadable(path: &Path, error: &Error) -> Problems {
-    whole_file(path, format!("could not be read: {error}"), error.kind() == ErrorKind::PermissionDenied)
+    let mut problems = whole_file(path, format!("could not be read: {error}"), error.kind() == ErrorKind::PermissionDenied);
+    if error.kind() == ErrorKind::IsADirectory {
+        let allowed = "a file; container engines make a folder in its place when what is to be mounted there is not on the machine";
+        problems.list[0].allowed = Some(allowed.to_owned());
+    }
+    problems
 }
 
 fn whole_file(path: &Path, message: String, denied: bool) -> Problems {

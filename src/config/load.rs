@@ -21,6 +21,8 @@ pub struct Loaded {
     pub(super) layers: Vec<Layer>,
     /// Keys nobody set whose default depends on another key, and that key.
     pub(super) follows: BTreeMap<String, String>,
+    /// What only the daemon is given, and was not looked at ([`Sources::beside`]): key and why.
+    pub unseen: Vec<String>,
 }
 
 /// Without the layers, which hold what was written, secrets among it.
@@ -44,11 +46,12 @@ pub fn load(sources: &Sources) -> Result<Loaded, Problems> {
     }
     let merged = layers.iter().fold(Figment::new(), |figment, layer| figment.merge(layer.clone()));
     let mut file: File = merged.extract().map_err(|error| unmerged(&error, problems.clone()))?;
-    let mut sense = Sense { sources, layers: &layers, spoiled: &spoiled, problems: &mut problems, follows: BTreeMap::new() };
+    let mut sense =
+        Sense { sources, layers: &layers, spoiled: &spoiled, problems: &mut problems, follows: BTreeMap::new(), unseen: Vec::new() };
     let settings = sense.settings(&mut file, gathered.file);
-    let follows = sense.follows;
+    let Sense { follows, unseen, .. } = sense;
     if problems.is_empty() {
-        return Ok(Loaded { settings, file, layers, follows });
+        return Ok(Loaded { settings, file, layers, follows, unseen });
     }
     in_order(&mut problems);
     Err(Problems { list: problems, denied: false })

@@ -6,6 +6,7 @@
 //! of `file`, figment merges them, and `sense` turns the whole into `settings`. `problems` collects everything that is wrong.
 
 pub mod adopt;
+pub mod credentials;
 mod diff;
 pub mod env_file;
 
@@ -28,6 +29,6 @@ pub mod units;
 pub use layers::{ALIASES, BUILT_IN, Sources};
 pub use load::{Loaded, load, reload, runtime_dir, state_dir};
 pub use problems::{Place, Problem, Problems};
-pub use reference::{EXAMPLE_JOBS, example, keys, reference, schema};
+pub use reference::{EXAMPLE_JOBS, HEAD, Key, Section, example, keys, reference, schema, sections, with_offers};
 pub use settings::Settings;
 pub use show::Effective;

@@ -5,7 +5,7 @@ use serde_json::{Map, Value as Schema};
 
 use super::file::File;
 use super::layers::{ALIASES, BUILT_IN};
-use super::shape::{range, word_or_table, words};
+use super::shape::{range, value_or_table, words};
 use super::tree::{Node, Source, Tree, join};
 use super::units::Scalar;
 
@@ -149,8 +149,12 @@ fn ordered<'a>(properties: &'a Map<String, Schema>, path: &str, order: &Node) ->
 
 /// The built-in file with every key that is commented out taken in.
 pub fn example() -> String {
-    BUILT_IN
-        .lines()
+    with_offers(BUILT_IN)
+}
+
+/// A file with every key and table taken in that it offers as a comment: those have the `#` at once, words a space after it.
+pub fn with_offers(text: &str) -> String {
+    text.lines()
         .map(|line| match line.strip_prefix('#') {
             Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => rest,
             _ => line,
@@ -159,25 +163,62 @@ pub fn example() -> String {
         .join("\n")
 }
 
-/// `docs/configuration.md`.
-pub fn reference() -> String {
+/// One table of the file.
+#[derive(Clone, Debug)]
+pub struct Section {
+    /// As it is written: `[policy.memory]`, `[[policy.disks]]`.
+    pub title: String,
+    pub description: String,
+    pub keys: Vec<Key>,
+}
+
+/// One key of a table; code in its texts stands between backticks.
+#[derive(Clone, Debug)]
+pub struct Key {
+    pub name: String,
+    /// As TOML, where there is one.
+    pub default: Option<String>,
+    pub allowed: String,
+    pub description: String,
+}
+
+/// Every table with its keys, in the order of the built-in file.
+pub fn sections() -> Vec<Section> {
     let schema = definition();
-    let mut out = String::from(HEAD);
-    let mut section = String::new();
-    leaves(&schema, "", &order(), &mut |key, leaf| {
-        let (table, name) = key.rsplit_once('.').unwrap_or(("", key));
-        if table != section {
-            section = table.to_owned();
-            out.push_str(&heading(table, &schema));
+    let mut sections: Vec<Section> = Vec::new();
+    let mut table_of_last: Option<String> = None;
+    // Values that may be a table have sections of their own, after the one they stand in.
+    let mut tables = Vec::new();
+    let last_part = |path: &str| path.rsplit_once('.').map_or(path, |(_, name)| name).to_owned();
+    leaves(&schema, "", &order(), &mut |path, leaf| {
+        let table = path.rsplit_once('.').map_or("", |(table, _)| table);
+        if table_of_last.as_deref() != Some(table) {
+            sections.append(&mut tables);
+            sections.push(section(table, &schema));
+            table_of_last = Some(table.to_owned());
         }
-        out.push_str(&row(name, leaf));
-        if let Some((_, inner)) = word_or_table(leaf) {
-            // Its keys make a section of their own; whatever follows opens the next.
-            section = key.to_owned();
-            out.push_str(&heading(key, &schema));
-            leaves(inner, key, &order(), &mut |key, leaf| out.push_str(&row(key.rsplit_once('.').map_or(key, |(_, name)| name), leaf)));
+        if let Some(section) = sections.last_mut() {
+            section.keys.push(key(last_part(path), leaf));
+        }
+        if let Some((_, inner)) = value_or_table(leaf) {
+            let mut own = section(path, &schema);
+            leaves(inner, path, &order(), &mut |path, leaf| {
+                own.keys.push(key(last_part(path), leaf));
+            });
+            tables.push(own);
         }
     });
+    sections.append(&mut tables);
+    sections
+}
+
+/// `docs/configuration.md`.
+pub fn reference() -> String {
+    let mut out = String::from(HEAD);
+    for section in sections() {
+        out.push_str(&format!("\n## `{}`\n\n{}\n\n| key | default | allowed | |\n|---|---|---|---|\n", section.title, section.description));
+        section.keys.iter().for_each(|key| out.push_str(&row(key)));
+    }
     out.push_str(ENVIRONMENT);
     for (name, meaning) in ALIASES {
         out.push_str(&format!("| `{name}` | {meaning} |\n"));
@@ -185,7 +226,8 @@ pub fn reference() -> String {
     out
 }
 
-const HEAD: &str = "# Settings
+/// What stands above the tables, as Markdown.
+pub const HEAD: &str = "# Settings
 
 <!-- Made from src/config/file.rs and config/plimsoll.toml. To change it, change those and run
      PLIMSOLL_BLESS=1 cargo test --test shipped_config -->
@@ -215,7 +257,7 @@ Applications of the kind looked after here already have these; they count below 
 |---|---|
 ";
 
-fn heading(table: &str, schema: &Schema) -> String {
+fn section(table: &str, schema: &Schema) -> Section {
     let title = match table.strip_suffix("[]") {
         Some(table) => format!("[[{table}]]"),
         None => format!("[{}]", table.replace('*', "NAME")),
@@ -226,21 +268,26 @@ fn heading(table: &str, schema: &Schema) -> String {
             let (name, list) = part.strip_suffix("[]").map_or((part, false), |name| (name, true));
             let found = if name == "*" { schema.get("additionalProperties") } else { schema.get("properties")?.get(name) };
             let found = if list { found?.get("items") } else { found };
-            found.map(|found| word_or_table(found).map_or(found, |(_, table)| table))
+            found.map(|found| value_or_table(found).map_or(found, |(_, table)| table))
         });
     }
-    let description = inner.and_then(|schema| schema.get("description")).and_then(Schema::as_str).unwrap_or("");
-    format!("\n## `{title}`\n\n{description}\n\n| key | default | allowed | |\n|---|---|---|---|\n")
+    let description = inner.and_then(|schema| schema.get("description")).and_then(Schema::as_str).unwrap_or("").to_owned();
+    Section { title, description, keys: Vec::new() }
 }
 
-fn row(name: &str, schema: &Schema) -> String {
-    let text = |key: &str| schema.get(key).and_then(Schema::as_str).unwrap_or("");
-    let default = match schema.get("default") {
-        Some(value) => format!("`{}`", super::text::toml_text(value)),
-        None => "–".to_owned(),
-    };
+fn key(name: String, schema: &Schema) -> Key {
+    Key {
+        name,
+        default: schema.get("default").map(super::text::toml_text),
+        allowed: allowed(schema),
+        description: schema.get("description").and_then(Schema::as_str).unwrap_or("").to_owned(),
+    }
+}
+
+fn row(key: &Key) -> String {
     let cell = |text: &str| text.replace('|', "\\|");
-    format!("| `{name}` | {} | {} | {} |\n", cell(&default), cell(&allowed(schema)), cell(text("description")))
+    let default = key.default.as_ref().map_or("–".to_owned(), |default| format!("`{default}`"));
+    format!("| `{}` | {} | {} | {} |\n", key.name, cell(&default), cell(&key.allowed), cell(&key.description))
 }
 
 fn allowed(schema: &Schema) -> String {
@@ -255,8 +302,8 @@ fn allowed(schema: &Schema) -> String {
     if let Some(words) = words(schema) {
         return listed(&words);
     }
-    if let Some((words, _)) = word_or_table(schema) {
-        return format!("{}, or a table with the keys below", listed(&words));
+    if let Some((value, _)) = value_or_table(schema) {
+        return format!("{}, or a table with the keys below", allowed(value));
     }
     match schema.get("type").and_then(Schema::as_str) {
         Some("boolean") => "`true`, `false`".to_owned(),

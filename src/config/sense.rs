@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::credentials::{self, Fault};
 use super::env_file;
 use super::file::{self, File};
 use super::layers::Sources;
 use super::problems::{Place, Problem};
 use super::settings::{
-    Backoff, CpuPolicy, Daemon, DiskPolicy, EnvFile, Folder, Health, HostPaths, Http, Job, Limits, Line, Lock, Log, MemberRules, Members,
-    MemoryPolicy, Output, OutputFile, Policy, ProcessSettings, Ready, ReadyBy, Recycle, Replicas, Restart, Rlimit, Rule, Rung, Sampling,
-    Secret, Settings, Signal, Stop, Worker,
+    Backoff, Ceiling, CpuPolicy, Daemon, DiskPolicy, EnvFile, Folder, Health, HostPaths, Http, Job, LimitFile, Limits, Line, Lock, Log,
+    MemberRules, Members, MemoryPolicy, Output, OutputFile, Policy, ProcessSettings, Ready, ReadyBy, Recycle, Replicas, Restart, Rlimit,
+    Rule, Rung, Sampling, Scope, ScopeWord, Secret, Settings, Signal, Stop, Worker,
 };
 use super::tree::{Layer, Origin, Tree, locate};
 use super::units::{
@@ -34,6 +35,8 @@ pub struct Sense<'a> {
     pub problems: &'a mut Vec<Problem>,
     /// Keys nobody set whose default depends on another key, and that key.
     pub follows: BTreeMap<String, String>,
+    /// What only the daemon is given, and was not looked at: key and why.
+    pub unseen: Vec<String>,
 }
 
 /// A key is one short line; more is never read.
@@ -58,7 +61,7 @@ impl Sense<'_> {
             host,
             sampling: Sampling {
                 interval: file.sampling.interval.duration(),
-                scope: file.sampling.scope,
+                scope: self.scope(&file.sampling.scope, &workers),
                 report_every: match file.sampling.report_every {
                     Every::Never => None,
                     Every::Span(span) => Some(span.duration()),
@@ -102,6 +105,13 @@ impl Sense<'_> {
     fn refuse(&mut self, key: &str, message: String, allowed: &str) {
         let place = self.place(key);
         self.push(key, place, message, allowed, None);
+    }
+
+    /// For what depends on the machine: settings for another one are not held against this.
+    fn refuse_here(&mut self, key: &str, message: String, allowed: &str) {
+        if !self.sources.elsewhere {
+            self.refuse(key, message, allowed);
+        }
     }
 
     fn push(&mut self, key: &str, place: Place, message: String, allowed: &str, suggestion: Option<String>) {
@@ -149,14 +159,35 @@ impl Sense<'_> {
         }
         let path = http.api_key_file.as_ref()?;
         let mut text = String::new();
-        let full = self.sources.working_dir.join(path);
+        let full = self.secret("http.api_key_file", path)?;
         match std::fs::File::open(full).and_then(|file| file.take(LONGEST_KEY_FILE).read_to_string(&mut text)) {
             Ok(_) => {
                 let key = Secret::new(text.lines().next().unwrap_or("").trim().to_owned());
                 Some(key).filter(|key| self.is_key("http.api_key_file", key))
             }
             Err(error) => {
-                self.refuse("http.api_key_file", format!("{path:?} could not be read: {error}"), "a file with the key in its first line");
+                self.refuse_here(
+                    "http.api_key_file",
+                    format!("{path:?} could not be read: {error}"),
+                    "a file with the key in its first line",
+                );
+                None
+            }
+        }
+    }
+
+    /// The file that is meant: a path, or `credential:NAME`. `None` where no credentials are given; that is a problem for the daemon,
+    /// and said to be one.
+    fn secret(&mut self, key: &str, given: &str) -> Option<PathBuf> {
+        let folder = self.sources.variable("CREDENTIALS_DIRECTORY").filter(|folder| !folder.is_empty());
+        match credentials::resolve(given, folder) {
+            Ok(file) => Some(self.sources.working_dir.join(file)),
+            Err(Fault::NoFolder) if self.sources.beside || self.sources.elsewhere => {
+                self.unseen.push(format!("{key}: the credential was not looked at; it is given to the service alone"));
+                None
+            }
+            Err(fault) => {
+                self.refuse(key, fault.to_string(), credentials::ALLOWED);
                 None
             }
         }
@@ -200,10 +231,12 @@ impl Sense<'_> {
     }
 
     fn cpu(&mut self, cpu: &mut file::Cpu) -> CpuPolicy {
-        let limit = match cpu.limit {
-            CpuLimit::Auto => None,
-            CpuLimit::Cores(Cores(cores)) => Some(cores),
+        let ceiling = match &cpu.limit {
+            file::LimitOfCpu::Given(CpuLimit::Auto) => Ceiling::Auto,
+            file::LimitOfCpu::Given(CpuLimit::Cores(Cores(cores))) => Ceiling::Set(*cores),
+            file::LimitOfCpu::File(limit) => Ceiling::File(self.limit_file("policy.cpu.limit", &limit.file, limit.divisor.0)),
         };
+        let limit = ceiling.set();
         if !self.is_set("policy.cpu.low") && below(cpu.low, cpu.high, limit) != Some(true) {
             cpu.low = match cpu.high {
                 CoresLine::Percent(high) => CoresLine::Percent(under(high, 10.0)),
@@ -220,15 +253,16 @@ impl Sense<'_> {
             on_high: self.ladder("policy.cpu.on_high", &cpu.on_high, &CPU_RUNGS, None),
             on_critical: self.ladder("policy.cpu.on_critical", &cpu.on_critical, &CPU_RUNGS, None),
         };
-        CpuPolicy { limit, rule }
+        CpuPolicy { limit: ceiling, rule }
     }
 
     fn memory(&mut self, memory: &mut file::Memory) -> MemoryPolicy {
-        let limit = match memory.limit {
-            MemoryLimit::Auto => None,
-            MemoryLimit::Size(Size(bytes)) => Some(bytes),
+        let ceiling = match &memory.limit {
+            file::LimitOfMemory::Given(MemoryLimit::Auto) => Ceiling::Auto,
+            file::LimitOfMemory::Given(MemoryLimit::Size(Size(bytes))) => Ceiling::Set(*bytes),
+            file::LimitOfMemory::File(limit) => Ceiling::File(self.limit_file("policy.memory.limit", &limit.file, limit.divisor.0)),
         };
-        let against = limit.map(|bytes| bytes as f64);
+        let against = ceiling.set().map(|bytes| bytes as f64);
         if !self.is_set("policy.memory.low") && below(memory.low, memory.high, against) != Some(true) {
             memory.low = low_under(memory.high, 10.0, 7);
             self.follows.insert("policy.memory.low".to_owned(), "policy.memory.high".to_owned());
@@ -248,7 +282,43 @@ impl Sense<'_> {
             on_high: self.ladder("policy.memory.on_high", &memory.on_high, &MEMORY_RUNGS, None),
             on_critical: self.ladder("policy.memory.on_critical", &memory.on_critical, &MEMORY_RUNGS, None),
         };
-        MemoryPolicy { limit, rule }
+        MemoryPolicy { limit: ceiling, rule }
+    }
+
+    /// The file need not be there yet: until it is, the limit is found out.
+    fn limit_file(&mut self, key: &str, file: &str, unit: u64) -> LimitFile {
+        let file_key = format!("{key}.file");
+        let allowed = "the path of a file of one decimal number, such as \"/etc/podlimits/memory\"";
+        if file.is_empty() && !self.is_spoiled(key) {
+            let place = self.place_of_key(key);
+            self.push(&file_key, place, "is missing".to_owned(), allowed, None);
+        } else if file.ends_with('/') {
+            self.refuse(&file_key, format!("{file:?} is a folder"), allowed);
+        }
+        LimitFile { path: self.sources.working_dir.join(file), unit }
+    }
+
+    fn scope(&mut self, scope: &file::Scope, workers: &[Arc<Worker>]) -> Scope {
+        let name = match scope {
+            file::Scope::Word(ScopeWord::Auto) => return Scope::Auto,
+            file::Scope::Word(ScopeWord::Container) => return Scope::Container,
+            file::Scope::Word(ScopeWord::Host) => return Scope::Host,
+            file::Scope::Worker(of) => &of.worker,
+        };
+        let key = "sampling.scope.worker";
+        let names: Vec<&str> = workers.iter().map(|worker| &*worker.name).collect();
+        if name.is_empty() {
+            if !self.is_spoiled("sampling.scope") {
+                let place = self.place_of_key("sampling.scope");
+                self.push(key, place, "is missing".to_owned(), "the name of a worker", None);
+            }
+        } else if !names.contains(&name.as_str()) && !self.is_spoiled("workers") {
+            let suggestion = nearest(name, names.iter().copied()).map(str::to_owned);
+            let allowed = if names.is_empty() { "the name of a worker, and there is none".to_owned() } else { names.join(", ") };
+            let place = self.place(key);
+            self.push(key, place, format!("no worker is called {name:?}"), &allowed, suggestion);
+        }
+        Scope::Worker(Arc::from(name.as_str()))
     }
 
     fn disk(&mut self, index: usize, disk: &mut file::Disk, jobs: &[Arc<Job>]) -> DiskPolicy {
@@ -293,7 +363,7 @@ impl Sense<'_> {
             }
         } else if let Some(Err(error)) = canonical(&full) {
             // One that does not answer may well be there: the daemon asks it again and again, and says so.
-            self.refuse(&path_key, format!("{path:?} {}", not_there(&error)), "a folder on the file system that is watched");
+            self.refuse_here(&path_key, format!("{path:?} {}", not_there(&error)), "a folder on the file system that is watched");
         }
         full
     }
@@ -429,8 +499,8 @@ impl Sense<'_> {
             let place = format!("{key}.directory");
             match std::fs::metadata(full) {
                 Ok(found) if found.is_dir() => {}
-                Ok(_) => self.refuse(&place, format!("{given:?} is not a folder"), "a folder that is there"),
-                Err(error) => self.refuse(&place, format!("{given:?} {}", not_there(&error)), "a folder that is there"),
+                Ok(_) => self.refuse_here(&place, format!("{given:?} is not a folder"), "a folder that is there"),
+                Err(error) => self.refuse_here(&place, format!("{given:?} {}", not_there(&error)), "a folder that is there"),
             }
         }
         let adopt = self.adopt(key, worker);
@@ -577,8 +647,9 @@ impl Sense<'_> {
         let mut found = Vec::new();
         for (index, given) in files.iter().enumerate() {
             let (path, optional) = given.strip_prefix('-').map_or((given.as_str(), false), |path| (path, true));
-            let file = EnvFile { path: self.sources.working_dir.join(path), optional };
             let item = self.item(key, index);
+            let Some(path_of) = self.secret(&item, path) else { continue };
+            let file = EnvFile { path: path_of, optional };
             match std::fs::read(&file.path) {
                 Ok(text) => {
                     if let Err(fault) = env_file::parse(&text) {
@@ -590,7 +661,7 @@ impl Sense<'_> {
                     }
                 }
                 Err(error) if optional && error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => self.refuse(
+                Err(error) => self.refuse_here(
                     &item,
                     format!("{path:?} {}", not_there(&error)),
                     "a file that can be read, or \"-\" before a path that need not be there",
@@ -654,6 +725,8 @@ impl Sense<'_> {
                 let place = self.place_of_key(key);
                 self.push(&file_key, place, "is missing".to_owned(), allowed, None);
             }
+        } else if self.sources.elsewhere && file.file.starts_with('/') {
+            // Whether it can be written there is not known here.
         } else if let Some(fault) = output_fault(&file.file) {
             self.refuse(&file_key, format!("{:?} {fault}", file.file), allowed);
         }
@@ -669,7 +742,10 @@ impl Sense<'_> {
         let command = format!("{key}.command");
         let allowed = "a list of the program and its arguments, such as [\"uvicorn\", \"app.main:app\"]";
         let Some(program) = worker.command.first() else {
-            if !self.is_spoiled(key) {
+            // Whoever starts the daemon gives it.
+            if key == "workers.main" && !self.is_set(&command) && (self.sources.beside || self.sources.elsewhere) {
+                self.unseen.push(format!("{command}: is not set; it is to stand after `plimsoll run --`"));
+            } else if !self.is_spoiled(key) {
                 let (place, message) = match self.is_set(&command) {
                     true => (self.place(&command), "is empty"),
                     false => (self.place_of_key(key), "is missing"),
@@ -688,7 +764,7 @@ impl Sense<'_> {
             return;
         }
         // What was typed after -- is tried as a shell would: starting it fails with 126 or 127.
-        if key == "workers.main" && !self.sources.command.is_empty() {
+        if self.sources.elsewhere || (key == "workers.main" && !self.sources.command.is_empty()) {
             return;
         }
         let start = directory.unwrap_or(&self.sources.working_dir);
@@ -722,8 +798,16 @@ impl Sense<'_> {
     fn account(&mut self, key: &str, name: Option<&str>, accounts: &str, kind: &str) {
         // The highest number means "leave it as it is" to the kernel: a worker would stay what the daemon is.
         let is_number = |name: &&str| name.parse::<u32>().is_ok_and(|id| id != u32::MAX);
-        let Some(name) = name.filter(|name| !is_number(name)) else { return };
-        let text = std::fs::read(accounts).unwrap_or_default();
+        let Some(name) = name.filter(|name| !self.sources.elsewhere && !is_number(name)) else { return };
+        let text = match std::fs::read(accounts) {
+            // As it is in an image with nothing but programs in it.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let message = format!("there is no {kind} \"{name}\": {accounts} is not there");
+                self.refuse(key, message, "a number, such as 65532; or put that file in place");
+                return;
+            }
+            text => text.unwrap_or_default(),
+        };
         let text = String::from_utf8_lossy(&text);
         let names: Vec<&str> = text.lines().filter_map(|line| line.split(':').next()).collect();
         if !names.contains(&name) {

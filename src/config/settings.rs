@@ -148,9 +148,32 @@ pub struct Sampling {
     pub report_every: Option<Duration>,
 }
 
+/// What is held under the line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The container the daemon lives in when that has limits, else the host.
+    Auto,
+    Container,
+    Host,
+    /// The container that the worker of this name lives in.
+    Worker(Arc<str>),
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Scope::Auto => f.write_str("auto"),
+            Scope::Container => f.write_str("container"),
+            Scope::Host => f.write_str("host"),
+            Scope::Worker(name) => write!(f, "worker {name}"),
+        }
+    }
+}
+
+/// The scopes that are one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Scope {
+pub enum ScopeWord {
     /// The container the daemon lives in when that has limits, else the host.
     Auto,
     Container,
@@ -165,18 +188,54 @@ pub struct Policy {
     pub disks: Vec<DiskPolicy>,
 }
 
+/// What 100 % is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ceiling<T> {
+    /// The limit that will really hurt.
+    Auto,
+    /// A limit set below that of a scope without one of its own is held against what the workers use together, not against
+    /// what strangers use.
+    Set(T),
+    /// The same, read from a file in every look.
+    File(LimitFile),
+}
+
+impl<T: Copy> Ceiling<T> {
+    /// The amount, where the settings give it themselves.
+    pub fn set(&self) -> Option<T> {
+        match self {
+            Ceiling::Set(amount) => Some(*amount),
+            Ceiling::Auto | Ceiling::File(_) => None,
+        }
+    }
+
+    pub fn file(&self) -> Option<&LimitFile> {
+        match self {
+            Ceiling::File(file) => Some(file),
+            Ceiling::Auto | Ceiling::Set(_) => None,
+        }
+    }
+}
+
+/// A file of one decimal number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitFile {
+    pub path: PathBuf,
+    /// What one is in it: bytes, or thousandths of a processor.
+    pub unit: u64,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct CpuPolicy {
-    /// Cores. `None` (`"auto"`): the limit that will really hurt. A limit set below that of a scope without one of its
-    /// own is held against what the workers use together, not against what strangers use.
-    pub limit: Option<f64>,
+    /// Cores.
+    pub limit: Ceiling<f64>,
     pub rule: Rule,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct MemoryPolicy {
-    /// Bytes. `None` (`"auto"`): as for the CPU.
-    pub limit: Option<u64>,
+    /// Bytes.
+    pub limit: Ceiling<u64>,
     pub rule: Rule,
 }
 

@@ -46,16 +46,17 @@ impl Examination<'_> {
             return false;
         }
         if schema.get("x-unit").is_some() {
-            return self.unit_fits(node, schema, path);
+            return self.unit_fits(node, schema, path, "");
         }
         if let Some(words) = words(schema) {
             return self.word_fits(node, &words, path, "");
         }
-        if let Some((words, table)) = word_or_table(schema) {
+        if let Some((value, table)) = value_or_table(schema) {
             let or_table = format!(", or a table with {}", properties(table).join(", "));
-            return match &node.value {
-                Tree::Table(_) => self.table_fits(node, table, path),
-                _ => self.word_fits(node, &words, path, &or_table),
+            return match (&node.value, words(value)) {
+                (Tree::Table(_), _) => self.table_fits(node, table, path),
+                (_, Some(words)) => self.word_fits(node, &words, path, &or_table),
+                (_, None) => self.unit_fits(node, value, path, &or_table),
             };
         }
         match schema.get("type").and_then(Schema::as_str) {
@@ -138,7 +139,15 @@ impl Examination<'_> {
             node.value = Tree::Array(parts);
         }
         let Tree::Array(entries) = &mut node.value else {
-            return self.wrong(node, path, "a list, in [ ]");
+            let written = match &node.value {
+                // A command is one word for each argument; anything else is one entry.
+                Tree::Scalar(Scalar::Text(text)) if text.contains(['"', '\'', '\\']) || text.trim().is_empty() => None,
+                Tree::Scalar(Scalar::Text(text)) if path.ends_with("command") => Some(text.split_whitespace().collect::<Vec<_>>()),
+                Tree::Scalar(Scalar::Text(text)) => Some(vec![text.as_str()]),
+                _ => None,
+            };
+            let allowed = written.map_or("a list, in [ ]".to_owned(), |entries| format!("a list, in [ ]: {entries:?}"));
+            return self.wrong(node, path, &allowed);
         };
         let mut kept = Vec::new();
         for (index, mut entry) in std::mem::take(entries).into_iter().enumerate() {
@@ -153,17 +162,18 @@ impl Examination<'_> {
         true
     }
 
-    fn unit_fits(&mut self, node: &mut Node, schema: &Schema, path: &str) -> bool {
-        let allowed = schema.get("x-allowed").and_then(Schema::as_str).unwrap_or("");
+    /// `besides` is what else may stand there, for people.
+    fn unit_fits(&mut self, node: &mut Node, schema: &Schema, path: &str, besides: &str) -> bool {
+        let allowed = format!("{}{besides}", schema.get("x-allowed").and_then(Schema::as_str).unwrap_or(""));
         let name = schema.get("x-unit").and_then(Schema::as_str).unwrap_or("");
         if name == Variable::NAME {
             as_given(node);
         }
-        let Tree::Scalar(value) = &node.value else { return self.wrong(node, path, allowed) };
+        let Tree::Scalar(value) = &node.value else { return self.wrong(node, path, &allowed) };
         if let Err(Unfit { why, meant }) = units::judge(name, value) {
             let place = self.origin.place(&node.at);
             let message = format!("{} {why}", shown(node, path));
-            self.problems.push(Problem { key: path.to_owned(), place, message, allowed: Some(allowed.to_owned()), suggestion: meant });
+            self.problems.push(Problem { key: path.to_owned(), place, message, allowed: Some(allowed), suggestion: meant });
             return false;
         }
         if let (Some((least, most)), Ok(span)) = (range(schema), Span::read(value))
@@ -278,11 +288,11 @@ pub fn words(schema: &Schema) -> Option<Vec<&str>> {
     Some(schema.get("enum")?.as_array()?.iter().filter_map(Schema::as_str).collect())
 }
 
-/// What may be one of some words or a table: the words, and the schema of the table.
-pub fn word_or_table(schema: &Schema) -> Option<(Vec<&str>, &Schema)> {
+/// What may be one value, a word or a unit, or a table: the schema of either.
+pub fn value_or_table(schema: &Schema) -> Option<(&Schema, &Schema)> {
     let choices = schema.get("anyOf")?.as_array()?;
     let table = choices.iter().find(|choice| choice.get("properties").is_some())?;
-    Some((choices.iter().find_map(words)?, table))
+    Some((choices.iter().find(|choice| words(choice).is_some() || choice.get("x-unit").is_some())?, table))
 }
 
 /// The shortest and the longest a duration may be.

@@ -134,6 +134,8 @@ unit!(
     Cores,
     MemoryLimit,
     CpuLimit,
+    MemoryDivisor,
+    CpuDivisor,
     BytesLine,
     CoresLine,
     SignalName,
@@ -471,6 +473,53 @@ impl Unit for CpuLimit {
             CpuLimit::Auto => Scalar::Text("auto".to_owned()),
             CpuLimit::Cores(cores) => cores.write(),
         }
+    }
+}
+
+/// What one is in a file that holds a limit of memory, in bytes: the word and the values of Kubernetes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryDivisor(pub u64);
+
+const MEMORY_DIVISORS: [(&str, u64); 7] =
+    [("1", 1), ("1k", 1_000), ("1M", 1_000_000), ("1G", 1_000_000_000), ("1Ki", 1 << 10), ("1Mi", 1 << 20), ("1Gi", 1 << 30)];
+
+impl Unit for MemoryDivisor {
+    const NAME: &'static str = "memory divisor";
+    const ALLOWED: &'static str = "\"1\" (bytes), \"1k\", \"1M\", \"1G\", \"1Ki\", \"1Mi\" or \"1Gi\", as in the volume";
+    const TYPES: &'static [&'static str] = &["string", "integer"];
+    const PATTERN: &'static str = r"^\s*1([kMG]|[KMG]i)?\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
+        let text = value.as_text().ok_or_else(not_text)?;
+        MEMORY_DIVISORS.iter().find(|(word, _)| *word == text).map(|(_, bytes)| MemoryDivisor(*bytes)).ok_or_else(Unfit::plain)
+    }
+
+    fn write(&self) -> Scalar {
+        let word = MEMORY_DIVISORS.iter().find(|(_, bytes)| *bytes == self.0).map_or("1", |(word, _)| word);
+        Scalar::Text(word.to_owned())
+    }
+}
+
+/// What one is in a file that holds a limit of the CPU, in thousandths of a processor: the word and the values of Kubernetes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuDivisor(pub u64);
+
+impl Unit for CpuDivisor {
+    const NAME: &'static str = "cpu divisor";
+    const ALLOWED: &'static str = "\"1\" (processors) or \"1m\" (thousandths of one), as in the volume";
+    const TYPES: &'static [&'static str] = &["string", "integer"];
+    const PATTERN: &'static str = r"^\s*1m?\s*$";
+
+    fn read(value: &Scalar) -> Result<Self, Unfit> {
+        match value.as_text().ok_or_else(not_text)?.as_str() {
+            "1" => Ok(CpuDivisor(1000)),
+            "1m" => Ok(CpuDivisor(1)),
+            _ => Err(Unfit::plain()),
+        }
+    }
+
+    fn write(&self) -> Scalar {
+        Scalar::Text(if self.0 == 1 { "1m" } else { "1" }.to_owned())
     }
 }
 

@@ -212,10 +212,13 @@ impl Guardian {
         let policy = &self.settings.policy;
         let is_set = |own: Option<f64>, set: Option<f64>| set.is_some_and(|set| own.is_none_or(|own| set < own));
         match &verdict.resource {
-            Resource::Cpu if is_set(self.readings.cpu.limit_cores.known(), policy.cpu.limit) => "settings",
+            Resource::Cpu if is_set(self.readings.cpu.limit_cores.known(), policy.cpu.limit.set()) => "settings",
             Resource::Cpu => self.readings.cpu.limit_source.word(),
             Resource::Memory
-                if is_set(self.readings.memory.limit.known().map(|bytes| bytes as f64), policy.memory.limit.map(|bytes| bytes as f64)) =>
+                if is_set(
+                    self.readings.memory.limit.known().map(|bytes| bytes as f64),
+                    policy.memory.limit.set().map(|bytes| bytes as f64),
+                ) =>
             {
                 "settings"
             }

@@ -13,6 +13,7 @@ use crate::config::{Settings, Sources};
 use crate::host::clock::Moment;
 use crate::host::process::DescriptorReserve;
 use crate::host::program::Program;
+use crate::host::service_manager::Passed;
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
 use crate::http::control::Request;
@@ -24,7 +25,7 @@ use crate::response::Planner;
 use crate::response::candidate::Candidate;
 use crate::response::members::Watched;
 use crate::sampling::Readings;
-use crate::sampling::readings::SlotId;
+use crate::sampling::readings::{SlotId, Source};
 use crate::sampling::sampler::Sampler;
 use crate::snapshot::{Counters, Environment, Published, Snapshot};
 use crate::supervisor::Supervisor;
@@ -43,6 +44,8 @@ use super::rationing::Ration;
 use super::renewal::Watch;
 use super::self_watch::SelfWatch;
 use super::sentinel::Sentinel;
+use super::service::Service;
+use super::sight::Sight;
 use super::signals::Signals;
 use super::upgrade::{Parcel, Underway};
 
@@ -99,6 +102,9 @@ pub struct Guardian {
     pub program: Result<Program, String>,
     /// systemd runs us as a service.
     pub is_service: bool,
+    pub service: Service,
+    /// What was bound for us by whoever started us.
+    pub passed: Passed,
     pub renewal: Watch,
     /// Another program that is being tried out.
     pub underway: Option<Underway>,
@@ -112,6 +118,8 @@ pub struct Guardian {
     pub pace: Pace,
     pub bell: Bell,
     pub self_watch: SelfWatch,
+    /// What was told of limits that are not found.
+    pub sight: Sight,
 
     // What is held for as long as the daemon lives.
     pub folders: Folders,
@@ -158,7 +166,7 @@ pub struct Tally {
     pub counters: Counters,
     pub actions: BTreeMap<(String, &'static str), (u64, u64)>,
     pub suppressed: BTreeMap<&'static str, u64>,
-    pub source_errors: [u64; 4],
+    pub source_errors: [u64; Source::ALL.len()],
 }
 
 impl Tally {

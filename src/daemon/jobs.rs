@@ -20,11 +20,11 @@ use crate::host::process::{Exit, ExitStatus, signal_name};
 use crate::host::{Paths, filesystem, inventory, scan};
 use crate::http::control::{Answer, JobCommand, Request};
 use crate::jobs::errand::{Errand, MOST_ITEMS};
-use crate::jobs::ledger;
 use crate::jobs::plan::Totals;
 use crate::jobs::queue::{Queue, Skip, Start, Step};
 use crate::jobs::run::{End, Failure, Order, Report};
 use crate::jobs::trigger::Trigger;
+use crate::jobs::{kinds, ledger};
 use crate::journal::Event;
 use crate::journal::record::Fields;
 use crate::journal::runs::{Entry, Known};
@@ -187,6 +187,7 @@ pub fn state_of(job: &Job, runs: &[JobRun]) -> JobState {
         last_run: runs.iter().find(|run| run.outcome.is_some()).cloned(),
         last_success: runs.iter().find(|run| run.outcome.as_deref() == Some("done")).and_then(|run| run.ended),
         runs_total: zeros(&OUTCOMES),
+        deleted_total: BTreeMap::from([(kinds::deletes(&job.kind).to_owned(), 0)]),
         skips_total: zeros(&Skip::ALL.map(Skip::word)),
         figures: runs.iter().find(|run| !run.figures.is_empty()).map(|run| run.figures.clone()).unwrap_or_default(),
         runs: runs.to_vec(),

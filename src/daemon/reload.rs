@@ -57,7 +57,7 @@ impl Guardian {
                     }
                 };
                 // Whole or not at all: nothing was changed so far.
-                let prepared = match self.supervisor.prepare(&loaded.settings.workers, &|_| None) {
+                let prepared = match self.supervisor.prepare(&loaded.settings.workers, &|address| self.passed.socket(address)) {
                     Ok(prepared) => prepared,
                     Err(error) => return self.reject(file, vec![error.to_string()], now),
                 };
@@ -70,6 +70,10 @@ impl Guardian {
                 self.settings = loaded.settings;
                 self.access.replace(&self.settings.http);
                 self.sampler.set_disks(watched_disks(&self.settings));
+                self.sampler.set_limit_files(&self.settings.policy);
+                if changed.iter().any(|key| key.starts_with("policy.") && key.ends_with(".limit")) {
+                    self.sight.forget_files();
+                }
                 self.engine.apply(&self.settings);
                 self.planner.apply(&self.settings);
                 let (workers, cores) = (self.settings.workers.clone(), self.cpu_limit());

@@ -10,6 +10,7 @@ use crate::config::{Loaded, Sources};
 use crate::host::cgroupfs::Layout;
 use crate::host::clock::Moment;
 use crate::host::psi::{self, Told};
+use crate::host::service_manager::Passed;
 use crate::host::{Paths, pages, scheduling};
 use crate::http::control::{Answer, Request};
 use crate::http::server;
@@ -32,8 +33,15 @@ const SENTINEL_LIVES: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// When it could not be started; nothing is left behind then.
-pub fn run(signals: Signals, sources: Sources, loaded: Loaded, env: Vec<(OsString, OsString)>, parcel: Received) -> Result<u8, StartError> {
-    let mut guardian = wiring::wire(signals, sources, loaded, env, parcel)?;
+pub fn run(
+    signals: Signals,
+    sources: Sources,
+    loaded: Loaded,
+    env: Vec<(OsString, OsString)>,
+    passed: Passed,
+    parcel: Received,
+) -> Result<u8, StartError> {
+    let mut guardian = wiring::wire(signals, sources, loaded, env, passed, parcel)?;
     let code = guardian.run();
     Ok(code)
 }
@@ -92,6 +100,7 @@ impl Guardian {
             self.tend_jobs(now);
             self.look_at_program(now);
             self.open_doors(now);
+            self.tell_manager(now);
             if !self.settled {
                 self.settle();
             }
@@ -178,7 +187,7 @@ impl Guardian {
     /// The cores replicas are counted by: the setting, else the effective limit, else one.
     pub fn cpu_limit(&self) -> f64 {
         let effective = self.readings.cpu.limit_cores.known();
-        let asked = self.settings.policy.cpu.limit;
+        let asked = self.settings.policy.cpu.limit.set();
         match (effective, asked) {
             (Some(effective), Some(asked)) => effective.min(asked),
             (effective, asked) => effective.or(asked).unwrap_or(1.0),
@@ -246,14 +255,17 @@ impl Guardian {
                 self.child_ended = true;
                 Answer::Done(String::new())
             }
-            Order::Reload => match self.renewed_on_reload() {
-                // It reads the settings itself.
-                Some(_) => {
+            Order::Reload => {
+                self.service.reloading(now);
+                if self.renewed_on_reload().is_some() {
+                    // It reads the settings itself, and tells when it has.
                     self.begin_upgrade(upgrade::RELOAD, request, now);
                     return None;
                 }
-                None => self.reload(now),
-            },
+                let answer = self.reload(now);
+                self.service.reloaded();
+                answer
+            }
             Order::PlanReload => self.plan_reload(),
             Order::Release => self.release(now),
             Order::Forward(signal) => {

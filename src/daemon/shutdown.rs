@@ -20,6 +20,8 @@ const LOOK: Duration = Duration::from_millis(50);
 const OUTPUT_GRACE: Duration = Duration::from_secs(1);
 /// For requests that are being answered.
 const HTTP_GRACE: Duration = Duration::from_millis(500);
+/// What may come after the deadline: killed processes that take their time, and the other graces here, with room to spare.
+const AFTER_DEADLINE: Duration = Duration::from_secs(15);
 /// For the last rows of the state database.
 const HISTORY_GRACE: Duration = Duration::from_secs(2);
 
@@ -42,6 +44,8 @@ impl Guardian {
             guardian.tell(&events, now);
             result.map(|count| format!("held and now free: {}", counted(count)))
         });
+        // Only now: who was stopped gets a signal from whoever is told, too.
+        self.service.stopping(deadline.saturating_sub(begun.steady) + AFTER_DEADLINE);
         self.step("jobs", |guardian| guardian.stop_jobs(deadline.min(begun.steady + GRACE)));
         self.step("workers", |guardian| guardian.stop_workers(deadline));
         self.step("output", Guardian::end_output);
@@ -70,6 +74,7 @@ impl Guardian {
 
     fn step(&mut self, step: &'static str, perform: impl FnOnce(&mut Guardian) -> Result<String, String>) {
         let begun = Moment::now();
+        self.service.ending(step);
         let result = perform(self);
         let now = Moment::now();
         let took_seconds = now.since(begun).as_secs_f64();

@@ -62,6 +62,7 @@ impl Guardian {
         self.tell_refusals(&refusals, &mut events);
         self.guard_lines(now, &mut events);
         self.police_members(now, &mut events);
+        self.watch_limits(now, &mut events);
         self.watch_self(late, now, &mut events);
         self.watch_history(&mut events);
         self.report(&verdicts, now, &mut events);
@@ -125,7 +126,7 @@ impl Guardian {
     }
 
     fn memory_limit(&self) -> Option<u64> {
-        let (effective, asked) = (self.readings.memory.limit.known(), self.settings.policy.memory.limit);
+        let (effective, asked) = (self.readings.memory.limit.known(), self.settings.policy.memory.limit.set());
         effective.into_iter().chain(asked).min()
     }
 
@@ -463,6 +464,11 @@ impl Guardian {
         }
     }
 
+    /// The setting, or what keeps a watchdog fed.
+    fn longest_gap(&self) -> Duration {
+        self.settings.sampling.interval.min(self.service.longest_gap())
+    }
+
     /// Sets the next tick, and counts this one.
     fn pace(&mut self, began: Moment) {
         for (total, failed) in self.tally.source_errors.iter_mut().zip(self.readings.failures) {
@@ -471,7 +477,7 @@ impl Guardian {
         let now = Moment::now();
         let took = now.since(began);
         self.tally.counters.tick_duration_seconds.observe(took);
-        let gap = pacing::tick_gap(&self.tally.verdicts, !self.tally.engaged.is_empty(), self.settings.sampling.interval);
+        let gap = pacing::tick_gap(&self.tally.verdicts, !self.tally.engaged.is_empty(), self.longest_gap());
         // The workers' sum is known after a tick only.
         self.pace.after_tick(&self.tally.verdicts, |verdict| verdict.basis != Basis::Workers, gap, began);
         // Late by more than a whole gap, or longer than one: the next tick starts afresh instead of catching up.

@@ -30,6 +30,7 @@ use crate::host::clock::Moment;
 use crate::host::helper::{self, Kept};
 use crate::host::process::{self, Exit, ExitStatus};
 use crate::host::program::{self, Seen};
+use crate::host::service_manager::Passed;
 use crate::host::spawn::{self, Trial};
 use crate::http::control::{Answer, Request};
 use crate::http::listen::{self, ListenError};
@@ -42,6 +43,7 @@ use crate::supervisor::sockets::Prepared;
 
 use super::guardian::Guardian;
 use super::renewal;
+use super::wiring::listen_on;
 
 /// The variable that names the descriptor.
 pub const VARIABLE: &str = "PLIMSOLL_HANDOVER";
@@ -67,6 +69,8 @@ pub struct Parcel {
     begun_ns: u64,
     pub tcp: Vec<RawFd>,
     pub control: Option<RawFd>,
+    /// Bound by whoever started us first.
+    pub passed: Vec<RawFd>,
     /// Of workers, by address.
     pub sockets: Vec<(String, RawFd)>,
     /// What is of no use any more, but takes the kernel long to close: to be closed by whoever guards again.
@@ -157,15 +161,15 @@ impl Inherited {
         }
     }
 
-    /// Listeners for these addresses: those there are, and new ones for the others.
-    pub fn tcp(&mut self, addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, ListenError> {
+    /// Listeners for these addresses: those there are, those that were passed, and new ones for the others.
+    pub fn tcp(&mut self, addresses: &[SocketAddr], passed: &Passed) -> Result<Vec<TcpListener>, ListenError> {
         let mut of = |address: &SocketAddr| {
             let place = self.tcp.iter().position(|listener| listener.local_addr().is_ok_and(|bound| bound == *address))?;
             Some(self.tcp.swap_remove(place))
         };
         let mut listeners = Vec::new();
         for address in addresses {
-            match of(address) {
+            match of(address).or_else(|| passed.listener(*address)) {
                 Some(listener) => listeners.push(listener),
                 None => listeners.extend(listen::bind_tcp(&[*address])?),
             }
@@ -258,6 +262,10 @@ impl Guardian {
         for set in &self.sources.set {
             args.extend(["--set".into(), set.into()]);
         }
+        if !self.sources.command.is_empty() {
+            args.push("--".into());
+            args.extend(self.sources.command.iter().map(OsString::from));
+        }
         let variable = (OsString::from(TRIAL_VARIABLE), OsString::from(FORMAT.to_string()));
         let env: Vec<(OsString, OsString)> = self.env.iter().cloned().chain([variable]).collect();
         let trial = Trial::begin(path, &args, &env, &self.sources.working_dir)
@@ -308,6 +316,7 @@ impl Guardian {
         if cause == RELOAD {
             // The settings were not taken in either.
             self.tally.reload_successful = false;
+            self.service.reloaded();
         }
         self.picture_now(now);
         for request in requests {
@@ -325,11 +334,12 @@ impl Guardian {
         if moved(&old.state_dir, &new.state_dir) || moved(&old.runtime_dir, &new.runtime_dir) {
             return Err("daemon.state_dir and daemon.runtime_dir can only be changed by a restart".to_owned());
         }
-        let prepared = self.supervisor.prepare(&loaded.settings.workers, &|_| None).map_err(|error| error.to_string())?;
+        let prepared =
+            self.supervisor.prepare(&loaded.settings.workers, &|address| self.passed.socket(address)).map_err(|error| error.to_string())?;
         let bound: Vec<SocketAddr> =
             self.doors.iter().flat_map(|doors| &doors.tcp).filter_map(|listener| listener.local_addr().ok()).collect();
-        let missing: Vec<SocketAddr> =
-            loaded.settings.http.listen.iter().copied().filter(|address| address.port() != 0 && !bound.contains(address)).collect();
+        let wanted = listen_on(&loaded.settings, &self.passed);
+        let missing: Vec<SocketAddr> = wanted.into_iter().filter(|address| address.port() != 0 && !bound.contains(address)).collect();
         let tcp = listen::bind_tcp(&missing).map_err(|error| error.to_string())?;
         Ok(Ahead { tcp, prepared })
     }
@@ -443,6 +453,7 @@ impl Guardian {
         let control = doors.and_then(|doors| doors.unix.as_ref()).map(|socket| kept.keep(socket.as_fd()));
         let sockets = self.supervisor.listening().chain(ahead.prepared.all());
         let sockets = sockets.map(|(address, socket)| (address.to_owned(), kept.keep(socket))).collect();
+        let passed = self.passed.all().map(|socket| kept.keep(socket)).collect();
         let workers = Some(self.supervisor.hand_over(kept));
         let parcel = Parcel {
             format: FORMAT,
@@ -450,6 +461,7 @@ impl Guardian {
             begun_ns: u64::try_from(begun.steady.as_nanos()).unwrap_or(u64::MAX),
             tcp,
             control,
+            passed,
             sockets,
             leavings,
             workers,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
@@ -24,6 +25,7 @@ use crate::host::inventory::Platform;
 use crate::host::pages;
 use crate::host::process::{self, DescriptorReserve};
 use crate::host::program::Program;
+use crate::host::service_manager::{Passed, ServiceManager};
 use crate::host::spawn;
 use crate::host::stops::StopTable;
 use crate::http::access::CurrentAccess;
@@ -52,6 +54,8 @@ use super::pacing::Pace;
 use super::renewal::{self, Watch};
 use super::self_watch::SelfWatch;
 use super::sentinel::Sentinel;
+use super::service::Service;
+use super::sight::Sight;
 use super::signals::Signals;
 use super::upgrade::{Inherited, Received};
 
@@ -95,6 +99,7 @@ pub fn wire(
     sources: Sources,
     loaded: Loaded,
     env: Vec<(OsString, OsString)>,
+    passed: Passed,
     parcel: Received,
 ) -> Result<Guardian, StartError> {
     let settings = loaded.settings.clone();
@@ -109,7 +114,15 @@ pub fn wire(
         }
     };
     let mut inherited = Inherited::claim(parcel.as_ref());
-    let tcp = inherited.tcp(&settings.http.listen)?;
+    let passed = match &parcel {
+        // It was received by whoever we were first.
+        Some(parcel) if !parcel.passed.is_empty() => Passed::claim(parcel.passed.iter().copied()),
+        _ => passed,
+    };
+    early.extend(
+        passed.refused.iter().map(|why| Event::Degraded { part: "sockets", detail: format!("passed by the service manager: {why}") }),
+    );
+    let tcp = inherited.tcp(&listen_on(&settings, &passed), &passed)?;
     let listening: Vec<String> = tcp.iter().filter_map(|listener| Some(listener.local_addr().ok()?.to_string())).collect();
     let socket = match inherited.control.take() {
         Some(socket) => socket,
@@ -160,7 +173,8 @@ pub fn wire(
         limitations: groups.limitations().iter().cloned().chain(brake.means().limitations()).collect(),
         ..Environment::default()
     };
-    let sampler = Sampler::new(&paths, &settings.sampling, &layout, watched_disks(&settings));
+    let mut sampler = Sampler::new(&paths, &settings.sampling, &layout, watched_disks(&settings));
+    sampler.set_limit_files(&settings.policy);
 
     if let Err(error) = process::become_subreaper() {
         early.push(Event::Degraded { part: "subreaper", detail: error.to_string() });
@@ -197,8 +211,10 @@ pub fn wire(
     for path in &rosters {
         leftovers.extend(Leftover::find(roster::read(path, &paths), false, &paths));
     }
-    let spare =
-        |address: &ListenAddress| inherited.socket(address).or_else(|| leftovers.iter().find_map(|leftover| leftover.socket(address)));
+    let spare = |address: &ListenAddress| {
+        let known = inherited.socket(address).or_else(|| passed.socket(address));
+        known.or_else(|| leftovers.iter().find_map(|leftover| leftover.socket(address)))
+    };
     let prepared = patiently(|| supervisor.prepare(&settings.workers, &spare))?;
     supervisor.set_roster(Roster::new(own_roster, &paths), rosters);
     supervisor.set_sentinel(sentinel.as_ref().map(Sentinel::pid));
@@ -241,6 +257,11 @@ pub fn wire(
         limits: Limits::default(),
     };
 
+    let manager = if paths.is_live() { ServiceManager::find(|name| sources.variable(name), std::process::id()) } else { Ok(None) };
+    let manager = manager.unwrap_or_else(|why| {
+        early.push(Event::Degraded { part: "service manager", detail: why });
+        None
+    });
     let bell = wake.clone();
     let jobs = Jobs::new(&settings, &known, folders.for_locks(), Arc::new(move || ring_bell(&bell)), now);
     let engine = Engine::new(&settings);
@@ -273,6 +294,8 @@ pub fn wire(
         leavings: inherited.leavings,
         program,
         is_service,
+        service: Service::of(manager),
+        passed,
         renewal: Watch::default(),
         underway: None,
         journal,
@@ -296,6 +319,7 @@ pub fn wire(
         pace: Pace::default(),
         bell: Bell::new(paths.is_live()),
         self_watch: SelfWatch::default(),
+        sight: Sight::default(),
         folders,
         stops,
         sentinel,
@@ -330,7 +354,7 @@ fn tally(settings: &Settings, now: Moment) -> Tally {
         },
         actions: BTreeMap::new(),
         suppressed: BTreeMap::new(),
-        source_errors: [0; 4],
+        source_errors: Default::default(),
     };
     tally.expect_actions(settings);
     tally
@@ -342,6 +366,13 @@ pub fn watched_disks(settings: &Settings) -> Vec<Arc<Path>> {
     let ruled = settings.policy.disks.iter().map(|disk| Arc::from(disk.path.as_path()));
     let root = (settings.policy.disks.is_empty() && Paths::from(&settings.host).is_live()).then(|| Arc::from(Path::new("/")));
     ruled.chain(root).collect()
+}
+
+/// The addresses HTTP is served on: those that were bound for us and are no worker's, in place of the setting; else the setting.
+pub fn listen_on(settings: &Settings, passed: &Passed) -> Vec<SocketAddr> {
+    let for_workers = |address: &ListenAddress| settings.workers.iter().any(|worker| worker.listen.contains(address));
+    let bound = passed.addresses(for_workers);
+    if bound.is_empty() { settings.http.listen.clone() } else { bound }
 }
 
 /// Gets the loop out of its wait.

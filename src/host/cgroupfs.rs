@@ -74,7 +74,12 @@ impl Layout {
     /// Joins this process's `mountinfo` with its `cgroup` file. A file that cannot be read counts as empty: the machine
     /// then has no control groups for us.
     pub fn discover(paths: &Paths) -> Layout {
-        let own = paths.proc.join("self");
+        Layout::of_process(paths, None)
+    }
+
+    /// The same for one process, with paths as it sees them ([`Paths::seen_by`]).
+    pub fn of_process(paths: &Paths, pid: Option<i32>) -> Layout {
+        let own = paths.of_process(pid);
         let mounts = mounts::parse(&std::fs::read(own.join("mountinfo")).unwrap_or_default());
         let memberships = parse_memberships(&std::fs::read(own.join("cgroup")).unwrap_or_default());
         Layout::join(paths, &mounts, &memberships)

@@ -40,6 +40,14 @@ pub fn fleeting(path: &Path) -> Option<&'static str> {
     FLEETING.iter().find(|(known, _)| *known == kind).map(|(_, words)| *words)
 }
 
+/// What `statfs` says of control groups, of either version.
+const CGROUP: [rustix::fs::FsWord; 2] = [0x0027_e0eb, 0x6367_7270];
+
+/// True for a folder that the kernel itself shows groups in.
+pub fn is_cgroup(folder: &Path) -> bool {
+    rustix::fs::statfs(folder).is_ok_and(|answer| CGROUP.contains(&answer.f_type))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -99,6 +99,15 @@ impl Platform {
         Platform::Host,
     ];
 
+    /// Those people deploy to and know by name.
+    pub const NAMED: [Platform; 7] =
+        [Platform::Railway, Platform::Render, Platform::Fly, Platform::Docker, Platform::Podman, Platform::Kubernetes, Platform::Systemd];
+
+    /// What is written there is gone with the container, and little can be set from inside.
+    pub fn is_container(self) -> bool {
+        !matches!(self, Platform::Systemd | Platform::Host)
+    }
+
     pub fn word(self) -> &'static str {
         match self {
             Platform::Kubernetes => "kubernetes",

@@ -88,6 +88,21 @@ impl Kept {
     }
 }
 
+/// A file that may be replaced at any time, opened by its path: its first few hundred bytes. Never waits, whatever it is.
+///
+/// # Errors
+/// What the kernel said to opening or reading.
+pub fn read_short<'b>(path: &Path, buffer: &'b mut Vec<u8>) -> Result<&'b [u8], Errno> {
+    const MOST: usize = 256;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    buffer.clear();
+    buffer.resize(MOST, 0);
+    let read = rustix::io::retry_on_intr(|| rustix::io::pread(&file, buffer.as_mut_slice(), 0))?;
+    buffer.truncate(read);
+    Ok(buffer.as_slice())
+}
+
 /// From the beginning to the end.
 pub(super) fn read_all(file: &OwnedFd, buffer: &mut Vec<u8>) -> Result<(), Errno> {
     buffer.clear();

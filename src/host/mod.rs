@@ -34,6 +34,7 @@ pub mod psi;
 pub mod random;
 pub mod scan;
 pub mod scheduling;
+pub mod service_manager;
 pub mod sockets;
 pub mod spawn;
 pub mod stops;

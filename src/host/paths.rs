@@ -46,6 +46,20 @@ impl Paths {
         self.proc == Path::new("/proc")
     }
 
+    /// The folder of one process in `/proc`; of ourselves with `None`.
+    pub fn of_process(&self, pid: Option<i32>) -> PathBuf {
+        match pid {
+            Some(pid) => self.proc.join(pid.to_string()),
+            None => self.proc.join("self"),
+        }
+    }
+
+    /// The same machine, its control groups as one process sees them: by what is mounted in its own root.
+    pub fn seen_by(&self, pid: i32) -> Paths {
+        let cgroup = self.of_process(Some(pid)).join("root").join(CGROUP.trim_start_matches('/'));
+        Paths { cgroup, ..self.clone() }
+    }
+
     /// Where a mount point named in mountinfo is found. `None` for one outside `/sys/fs/cgroup` on a machine that is a
     /// folder: it would lead out of the folder.
     pub fn rebase(&self, mount_point: &Path) -> Option<PathBuf> {

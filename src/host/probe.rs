@@ -2,11 +2,12 @@
 //! it. Never called by the daemon; `doctor` asks.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -253,6 +254,60 @@ pub fn adopt_orphans() -> io::Result<()> {
     Ok(rustix::process::set_child_subreaper(before)?)
 }
 
+/// There while systemd is the init of the machine.
+const SYSTEMD: &str = "/run/systemd/system";
+
+/// True on a machine whose init is systemd.
+pub fn is_run_by_systemd() -> bool {
+    Path::new(SYSTEMD).is_dir()
+}
+
+/// True when we could send a signal to a process; none is sent.
+pub fn may_signal(pid: i32) -> bool {
+    Pid::from_raw(pid).is_some_and(|pid| rustix::process::test_kill_process(pid).is_ok())
+}
+
+/// True when a process is known to live in other control groups than we.
+pub fn is_grouped_apart(paths: &Paths, pid: i32) -> bool {
+    let groups = |who: &str| fs::read(paths.proc.join(who).join("cgroup")).ok();
+    groups("self").zip(groups(&pid.to_string())).is_some_and(|(ours, theirs)| ours != theirs)
+}
+
+/// What a program says on its standard output, if it has ended well within so long; else it is killed.
+#[expect(clippy::disallowed_methods, reason = "the doctor reaps its own children; the daemon never calls this")]
+pub fn ask(program: &str, arguments: &[String], within: Duration) -> io::Result<String> {
+    let mut command = std::process::Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn()?;
+    let (answer, answered) = mpsc::channel();
+    let output = child.stdout.take();
+    let reader = std::thread::Builder::new().name("answer".to_owned()).spawn(move || {
+        let mut text = String::new();
+        let read = output.map_or(Ok(0), |output| output.take(LONGEST_ANSWER).read_to_string(&mut text));
+        // Nobody listens any more when it took too long.
+        let _ = answer.send(read.map(|_| text));
+    });
+    let told = reader.and_then(|_| {
+        answered
+            .recv_timeout(within)
+            .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {within:?}"))))
+    });
+    // Who has closed its output may still live on.
+    let is_late = told.is_err();
+    if is_late {
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    match told {
+        Ok(text) if status.success() => Ok(text),
+        Ok(_) => Err(io::Error::other(status.to_string())),
+        Err(error) => Err(error),
+    }
+}
+
+/// Nobody has more to say.
+const LONGEST_ANSWER: u64 = 64 << 10;
+
 /// Writes a file in `folder`, makes sure that it is on the disk, and removes it.
 pub fn write_file(folder: &Path) -> io::Result<()> {
     let path = folder.join(format!(".plimsoll-doctor-{}", rustix::process::getpid().as_raw_nonzero()));
@@ -305,6 +360,28 @@ pub fn name_of(paths: &Paths, pid: i32) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_program_says_is_waited_for_and_no_longer() {
+        let ask = |script: &str| ask("sh", &["-c".to_owned(), script.to_owned()], Duration::from_millis(500));
+        assert_eq!(ask("echo yes").unwrap(), "yes\n");
+        assert!(ask("exit 3").unwrap_err().to_string().contains('3'));
+        assert_eq!(ask("exec sleep 1000").unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(super::ask("no-such-program", &[], Duration::from_secs(1)).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_process_is_judged_by_whose_it_is_and_where_it_lives() {
+        let own = rustix::process::getpid().as_raw_nonzero().get();
+        assert!(may_signal(own) && !may_signal(i32::MAX));
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::below(folder.path());
+        for (who, group) in [("self", "0::/\n"), ("7", "0::/\n"), ("8", "0::/../other\n")] {
+            fs::create_dir_all(paths.proc.join(who)).unwrap();
+            fs::write(paths.proc.join(who).join("cgroup"), group).unwrap();
+        }
+        assert_eq!([7, 8, 9].map(|pid| is_grouped_apart(&paths, pid)), [false, true, false]);
+    }
 
     #[test]
     fn a_subject_can_be_stopped_slowed_and_ended() {

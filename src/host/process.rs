@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags};
+use rustix::thread::CapabilitySet;
 use serde::{Deserialize, Serialize};
 
 use super::paths::Paths;
@@ -421,6 +422,11 @@ impl DescriptorReserve {
 /// That of another process.
 pub fn oom_score_adj_of(paths: &Paths, pid: i32) -> Option<i32> {
     std::fs::read_to_string(paths.proc.join(pid.to_string()).join("oom_score_adj")).ok()?.trim().parse().ok()
+}
+
+/// Whether processes of any user may be signalled: root has this as a rule, not in every container, and others may be given it.
+pub fn may_signal_anybody() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|own| own.effective.contains(CapabilitySet::KILL))
 }
 
 /// Our own `oom_score_adj`.

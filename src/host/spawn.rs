@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, Resource};
 
 use super::accounts::Account;
+use super::paths::Paths;
 use super::{ksm, scheduling};
 use crate::config::settings::{IoPriority, ProcessSettings, Rlimit, Signal};
 
@@ -647,8 +648,17 @@ const OWN_ARGUMENTS: &str = "/proc/self/cmdline";
 
 /// The words we were started with.
 pub fn own_arguments() -> io::Result<Vec<OsString>> {
+    arguments_in(Path::new(OWN_ARGUMENTS))
+}
+
+/// Program and arguments of a process of this machine.
+pub fn arguments_of(paths: &Paths, pid: u32) -> io::Result<Vec<OsString>> {
+    arguments_in(&paths.proc.join(pid.to_string()).join("cmdline"))
+}
+
+fn arguments_in(file: &Path) -> io::Result<Vec<OsString>> {
     use std::os::unix::ffi::OsStringExt;
-    let text = std::fs::read(OWN_ARGUMENTS)?;
+    let text = std::fs::read(file)?;
     let text = text.strip_suffix(b"\0").unwrap_or(&text);
     Ok(text.split(|byte| *byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect())
 }

@@ -59,7 +59,9 @@ fn patiently<T>(mut bind: impl FnMut() -> Result<T, ListenError>) -> Result<T, L
 
 fn tcp_cause(cause: &io::Error) -> String {
     match cause.kind() {
-        io::ErrorKind::AddrInUse => "address already in use; is another plimsoll running? choose another http.listen".to_owned(),
+        io::ErrorKind::AddrInUse => {
+            "address already in use; is another plimsoll running? choose another http.listen (--set http.listen=127.0.0.1:18761)".to_owned()
+        }
         io::ErrorKind::AddrNotAvailable => "this machine has no such address; choose another http.listen".to_owned(),
         io::ErrorKind::PermissionDenied => "not permitted; ports below 1024 need root or CAP_NET_BIND_SERVICE".to_owned(),
         _ => cause.to_string(),
@@ -128,7 +130,9 @@ mod tests {
         let said = bind_tcp(&[address]).unwrap_err().to_string();
         assert_eq!(
             said,
-            format!("could not listen on {address}: address already in use; is another plimsoll running? choose another http.listen")
+            format!(
+                "could not listen on {address}: address already in use; is another plimsoll running? choose another http.listen (--set http.listen=127.0.0.1:18761)"
+            )
         );
         let elsewhere = bind_tcp(&["192.0.2.1:0".parse().unwrap()]).unwrap_err().to_string();
         assert!(elsewhere.contains("192.0.2.1:0") && elsewhere.contains("no such address"), "{elsewhere}");

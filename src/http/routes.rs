@@ -127,11 +127,10 @@ async fn explain(State(shared): State<Shared>, asked: Result<Query<About>, Query
     match Explanation::of(&snapshot, &explained, of.as_deref()) {
         Some(explanation) => Ok(Json(explanation).into_response()),
         None => {
-            let message = format!(
-                "there is no worker or resource {:?}; there are {}",
-                of.unwrap_or_default(),
-                Explanation::names(&snapshot).join(", ")
-            );
+            let of = of.unwrap_or_default();
+            let disk = if of.starts_with("disk") { "; a disk is watched when it stands in policy.disks" } else { "" };
+            let names = Explanation::names(&snapshot).join(", ");
+            let message = format!("there is no worker or resource {of:?}; there are {names}{disk}");
             Err(Problem::new(StatusCode::NOT_FOUND, "not_found", message))
         }
     }

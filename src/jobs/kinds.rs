@@ -3,6 +3,15 @@
 use super::run::{Failure, Foreman, Order, Outcome};
 use crate::config::jobs::Kind;
 
+/// What a kind of job deletes first of all: counted from the start, so that the first one is seen as a step from 0.
+pub const fn deletes(kind: &Kind) -> &'static str {
+    match kind {
+        Kind::Files(_) => "file",
+        Kind::Sessions(_) => "session",
+        Kind::Backup(_) => "backup",
+    }
+}
+
 /// Carries one run out, to its end or to where `foreman` wants it to stop.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use sha2::{Digest, Sha256};
 
-use crate::config::jobs::{Job, read_schedule};
+use crate::config::jobs::{Job, read_schedule, zone_named};
 
 /// More missed runs than this are not counted.
 const MOST_COUNTED: u32 = 1000;
@@ -49,7 +49,7 @@ impl Schedule {
         let Some(text) = &job.schedule else { return Ok(None) };
         let Some(cron) = read_schedule(text)? else { return Ok(None) };
         let zone = match &job.timezone {
-            Some(name) => TimeZone::get(name).map_err(|error| format!("the time zone {name:?} cannot be used: {error}"))?,
+            Some(name) => zone_named(name).map_err(|error| format!("the time zone {name:?} cannot be used: {error}"))?,
             None => TimeZone::system(),
         };
         Ok(Some(Schedule { cron, zone, offset: offset(host, &job.name, job.jitter) }))

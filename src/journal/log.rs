@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 use std::time::Duration;
 
+use tracing_journald::{Priority, PriorityMappings};
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -154,7 +155,10 @@ fn write_lines(lines: &mpsc::Receiver<Line>, done: &mpsc::Sender<()>, dropped: &
 /// that was not there before.
 fn journald() -> io::Result<tracing_journald::Layer> {
     let before = open_descriptors();
+    // The crate files info under notice: `journalctl -p info` and an alert on notice would not mean what they say.
+    let priorities = PriorityMappings { info: Priority::Informational, debug: Priority::Debug, ..PriorityMappings::new() };
     let layer = tracing_journald::layer()?.with_field_prefix(None).with_syslog_identifier("plimsoll".to_owned());
+    let layer = layer.with_priority_mappings(priorities);
     for fd in open_descriptors().into_iter().filter(|fd| !before.contains(fd)) {
         // SAFETY: the descriptor was listed a moment ago and belongs to the layer, which lives on.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };

@@ -484,7 +484,10 @@ impl Event {
             }
             Event::VerdictChanged { resource, state, was, utilization, high, evidence, .. } => {
                 let evidence = evidence.as_deref().map_or(String::new(), |evidence| format!("; {evidence}"));
-                format!("{resource} is {state} (was {was}): at {}, line {}{evidence}", percent(utilization), percent(&Some(*high)))
+                // `high` is the other line.
+                let line =
+                    if *state == "critical" { "over its critical line".to_owned() } else { format!("line {}", percent(&Some(*high))) };
+                format!("{resource} is {state} (was {was}): at {}, {line}{evidence}", percent(utilization))
             }
             Event::ExhaustionForetold { resource, utilization, exhaustion_seconds, .. } => {
                 format!("{resource} at {}: full in {exhaustion_seconds:.0} s if it goes on like this", percent(utilization))
@@ -497,8 +500,8 @@ impl Event {
                     workers.join(", ")
                 )
             }
-            Event::ThrottleReleased { resource, utilization, held_seconds, .. } => {
-                format!("{resource} at {}: released after {held_seconds:.1} s", percent(utilization))
+            Event::ThrottleReleased { resource, held_seconds, reason, .. } => {
+                format!("{resource}: released after {held_seconds:.1} s: {reason}")
             }
             Event::ActionPerformed { resource, action, workers, outcome, detail, .. } => {
                 let whom = if workers.is_empty() { String::new() } else { format!(" {}", workers.join(", ")) };

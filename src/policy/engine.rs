@@ -245,7 +245,8 @@ impl Engine {
     }
 
     fn look_at_cpu(&self, readings: &Readings) -> Look {
-        let (basis, limit) = basis(self.policy.cpu.limit, readings.cpu.limit_cores, readings.cpu.limit_source);
+        let (basis, limit) =
+            basis(self.policy.cpu.limit.set(), readings.cpu.limit_cores, readings.cpu.limit_source, readings.cpu.of_workers);
         // What the hypervisor keeps for others is not ours to use. A smaller limit from the file is what was meant, stolen or not.
         let limit = if basis == Basis::Scope { limit.map(|limit| self.stolen.left_of(limit)) } else { limit };
         let (read, mean) = match basis {
@@ -264,7 +265,8 @@ impl Engine {
 
     fn look_at_memory(&self, readings: &Readings) -> Look {
         let own = readings.memory.limit.map(|bytes| bytes as f64);
-        let (basis, limit) = basis(self.policy.memory.limit.map(|bytes| bytes as f64), own, readings.memory.limit_source);
+        let set = self.policy.memory.limit.set().map(|bytes| bytes as f64);
+        let (basis, limit) = basis(set, own, readings.memory.limit_source, readings.memory.of_workers);
         let mut lines = rule::lines(&self.policy.memory.rule, limit.known().unwrap_or(1.0), true);
         let memory = &readings.memory;
         let bytes = |reading: Reading<u64>| reading.map(|bytes| bytes as f64);
@@ -381,8 +383,12 @@ fn sound(reading: Reading<f64>) -> Option<f64> {
 /// held against the scope only where a cgroup bounds the scope: then everything in it is the application's container.
 /// On a machine (or a share of one by cpuset or affinity) it is held against what the workers use together: a line of
 /// 512 MB on a host with 8 GB is crossed by the strangers alone, and no worker could ever bring that under it.
-fn basis(set: Option<f64>, own: Reading<f64>, source: LimitSource) -> (Basis, Reading<f64>) {
+fn basis(set: Option<f64>, own: Reading<f64>, source: LimitSource, of_workers: bool) -> (Basis, Reading<f64>) {
     let known = sound(own);
+    if of_workers {
+        let smaller = set.filter(|set| known.is_none_or(|own| *set < own));
+        return (Basis::Workers, smaller.map_or(own, Reading::Known));
+    }
     match set {
         // Only a cgroup's limit is ever forgotten (a machine's is remembered), so the scope is a container all the same:
         // to judge the workers alone for a moment would look like recovery.

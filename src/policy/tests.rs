@@ -57,7 +57,7 @@ pub(crate) fn settings(workers: Vec<Worker>) -> Settings {
         policy: Policy {
             dry_run: false,
             cpu: CpuPolicy {
-                limit: None,
+                limit: Ceiling::Auto,
                 rule: Rule {
                     critical: None,
                     sustain: Duration::from_secs(10),
@@ -66,7 +66,7 @@ pub(crate) fn settings(workers: Vec<Worker>) -> Settings {
                     ..rule()
                 },
             },
-            memory: MemoryPolicy { limit: None, rule: rule() },
+            memory: MemoryPolicy { limit: Ceiling::Auto, rule: rule() },
             disks: Vec::new(),
         },
         workers: workers.into_iter().map(Arc::new).collect(),
@@ -82,6 +82,7 @@ pub(crate) fn readings(now: Moment) -> Readings {
         cpu: CpuReadings {
             limit_cores: Reading::Known(2.0),
             limit_source: LimitSource::Machine,
+            of_workers: false,
             usage_total: Reading::Unsupported,
             used_cores: Reading::Known(0.0),
             throttled_total: Reading::Unsupported,
@@ -90,6 +91,7 @@ pub(crate) fn readings(now: Moment) -> Readings {
         memory: MemoryReadings {
             limit: Reading::Known(1000 * MB),
             limit_source: LimitSource::Machine,
+            of_workers: false,
             current: Reading::Unsupported,
             working_set: Reading::Unsupported,
             unreclaimable: Reading::Known(0),
@@ -102,7 +104,7 @@ pub(crate) fn readings(now: Moment) -> Readings {
         pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },
         disks: Vec::new(),
         workers: Vec::new(),
-        failures: [0; 4],
+        failures: [0; 5],
     }
 }
 
@@ -167,11 +169,12 @@ fn whose_usage_counts_depends_on_where_the_limit_comes_from() {
         ("larger than the machine", Some(9000), Known(8000), Machine, Basis::Scope, Some(8000)),
         ("the machine cannot be read", Some(512), Reading::Unsupported, Unknown, Basis::Workers, Some(512)),
         ("nothing is known", None, Reading::Unsupported, Unknown, Basis::Scope, None),
+        ("a file in a container", None, Known(512), File, Basis::Scope, Some(512)),
     ];
     use Reading::Known;
     for (name, set, own, source, basis, limit) in cases {
         let mut settings = settings(vec![worker("web")]);
-        settings.policy.memory.limit = set.map(|set: u64| set * MB);
+        settings.policy.memory.limit = set.map_or(Ceiling::Auto, |set: u64| Ceiling::Set(set * MB));
         let mut engine = Engine::new(&settings);
         let mut seen = readings(at(0.0));
         seen.memory.limit = own.map(|own: u64| own * MB);
@@ -184,6 +187,12 @@ fn whose_usage_counts_depends_on_where_the_limit_comes_from() {
         assert_eq!(memory.limit, limit.map(|limit: u64| (limit * MB) as f64), "{name}");
         let used = if basis == Basis::Workers { 150 * MB } else { 700 * MB };
         assert_eq!(memory.used, Some(used as f64), "{name}");
+        // The same where what the scope uses is not to be seen, or nothing bounds it but a file.
+        seen.memory.of_workers = true;
+        let verdicts = Engine::new(&settings).judge(&seen, at(0.0));
+        let memory = find(&verdicts, &Resource::Memory);
+        assert_eq!((memory.basis, memory.used), (Basis::Workers, Some((150 * MB) as f64)), "{name}, of the workers alone");
+        assert_eq!(memory.limit, limit.map(|limit: u64| (limit * MB) as f64), "{name}, of the workers alone");
     }
 }
 

@@ -74,7 +74,7 @@ pub struct Measured {
 }
 
 impl Measured {
-    /// `shed: 85.0 % before, 75.0 % after 1 s, 72.0 % after 10 s: effective`.
+    /// `shed effective: 85.0 % before, 75.0 % after 1 s, 72.0 % after 10 s`: the verdict first, a narrow screen cuts off the end.
     fn in_words(&self) -> String {
         let share = |amount: Option<f64>| match (amount, self.limit) {
             (Some(amount), Some(limit)) if limit > 0.0 => words::percent(amount / limit),
@@ -82,7 +82,7 @@ impl Measured {
         };
         let (before, short, long) = (share(Some(self.before)), share(self.after_1s), share(self.after_10s));
         let word = if self.effective { "effective" } else { "ineffective" };
-        format!("{}: {before} before, {short} after 1 s, {long} after 10 s: {word}", self.rung)
+        format!("{} {word}: {before} before, {short} after 1 s, {long} after 10 s", self.rung)
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::limits::counterpart;
-use super::readings::{CpuReadings, Reading, Source};
+use super::readings::{CpuReadings, LimitSource, Reading, Source};
 use super::scope::{Extent, Scope};
 use super::tally::Tally;
 use crate::host::cgroupfs::{self, Layout, Own, Version};
@@ -55,13 +55,20 @@ impl Cpu {
 
     pub fn read(&mut self, scope: &Scope, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> CpuReadings {
         let (limit_cores, limit_source) = scope.candidates.cpu(scope.machine_only);
-        let group = scope.extent == Extent::Container && self.accounting.is_some();
-        let (usage_total, throttled_total) =
-            if group { self.read_group(scope, scratch, tally) } else { self.read_host(scope, scratch, tally) };
+        let group = scope.extent.is_group() && self.accounting.is_some();
+        // A container without accounts is read as a host; of somebody else's that would be the time of strangers.
+        let is_unseen = scope.extent == Extent::Workers || (scope.extent == Extent::Worker && !group);
+        let (usage_total, throttled_total) = match () {
+            () if is_unseen => (Reading::Unsupported, Reading::Unsupported),
+            () if group => self.read_group(scope, scratch, tally),
+            () => self.read_host(scope, scratch, tally),
+        };
+        let is_bounded = group && (scope.candidates.quota.is_some() || scope.candidates.cpu_failure.is_some());
+        let of_workers = is_unseen || (limit_source == LimitSource::File && !is_bounded);
         let used_cores = usage_total.and_then(|usage| rate(&mut self.before, now, usage));
         let stolen_cores =
             if group { Reading::Unsupported } else { throttled_total.and_then(|stolen| rate(&mut self.stolen_before, now, stolen)) };
-        CpuReadings { limit_cores, limit_source, usage_total, used_cores, throttled_total, stolen_cores }
+        CpuReadings { limit_cores, limit_source, of_workers, usage_total, used_cores, throttled_total, stolen_cores }
     }
 
     fn read_group(&mut self, scope: &Scope, scratch: &mut Vec<u8>, tally: &mut Tally) -> (Reading<Duration>, Reading<Duration>) {

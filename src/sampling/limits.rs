@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::io::Errno;
+use rustix::process::Pid;
 
 use super::readings::{Failure, LimitSource, Reading, Source};
 use super::tally::Tally;
@@ -43,6 +44,11 @@ pub struct Candidates {
     /// A limit that is there and could not be read: the smallest of the others would be a guess.
     pub cpu_failure: Option<Failure>,
     pub memory_failure: Option<Failure>,
+    /// Cores and bytes that files of the settings name.
+    pub cpu_file: Option<f64>,
+    pub memory_file: Option<u64>,
+    /// The groups are those of another container than the one that is meant: a file that names its limit wins over them.
+    pub are_strange: bool,
 }
 
 impl Candidates {
@@ -56,24 +62,32 @@ impl Candidates {
                 least = Some((cores, source));
             }
         };
-        if !machine_only {
+        let by_groups = !machine_only && (!self.are_strange || self.cpu_file.is_none());
+        if by_groups {
             consider(self.cpuset, LimitSource::Cpuset);
             consider(self.affinity, LimitSource::Affinity);
             consider(self.quota.as_ref().map(|quota| quota.amount), LimitSource::Cgroup);
         }
-        outcome(least, self.cpu_failure.filter(|_| !machine_only))
+        consider(self.cpu_file, LimitSource::File);
+        // What could not be read may be the smaller one; the file's is held to meanwhile.
+        match self.cpu_file {
+            Some(cores) if by_groups && self.cpu_failure.is_some() => (Reading::Known(cores), LimitSource::File),
+            _ => outcome(least, self.cpu_failure.filter(|_| by_groups)),
+        }
     }
 
     /// The smallest memory limit in bytes, and what it is.
     pub fn memory(&self, machine_only: bool) -> (Reading<u64>, LimitSource) {
+        let by_groups = !machine_only && (!self.are_strange || self.memory_file.is_none());
         let machine = self.total.map(|total| (total, LimitSource::Machine));
-        let group = self.memory.as_ref().filter(|_| !machine_only).map(|limit| (limit.amount, LimitSource::Cgroup));
-        let least = match (machine, group) {
-            (Some(machine), Some(group)) if group.0 < machine.0 => Some(group),
-            (Some(machine), _) => Some(machine),
-            (None, group) => group,
-        };
-        outcome(least, self.memory_failure.filter(|_| !machine_only))
+        let group = self.memory.as_ref().filter(|_| by_groups).map(|limit| (limit.amount, LimitSource::Cgroup));
+        let file = self.memory_file.map(|bytes| (bytes, LimitSource::File));
+        // Of equals the first: a limit that is a group's is not called a file's because that says so too.
+        let least = [machine, group, file].into_iter().flatten().min_by_key(|(bytes, _)| *bytes);
+        match file {
+            Some((bytes, source)) if by_groups && self.memory_failure.is_some() => (Reading::Known(bytes), source),
+            _ => outcome(least, self.memory_failure.filter(|_| by_groups)),
+        }
     }
 }
 
@@ -89,6 +103,8 @@ fn outcome<T>(least: Option<(T, LimitSource)>, failure: Option<Failure>) -> (Rea
 #[derive(Debug)]
 pub(super) struct Limits {
     live: bool,
+    /// Whose affinity counts: the guardian's own, or one process's.
+    affinity_of: Option<Pid>,
     cpu: Option<Ladder>,
     memory: Option<Ladder>,
     /// v1: `memory.stat` of our own group knows of limits above what can be seen.
@@ -136,7 +152,8 @@ impl Ladder {
 }
 
 impl Limits {
-    pub fn new(paths: &Paths, layout: &Layout) -> Limits {
+    /// `of` is the process whose limits these are; `None` for ourselves.
+    pub fn new(paths: &Paths, layout: &Layout, of: Option<i32>) -> Limits {
         // A controller our own group does not have may still limit us further up.
         let or_unified = |own: &Option<Own>| own.clone().or_else(|| layout.unified.clone());
         let ladder = |own: &Option<Own>, v2, v1| or_unified(own).map(|own| Ladder::new(paths, &own, v2, v1));
@@ -147,13 +164,14 @@ impl Limits {
         let v1_memory = layout.memory.as_ref().filter(|own| own.version == Version::V1);
         Limits {
             live: paths.is_live(),
+            affinity_of: of.and_then(Pid::from_raw),
             cpu: ladder(&layout.cpu, ["cpu.max", "cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"]),
             memory: ladder(&layout.memory, ["memory.max", "memory.high"], ["memory.limit_in_bytes", "memory.limit_in_bytes"]),
             memory_stat: v1_memory.map(|own| Kept::new(paths, own.dir.join("memory.stat"))),
             cpuset: cpuset.map(|path| Kept::new(paths, path)),
             online: Kept::new(paths, paths.sys.join("devices/system/cpu/online")),
             stat: Kept::new(paths, paths.proc.join("stat")),
-            status: Kept::new(paths, paths.proc.join("self/status")),
+            status: Kept::new(paths, paths.of_process(of).join("status")),
             machine: (None, None),
         }
     }
@@ -199,7 +217,7 @@ impl Limits {
     fn allowed(&mut self, online: Option<f64>, scratch: &mut Vec<u8>) -> Option<Vec<u32>> {
         let fewer = |count: usize| count > 0 && online.is_some_and(|online| (count as f64) < online);
         if self.live {
-            let set = rustix::thread::sched_getaffinity(None).ok()?;
+            let set = rustix::thread::sched_getaffinity(self.affinity_of).ok()?;
             let cpus = || (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).filter_map(|cpu| u32::try_from(cpu).ok());
             return fewer(set.count() as usize).then(|| cpus().collect());
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::lag::{Lag, Processes};
-use super::readings::{MemoryEvents, MemoryReadings, Reading, Source};
+use super::readings::{LimitSource, MemoryEvents, MemoryReadings, Reading, Source};
 use super::scope::{Extent, Scope};
 use super::tally::Tally;
 use crate::host::Paths;
@@ -186,9 +186,13 @@ impl Memory {
         tally: &mut Tally,
     ) -> MemoryReadings {
         let (limit, limit_source) = scope.candidates.memory(scope.machine_only);
+        let own = self.own.as_ref().filter(|_| scope.extent.is_group());
+        let is_unseen = scope.extent == Extent::Workers || (scope.extent == Extent::Worker && own.is_none());
+        let is_bounded = own.is_some() && (scope.candidates.memory.is_some() || scope.candidates.memory_failure.is_some());
         let blank = MemoryReadings {
             limit,
             limit_source,
+            of_workers: is_unseen || (limit_source == LimitSource::File && !is_bounded),
             current: Reading::Unsupported,
             working_set: Reading::Unsupported,
             unreclaimable: Reading::Unsupported,
@@ -201,8 +205,10 @@ impl Memory {
         if let Reading::Known(machine) = machine {
             self.kernel_share = machine.kernel_share();
         }
-        let own = self.own.as_ref().filter(|_| scope.extent == Extent::Container);
         let Some(own) = own else {
+            if is_unseen {
+                return blank;
+            }
             let refaults = match std::mem::take(&mut self.wanted) {
                 true => tally.reading(Source::Procfs, self.vmstat.read(scratch), |text| Some(procfs::parse_refaults(text))),
                 false => Reading::Unsupported,

@@ -79,7 +79,7 @@ impl PressureFiles {
 
     /// In a container with a v2 tree its group's files, else the machine's.
     fn turn_to(&mut self, scope: &Scope) {
-        let container = scope.extent == Extent::Container;
+        let container = scope.extent.is_group();
         let group = self.unified.as_ref().filter(|_| container).map(|own| {
             let carrier = scope.memory_group.as_deref().or(scope.cpu_group.as_deref());
             carrier.filter(|carrier| own.version == Version::V2 && own.dir.starts_with(carrier)).unwrap_or(&own.dir)

@@ -34,10 +34,12 @@ pub enum Source {
     Cgroup,
     Psi,
     Statvfs,
+    /// A file of the settings that holds a limit.
+    File,
 }
 
 impl Source {
-    pub const ALL: [Source; 4] = [Source::Procfs, Source::Cgroup, Source::Psi, Source::Statvfs];
+    pub const ALL: [Source; 5] = [Source::Procfs, Source::Cgroup, Source::Psi, Source::Statvfs, Source::File];
 
     pub fn word(self) -> &'static str {
         match self {
@@ -45,6 +47,7 @@ impl Source {
             Source::Cgroup => "cgroup",
             Source::Psi => "psi",
             Source::Statvfs => "statvfs",
+            Source::File => "file",
         }
     }
 }
@@ -90,7 +93,7 @@ pub struct Readings {
     /// One per live replica, in the order of the targets given to the sampler.
     pub workers: Vec<WorkerReadings>,
     /// How many reads failed in this tick, in the order of [`Source::ALL`].
-    pub failures: [u32; 4],
+    pub failures: [u32; Source::ALL.len()],
 }
 
 /// CPU of the scope. Cores are fractional: 0.5 is half of one processor.
@@ -99,6 +102,9 @@ pub struct CpuReadings {
     /// The limit that will really hurt: the minimum over quotas of all ancestors, cpuset, affinity and machine.
     pub limit_cores: Reading<f64>,
     pub limit_source: LimitSource,
+    /// The limit is held against what the workers use together, not the scope: it is from a file and no group bounds the scope,
+    /// or what the scope uses cannot be seen.
+    pub of_workers: bool,
     /// Since the scope began.
     pub usage_total: Reading<Duration>,
     /// Mean over the time since the look before.
@@ -115,6 +121,8 @@ pub struct CpuReadings {
 pub struct MemoryReadings {
     pub limit: Reading<u64>,
     pub limit_source: LimitSource,
+    /// As for the CPU.
+    pub of_workers: bool,
     /// All that is charged, cache included.
     pub current: Reading<u64>,
     /// `current` less the inactive file cache (the definition `kubectl top` uses).
@@ -165,8 +173,10 @@ pub struct MemoryEvents {
 /// Which candidate was the smallest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitSource {
-    /// Set in the file.
+    /// Set in the settings.
     Settings,
+    /// Read from a file that the settings name.
+    File,
     /// A cgroup, our own or an ancestor.
     Cgroup,
     Cpuset,
@@ -179,6 +189,7 @@ impl LimitSource {
     pub fn word(self) -> &'static str {
         match self {
             LimitSource::Settings => "settings",
+            LimitSource::File => "file",
             LimitSource::Cgroup => "cgroup",
             LimitSource::Cpuset => "cpuset",
             LimitSource::Affinity => "affinity",

@@ -3,16 +3,15 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::cpu::Cpu;
 use super::disk::Disks;
 use super::lag::Processes;
-use super::limits::Limits;
-use super::memory::{Asked, Memory};
-use super::pressure::PressureFiles;
+use super::limit_file::LimitFile;
+use super::memory::Asked;
 use super::readings::{CpuReadings, LimitSource, MemoryReadings, PressureReadings, Reading, Readings, SlotId, Source, Target};
 use super::scope::{Extent, Scope};
 use super::tally::Tally;
 use super::trees::Trees;
+use super::view::{Lookout, Obstacle, Sensors};
 use super::workers::Workers;
 use crate::config::settings;
 use crate::host::cgroupfs::Layout;
@@ -26,10 +25,12 @@ pub struct Sampler {
     setting: settings::Scope,
     scope: Scope,
     meminfo: Kept,
-    limits: Limits,
-    cpu: Cpu,
-    memory: Memory,
-    pressure: PressureFiles,
+    /// Of our own group, or the machine.
+    own: Sensors,
+    /// The container of a worker, where that is the scope.
+    lookout: Option<Lookout>,
+    /// Limits from files: of the CPU, of the memory.
+    files: [Option<LimitFile>; 2],
     disks: Disks,
     trees: Trees,
     workers: Workers,
@@ -40,14 +41,17 @@ impl Sampler {
     /// Reads nothing yet. `disks` are the configured paths, in the order of the settings; each gets a thread of its own,
     /// because asking a dead one never returns.
     pub fn new(paths: &Paths, settings: &settings::Sampling, layout: &Layout, disks: impl IntoIterator<Item = Arc<Path>>) -> Sampler {
+        let lookout = match &settings.scope {
+            settings::Scope::Worker(worker) => Some(Lookout::new(paths, worker)),
+            settings::Scope::Auto | settings::Scope::Container | settings::Scope::Host => None,
+        };
         Sampler {
-            setting: settings.scope,
+            setting: settings.scope.clone(),
             scope: Scope::default(),
             meminfo: Kept::new(paths, paths.proc.join("meminfo")),
-            limits: Limits::new(paths, layout),
-            cpu: Cpu::new(paths, layout),
-            memory: Memory::new(paths, layout),
-            pressure: PressureFiles::new(paths, layout),
+            own: Sensors::new(paths, layout, None),
+            lookout,
+            files: [None, None],
             disks: Disks::new(disks),
             trees: Trees::new(paths),
             workers: Workers::new(paths),
@@ -64,18 +68,32 @@ impl Sampler {
 
     /// As [`Sampler::read`], into readings whose memory is used again.
     pub fn read_into(&mut self, targets: &[Target], now: Moment, readings: &mut Readings) {
-        let Sampler { scratch, memory, workers, .. } = self;
+        let Sampler { scratch, workers, .. } = self;
         let mut tally = Tally::default();
         let machine = tally.reading(Source::Procfs, self.meminfo.read(scratch), procfs::parse_meminfo);
         let total = machine.map(|info| info.total);
-        self.scope = Scope::decide(self.setting, self.limits.read(total, scratch, &mut tally), &self.scope);
+        if self.lookout.as_mut().is_some_and(|lookout| lookout.turn(targets, now, scratch)) {
+            // Whatever was known of another group does not speak of this one.
+            self.scope = Scope::default();
+        }
+        let is_by_worker = self.lookout.is_some();
+        let view = self.lookout.as_mut().and_then(Lookout::sensors);
+        let seen = view.is_some();
+        let Sensors { limits, cpu, memory, pressure } = view.unwrap_or(&mut self.own);
+        let mut candidates = limits.read(total, scratch, &mut tally);
+        let [cpu_file, memory_file] = &mut self.files;
+        candidates.cpu_file =
+            cpu_file.as_mut().and_then(|file| file.read(scratch, &mut tally)).map(|thousandths| thousandths as f64 / 1000.0);
+        candidates.memory_file = memory_file.as_mut().and_then(|file| file.read(scratch, &mut tally));
+        candidates.are_strange = is_by_worker && !seen;
+        self.scope = Scope::decide(&self.setting, seen, candidates, &self.scope);
 
         readings.at = now;
-        readings.cpu = self.cpu.read(&self.scope, now, scratch, &mut tally);
+        readings.cpu = cpu.read(&self.scope, now, scratch, &mut tally);
         let processes: Asked = Processes { before: workers.anonymous(), now: &mut |scratch: &mut Vec<u8>| workers.ask_anonymous(scratch) };
         readings.memory = memory.read(&self.scope, machine, now, processes, scratch, &mut tally);
-        readings.pressure = self.pressure.read(&self.scope, now, scratch, &mut tally);
-        if self.pressure.is_of(&self.scope) {
+        readings.pressure = pressure.read(&self.scope, now, scratch, &mut tally);
+        if pressure.is_of(&self.scope) {
             readings.memory.stalls = readings.pressure.memory;
         }
         workers.kernel_share = memory.kernel_share();
@@ -86,11 +104,12 @@ impl Sampler {
 
     /// The scope's memory alone, between two looks: limits and everything else are as in the last.
     pub fn glance_at_memory(&mut self, now: Moment) -> MemoryReadings {
-        let Sampler { scratch, memory, workers, .. } = self;
+        let Sampler { scratch, workers, own, .. } = self;
+        let memory = &mut self.lookout.as_mut().and_then(Lookout::sensors).unwrap_or(own).memory;
         let mut tally = Tally::default();
         let machine = match self.scope.extent {
             Extent::Host => tally.reading(Source::Procfs, self.meminfo.read(scratch), procfs::parse_meminfo),
-            Extent::Container => Reading::Unsupported,
+            Extent::Container | Extent::Worker | Extent::Workers => Reading::Unsupported,
         };
         let processes: Asked = Processes { before: workers.anonymous(), now: &mut |scratch: &mut Vec<u8>| workers.ask_anonymous(scratch) };
         memory.read(&self.scope, machine, now, processes, scratch, &mut tally)
@@ -108,7 +127,27 @@ impl Sampler {
 
     /// The file that tells of the scope's memory pressure, as of the last look.
     pub fn memory_pressure_file(&self) -> Option<&Path> {
-        self.pressure.memory_file()
+        self.lookout.as_ref().and_then(Lookout::pressure).unwrap_or(&self.own.pressure).memory_file()
+    }
+
+    /// From the next look on these files give limits. One that stays keeps what it said last.
+    pub fn set_limit_files(&mut self, policy: &settings::Policy) {
+        for (before, now) in self.files.iter_mut().zip(LimitFile::of(policy)) {
+            match (&before, &now) {
+                (Some(before), Some(now)) if before.is_same(now) => {}
+                _ => *before = now,
+            }
+        }
+    }
+
+    /// The files that give limits, as of the last look.
+    pub fn limit_files(&self) -> impl Iterator<Item = &LimitFile> {
+        self.files.iter().flatten()
+    }
+
+    /// The worker whose container is the scope, and why that was not seen in the last look, if it was not.
+    pub fn lookout(&self) -> Option<(&str, Option<Obstacle>)> {
+        self.lookout.as_ref().map(|lookout| (lookout.worker(), lookout.obstacle()))
     }
 
     /// Whose usage was held against whose limit in the last look, with every candidate for the limit.
@@ -133,7 +172,7 @@ impl Sampler {
 
     /// The next look says how much of what was reclaimed is wanted back, on a whole machine too.
     pub fn want_refaults(&mut self) {
-        self.memory.want_refaults();
+        self.lookout.as_mut().and_then(Lookout::sensors).unwrap_or(&mut self.own).memory.want_refaults();
     }
 
     /// The next look measures this replica's memory by proportional shares, at most once in ten seconds: exact where
@@ -151,6 +190,7 @@ pub fn blank(at: Moment) -> Readings {
         cpu: CpuReadings {
             limit_cores: Reading::Unsupported,
             limit_source: LimitSource::Unknown,
+            of_workers: false,
             usage_total: Reading::Unsupported,
             used_cores: Reading::Unsupported,
             throttled_total: Reading::Unsupported,
@@ -159,6 +199,7 @@ pub fn blank(at: Moment) -> Readings {
         memory: MemoryReadings {
             limit: none,
             limit_source: LimitSource::Unknown,
+            of_workers: false,
             current: none,
             working_set: none,
             unreclaimable: none,
@@ -171,6 +212,6 @@ pub fn blank(at: Moment) -> Readings {
         pressure: PressureReadings { cpu: Reading::Unsupported, memory: Reading::Unsupported, io: Reading::Unsupported },
         disks: Vec::new(),
         workers: Vec::new(),
-        failures: [0; 4],
+        failures: [0; Source::ALL.len()],
     }
 }

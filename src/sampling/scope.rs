@@ -13,6 +13,10 @@ pub enum Extent {
     Container,
     #[default]
     Host,
+    /// The group of a worker's container, seen from within it.
+    Worker,
+    /// The workers' processes, where that cannot be seen.
+    Workers,
 }
 
 impl Extent {
@@ -20,7 +24,14 @@ impl Extent {
         match self {
             Extent::Container => "container",
             Extent::Host => "host",
+            Extent::Worker => "worker",
+            Extent::Workers => "workers",
         }
+    }
+
+    /// What is used is read from a group.
+    pub fn is_group(self) -> bool {
+        matches!(self, Extent::Container | Extent::Worker)
     }
 }
 
@@ -42,7 +53,8 @@ impl Scope {
     /// `Auto` is the container when a group's limit is smaller than the machine, or when the topmost group to be seen
     /// carries one at all: the real top of a tree cannot be limited, so that is a container looking at itself. While a
     /// limit cannot be read everything stays as it was `before`: whose usage is judged must not hang on a failed read.
-    pub fn decide(setting: settings::Scope, candidates: Candidates, before: &Scope) -> Scope {
+    /// For a worker's container it is there or not: `seen`.
+    pub fn decide(setting: &settings::Scope, seen: bool, candidates: Candidates, before: &Scope) -> Scope {
         let below = |amount: f64, machine: Option<f64>| machine.is_none_or(|machine| amount < machine);
         let memory = candidates.memory.as_ref();
         let quota = candidates.quota.as_ref();
@@ -60,10 +72,12 @@ impl Scope {
             settings::Scope::Auto if unknown => before.extent,
             settings::Scope::Auto if limited => Extent::Container,
             settings::Scope::Auto => Extent::Host,
+            settings::Scope::Worker(_) if seen => Extent::Worker,
+            settings::Scope::Worker(_) => Extent::Workers,
         };
         Scope {
             extent,
-            machine_only: setting == settings::Scope::Host,
+            machine_only: *setting == settings::Scope::Host,
             cpu_group: if no_cpu && unknown { before.cpu_group.clone() } else { cpu_group },
             memory_group: if no_memory && unknown { before.memory_group.clone() } else { memory_group },
             candidates,

@@ -6,7 +6,7 @@ use super::readings::{Failure, Reading, Source};
 
 /// Failed reads of one tick, in the order of [`Source::ALL`].
 #[derive(Debug, Default)]
-pub(super) struct Tally(pub [u32; 4]);
+pub(super) struct Tally(pub [u32; Source::ALL.len()]);
 
 impl Tally {
     /// What was read and understood, or why not. A file that is not there is a thing this kernel or container does not

@@ -12,7 +12,7 @@ use crate::config::adopt::{self, AdoptBy};
 use crate::config::settings::Worker;
 use crate::host::clock::Moment;
 use crate::host::foreign::{self, ForeignGroup, NoGroup};
-use crate::host::process::Process;
+use crate::host::process::{self, Process};
 use crate::host::procfs::Stat;
 use crate::host::{Paths, accounts, scan};
 use crate::journal::Event;
@@ -427,9 +427,9 @@ fn trace(paths: &Paths, by: &AdoptBy) -> Result<Trace, String> {
 /// Whom we may not signal we cannot hold either.
 fn reachable(us: u32, pid: i32, owner: Option<u32>) -> Result<(), String> {
     match owner {
-        Some(owner) if us == 0 || owner == us => Ok(()),
-        Some(owner) => Err(format!("pid {pid} is of user {owner}: only root's daemon can hold it")),
-        None if us == 0 => Ok(()),
+        Some(owner) if owner == us => Ok(()),
+        _ if process::may_signal_anybody() => Ok(()),
+        Some(owner) => Err(format!("pid {pid} is of user {owner}: only a daemon with CAP_KILL, such as root's, can hold it")),
         None => Err(format!("pid {pid} is changing its user")),
     }
 }

@@ -177,7 +177,7 @@ impl Attempt {
         let is_open = self.connection.receive(&mut self.answer)?;
         match status(&self.answer) {
             Some(200..=399) => Ok(Stage::Ready),
-            Some(code) => Ok(Stage::Unfit(format!("it answers with status {code}"))),
+            Some(code) => Ok(Stage::Unfit(format!("GET {path} is answered with status {code}, which is none of 200 to 399"))),
             None if !is_open || self.answer.len() > LONGEST_ANSWER => Ok(Stage::Unfit("what it answers is not HTTP".to_owned())),
             None => Ok(Stage::Pending("it has not answered".to_owned())),
         }

@@ -83,6 +83,22 @@ fn what_works_is_found_by_doing_it_and_nothing_is_left() {
 }
 
 #[test]
+fn beside_a_daemon_the_command_that_was_typed_counts_as_its_worker() {
+    let mut stage = Stage::new("[workers.main]\nshed_signal = \"SIGUSR1\"\n");
+    let alone = findings(&stage.ask(&["doctor", "--json"]));
+    assert_eq!(about(&alone, "main program"), ("note", "not known here: it is to stand after `plimsoll run --`"));
+    let mut run = stage.plimsoll(&["run"]);
+    run.args(["--", "sleep", "infinity"]);
+    stage.launch_as(run);
+    wait_for("the first look", || stage.request("GET", "/healthz").filter(|reply| reply.status == 200));
+    let beside = findings(&stage.ask(&["doctor", "--json"]));
+    let (level, program) = about(&beside, "main program");
+    assert!(level == "ok" && program.ends_with("/sleep"), "{program}");
+    assert_eq!(about(&beside, "policy.memory.on_high shed"), ("ok", "works: asks main"));
+    stage.stop();
+}
+
+#[test]
 fn ended_half_way_it_leaves_nothing_either() {
     let stage = Stage::new(WORKERS);
     let mut doctor = stage.plimsoll(&["doctor"]).stdout(Stdio::null()).spawn().expect("plimsoll can be started");
@@ -230,4 +246,73 @@ fn adopted_workers_and_singletons_are_looked_for_where_they_would_be() {
     drop(lock);
     let found = findings(&stage.ask(&["doctor", "--json"]));
     assert!(matches!(about(&found, "shared lock"), ("ok", told) if told.contains("is free")), "{found:#?}");
+}
+
+/// For a machine that is not this one: nothing it names is here.
+const DEPLOYED: &str = "[daemon]
+shutdown_timeout = \"25s\"
+[http]
+listen = [\"0.0.0.0:18760\"]
+[[policy.disks]]
+path = \"/no/such/volume\"
+[workers.web]
+command = [\"no-such-program\"]
+directory = \"/no/such/app\"
+user = \"nobody-of-that-name\"
+env_files = [\"/no/such/file\"]
+output = { file = \"/no/such/folder/web.log\" }
+";
+
+#[test]
+fn a_platform_is_looked_at_before_anything_is_there() {
+    let mut stage = Stage::new(DEPLOYED);
+    stage.set.clear();
+    let found = findings(&stage.ask(&["doctor", "--platform", "railway", "--json"]));
+    assert!(found.iter().all(|finding| finding["area"] == "platform"), "what is here says nothing of it: {found:#?}");
+    let bad = found.iter().filter(|finding| finding["level"] != "ok");
+    assert!(bad.clone().count() > 0 && bad.clone().all(|finding| finding["remedy"].is_string()), "{found:#?}");
+    assert_eq!(about(&found, "railway: here").0, "note");
+    assert!(matches!(about(&found, "railway: grace"), ("warn", told) if told.starts_with("Railway waits 0 s")), "{found:#?}");
+    assert_eq!(about(&found, "railway: private network").0, "warn");
+    let found = findings(&stage.ask(&["doctor", "--platform", "railway", "--grace", "26s", "--json"]));
+    assert_eq!(about(&found, "railway: grace").0, "ok");
+
+    // A file of the platform in the folder is read.
+    std::fs::write(stage.path("fly.toml"), "kill_timeout = 10\n").expect("it is ours");
+    let mut fly = stage.plimsoll(&["doctor", "--platform", "fly", "--json"]);
+    let found = findings(&fly.current_dir(stage.path("")).output().expect("plimsoll can be started"));
+    assert!(
+        matches!(about(&found, "fly: grace"), ("warn", told) if told.starts_with("Fly waits 10 s (kill_timeout of fly.toml)")),
+        "{found:#?}"
+    );
+
+    assert_eq!(stage.ask(&["doctor", "--platform", "heroku"]).status.code(), Some(2));
+}
+
+#[test]
+fn settings_for_elsewhere_are_not_held_against_this_machine() {
+    let mut stage = Stage::new(DEPLOYED);
+    let here = stage.ask(&["check"]);
+    assert_eq!(here.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&here.stderr).contains("5 problems"), "{here:?}");
+    let elsewhere = stage.ask(&["check", "--elsewhere"]);
+    assert_eq!(elsewhere.status.code(), Some(0), "{elsewhere:?}");
+    stage.set = vec!["policy.memory.high=nonsense".to_owned()];
+    assert_eq!(stage.ask(&["check", "--elsewhere"]).status.code(), Some(78), "a mistake is one everywhere");
+}
+
+#[test]
+fn a_draft_for_a_platform_passes_its_doctor() {
+    for platform in ["render", "fly", "docker", "podman", "kubernetes"] {
+        let mut stage = Stage::new("");
+        stage.set.clear();
+        let draft = stage.ask(&["init", "--platform", platform, "--stdout"]);
+        assert_eq!(draft.status.code(), Some(0), "{draft:?}");
+        std::fs::write(stage.path("plimsoll.toml"), &draft.stdout).expect("it is ours");
+        let found = findings(&stage.ask(&["doctor", "--platform", platform, "--json"]));
+        assert_eq!(about(&found, &format!("{platform}: grace")).0, "ok", "{found:#?}");
+        // Where the test itself runs there may be traps that no settings avoid.
+        let is_here = about(&found, &format!("{platform}: here")).0 == "ok";
+        assert!(is_here || found.iter().all(|finding| finding["level"] == "ok" || finding["level"] == "note"), "{found:#?}");
+    }
 }

@@ -511,7 +511,9 @@ schedule = \"never\"
     });
     let asked = stage.request("POST", "/admin/jobs/copy/run?wait=0s").unwrap();
     assert!(asked.status < 300, "{}", asked.status);
-    let begun = std::time::Instant::now();
+    let hog = outside::process(stage.status()["workers"][0]["replicas"][0]["pid"].as_i64().unwrap() as i32).unwrap();
+    let taken_by_the_hog = || outside::cpu_time(outside::process(hog.pid).as_slice()).as_secs_f64();
+    let (begun, before) = (std::time::Instant::now(), taken_by_the_hog());
     let (mut used, mut allowed) = (std::time::Duration::ZERO, Vec::new());
     let end = wait_for("the run is over", || {
         if let Some(running) = stage.get("/admin/jobs").and_then(|jobs| jobs["jobs"][0].get("running").cloned()) {
@@ -522,9 +524,13 @@ schedule = \"never\"
         stage.events_named("job_finished").pop()
     });
     let took = begun.elapsed();
+    let others = (taken_by_the_hog() - before) / took.as_secs_f64();
     assert_eq!(end["outcome"], "done", "{end}");
-    // A twentieth of the limit is always its own.
-    assert!(!allowed.is_empty() && allowed.iter().all(|cores| (0.049..0.6).contains(cores)), "{allowed:?}");
+    // A twentieth of the limit is always its own; the low line is all there is, less what the hog takes. On a busy machine that is not
+    // its whole processor all the time.
+    assert!(!allowed.is_empty() && allowed.iter().all(|cores| (0.049..0.701).contains(cores)), "{allowed:?}");
+    let mean = allowed.iter().sum::<f64>() / allowed.len() as f64;
+    assert!(mean < (0.7 - others).max(0.05) + 0.2, "{mean} on the average beside {others}: {allowed:?}");
     let most = allowed.iter().copied().fold(0.0, f64::max);
     assert!(used.as_millis() >= 100, "too little to tell: {used:?}");
     assert!(used.as_secs_f64() <= most * took.as_secs_f64() + 0.1, "{used:?} in {took:?}, allowed {most}");

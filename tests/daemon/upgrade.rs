@@ -268,6 +268,22 @@ fn an_end_under_way_goes_on_and_so_do_the_failures_so_far() {
 }
 
 #[test]
+fn a_command_that_was_typed_goes_on_with_what_the_file_says_of_it() {
+    let mut stage = stage("[workers.main]\nstop = { within = \"2s\" }\n");
+    // As awkward a word as there is: the new program is told of it when it is tried out.
+    let script = "exec sleep 'infinity'; : \"\\ \u{7} = [\"";
+    stage.launch_as(stage.plimsoll_run(&["sh", "-c", script]));
+    wait_for("the first look", || stage.request("GET", "/healthz").filter(|reply| reply.status == 200));
+    let before = stage.worker("main");
+    upgrade(&stage);
+    assert_eq!(stage.worker("main"), before);
+    // What cannot be run without a command is still refused to whoever has none.
+    let refused = stage.plimsoll(&["run"]).output().expect("it can be started");
+    assert_eq!(refused.status.code(), Some(78), "{}", said(&refused));
+    stage.stop();
+}
+
+#[test]
 fn what_workers_print_is_written_on_by_the_same_helper() {
     let mut stage = stage(&printing(COUNTING, "max_size = \"300kB\", keep = 1000"));
     stage.start();

@@ -1,16 +1,29 @@
 //! Control groups: makes one of its own as the daemon would, does to a child in it what the daemon may have to do, and removes it.
 
+use super::platform::docker;
 use super::report::{Level, Report};
 use super::{Means, Patient, tried};
 use crate::actuators::brake;
 use crate::host::cgroupfs::{Kind, Version};
 use crate::host::group::{self, Group, Groups, LEAF};
+use crate::host::inventory::Platform;
 use crate::host::probe::{self, Habit, Held, Subject};
 use crate::response::candidate::{LineKind, ReclaimBy};
 
 const AREA: &str = "control groups";
-const DELEGATE: &str =
-    "run the daemon where it has a group of its own: a systemd unit with Delegate=yes, or a container with a writable cgroup";
+
+/// How the daemon gets a group of its own where it runs.
+fn delegate(platform: Platform) -> &'static str {
+    match platform {
+        Platform::Docker | Platform::Podman | Platform::Container => docker::writable_groups(platform),
+        Platform::Kubernetes => "none is needed: signals serve instead; only some runtimes give a container writable control groups",
+        Platform::Railway | Platform::Render => "none is needed: signals serve instead; the platform gives no writable control groups",
+        Platform::Fly => "none is needed: signals serve instead; in a virtual machine of its own the daemon has them when it is root",
+        Platform::Systemd | Platform::Host => {
+            "run the daemon where it has a group of its own: a systemd unit with Delegate=cpu memory pids, or as root"
+        }
+    }
+}
 
 pub fn examine(patient: &Patient, report: &mut Report, means: &mut Means) {
     let layout = &patient.layout;
@@ -70,38 +83,45 @@ fn belongs_to_somebody(patient: &Patient) -> Option<String> {
 }
 
 fn try_out(patient: &Patient, report: &mut Report, means: &mut Means, groups: &Groups) {
+    let delegate = delegate(patient.platform);
     memory(patient, report, means, groups);
-    for limitation in groups.limitations() {
-        report.bad(AREA, Level::Note, "groups of our own", limitation.clone(), DELEGATE);
-    }
     let group = match groups.create(&format!("{}doctor", group::REPLICA)) {
-        Ok(Some(group)) => group,
+        Ok(Some(group)) => {
+            for limitation in groups.limitations() {
+                report.bad(AREA, Level::Note, "groups of our own", limitation.clone(), delegate);
+            }
+            group
+        }
         Ok(None) => {
-            report.bad(AREA, Level::Warn, "groups of our own", "none can be made; workers are slowed by signals instead", DELEGATE);
+            let why = groups.limitations().join("; ");
+            let told = format!("none can be made ({why}): workers are slowed by signals instead");
+            // In most containers nobody can do anything about it.
+            let level = if patient.platform.is_container() { Level::Note } else { Level::Warn };
+            report.bad(AREA, level, "groups of our own", told, delegate);
             means.quota = Some(false);
             return;
         }
         Err(error) => {
-            report.bad(AREA, Level::Warn, "groups of our own", format!("could not be made: {error}"), DELEGATE);
+            report.bad(AREA, Level::Warn, "groups of our own", format!("could not be made: {error}"), delegate);
             means.quota = Some(false);
             return;
         }
     };
     report.ok(AREA, "groups of our own", "made, and removed again");
     match Subject::start(&patient.paths, Habit::Busy) {
-        Ok(subject) => with_subject(report, means, &group, subject),
+        Ok(subject) => with_subject(report, means, &group, subject, delegate),
         Err(error) => report.bad(AREA, Level::Fail, "a child", format!("could not be started: {error}"), "look at ulimit -u and pids.max"),
     }
     group::remove_all(vec![group]);
 }
 
-fn with_subject(report: &mut Report, means: &mut Means, group: &Group, mut subject: Subject) {
+fn with_subject(report: &mut Report, means: &mut Means, group: &Group, mut subject: Subject, delegate: &str) {
     let moved = subject.enter(group);
-    if !tried(report, AREA, "moving a child into a group", moved, |()| "done".to_owned(), Level::Warn, DELEGATE) {
+    if !tried(report, AREA, "moving a child into a group", moved, |()| "done".to_owned(), Level::Warn, delegate) {
         means.quota = Some(false);
         return;
     }
-    quota(report, means, group, &subject);
+    quota(report, means, group, &subject, delegate);
     match group.freezer() {
         Some(folder) => {
             let frozen = probe::freeze_and_thaw(folder);
@@ -132,14 +152,14 @@ fn with_subject(report: &mut Report, means: &mut Means, group: &Group, mut subje
     }
 }
 
-fn quota(report: &mut Report, means: &mut Means, group: &Group, subject: &Subject) {
+fn quota(report: &mut Report, means: &mut Means, group: &Group, subject: &Subject, delegate: &str) {
     let outcome = probe::quota(group, subject);
     means.quota = Some(matches!(outcome, Ok(Some(_))));
     match outcome {
         Ok(None) => {
-            report.bad(AREA, Level::Note, "CPU quota", "there is no cpu controller in our groups; duty cycles serve instead", DELEGATE)
+            report.bad(AREA, Level::Note, "CPU quota", "there is no cpu controller in our groups; duty cycles serve instead", delegate)
         }
-        Err(error) => report.bad(AREA, Level::Note, "CPU quota", format!("cannot be set: {error}; duty cycles serve instead"), DELEGATE),
+        Err(error) => report.bad(AREA, Level::Note, "CPU quota", format!("cannot be set: {error}; duty cycles serve instead"), delegate),
         Ok(Some(Held { allowed, used, throttled: true })) => {
             report.ok(AREA, "CPU quota", format!("a busy child held to {allowed:.2} cores used {used:.2}"));
         }
@@ -165,7 +185,11 @@ fn memory(patient: &Patient, report: &mut Report, means: &mut Means, groups: &Gr
     }
     match &reclaim {
         Ok(by) => report.ok(AREA, "asking memory back", by_words(*by)),
-        Err(why) => report.note(AREA, "asking memory back", why.clone()),
+        Err(why) => {
+            let remedy = "none is needed: the rung reclaim is passed over; it takes a memory group of our own, or CAP_SYS_NICE and a seccomp \
+                          profile that allows process_madvise";
+            report.bad(AREA, Level::Note, "asking memory back", why.clone(), remedy);
+        }
     }
     if let Err(why) = freeze {
         report.note(AREA, "a short stop", why);

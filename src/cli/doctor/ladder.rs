@@ -28,7 +28,7 @@ pub fn examine(patient: &Patient, report: &mut Report, means: &mut Means) {
     for (key, resource) in &resources {
         for (tier, list) in [(Tier::High, "on_high"), (Tier::Critical, "on_critical")] {
             let all = rungs(policy, resource, None, tier);
-            let verdicts: Vec<(String, Works)> = all.iter().map(|rung| (word(rung), works(patient, *means, resource, rung))).collect();
+            let verdicts: Vec<(String, Works)> = all.iter().map(|rung| (word(rung), works(patient, means, resource, rung))).collect();
             let acts = all.iter().zip(&verdicts).any(|(rung, (_, works))| *rung != Rung::Notify && !matches!(works, Works::Passes(_)));
             for (rung, works) in verdicts {
                 let what = format!("{key}.{list} {rung}");
@@ -60,9 +60,12 @@ fn word(rung: &Rung) -> String {
     }
 }
 
-fn works(patient: &Patient, means: Means, resource: &Resource, rung: &Rung) -> Works {
+fn works(patient: &Patient, means: &Means, resource: &Resource, rung: &Rung) -> Works {
     let workers: Vec<&Worker> = patient.settings.workers.iter().map(|worker| &**worker).collect();
-    let nobody = || Works::Passes("there is no worker in the settings".to_owned());
+    let nobody = || match &patient.daemon {
+        Some(snapshot) if !snapshot.workers.is_empty() => Works::Unknown("for the command of run -- COMMAND `plimsoll explain` says it"),
+        _ => Works::Passes("there is no worker in the settings".to_owned()),
+    };
     let is_disk = matches!(resource, Resource::Disk(_));
     match rung {
         Rung::Notify => Works::Yes("an event in the log and the record".to_owned()),
@@ -98,13 +101,15 @@ fn works(patient: &Patient, means: Means, resource: &Resource, rung: &Rung) -> W
     }
 }
 
-fn throttle(workers: &[&Worker], means: Means) -> Works {
+fn throttle(workers: &[&Worker], means: &Means) -> Works {
     let (Some(duty), Some(nice)) = (means.duty, means.nice) else { return Works::Unknown("it was not tried") };
     let Some(quota) = means.quota else { return Works::Unknown("quotas were not tried") };
+    let out_of_reach = &means.out_of_reach;
     let means = throttle::Means { quota, duty, nice };
     let told: Vec<(bool, String)> = workers
         .iter()
         .map(|worker| match means.method(worker) {
+            Ok(_) if out_of_reach.contains(&worker.name) => (false, format!("{} not: it cannot be stopped by us", worker.name)),
             Ok(method) => (true, format!("{} by {}", worker.name, method.word())),
             Err(_) if worker.throttle == ThrottleMethod::Never => (false, format!("{} never, as it says", worker.name)),
             Err(why) => (false, format!("{} not: {why}", worker.name)),

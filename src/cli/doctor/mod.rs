@@ -1,15 +1,21 @@
 //! `plimsoll doctor`: what can be read and done here, each with the reason and the remedy. Tests by doing, not by reading flags,
 //! on children and groups of its own; nothing it changes remains.
 //!
-//! On a machine that is a folder (`host.proc` and its like) it only reads, and says so.
+//! On a machine that is a folder (`host.proc` and its like) it only reads, and says so. The traps of the platform, which need not be the
+//! one it runs on, follow from what was seen and from the settings.
 
 mod groups;
 mod jobs;
 mod ladder;
 mod machine;
 mod places;
+pub mod platform;
 mod processes;
 pub mod report;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::{Settings, Sources};
 use crate::daemon::signals::Signals;
@@ -17,6 +23,7 @@ use crate::host::Paths;
 use crate::host::cgroupfs::Layout;
 use crate::host::inventory::Platform;
 use crate::response::candidate::ReclaimBy;
+use crate::sampling::readings::LimitSource;
 use crate::snapshot::Snapshot;
 
 use report::{Level, Report};
@@ -30,20 +37,31 @@ pub struct Patient {
     pub paths: Paths,
     pub layout: Layout,
     pub platform: Platform,
+    /// The platform whose traps are asked for; otherwise those of the one we are on.
+    pub asked: Option<Platform>,
+    /// That platform is not the one we are on: nothing here says anything of it.
+    pub elsewhere: bool,
+    /// How long it waits after asking us to end, where somebody has said it.
+    pub grace: Option<Duration>,
     /// What the running daemon says, if there is one.
     pub daemon: Option<Snapshot>,
     /// Where it was found or looked for.
     pub socket: Result<String, String>,
 }
 
-/// What was found to work, for the ladders. `None`: it was not tried.
-#[derive(Clone, Copy, Debug, Default)]
+/// What was found to work, for what is looked at later. `None`: it was not tried.
+#[derive(Clone, Debug, Default)]
 pub struct Means {
     pub quota: Option<bool>,
     pub duty: Option<bool>,
     pub nice: Option<bool>,
     /// By what memory is asked back.
     pub reclaim: Option<Result<ReclaimBy, ()>>,
+    /// Workers that are there, and cannot be stopped: their names.
+    pub out_of_reach: BTreeSet<Arc<str>>,
+    /// Who sets the limits.
+    pub memory: Option<LimitSource>,
+    pub cpu: Option<LimitSource>,
 }
 
 /// Looks at a part of everything.
@@ -59,14 +77,16 @@ pub fn examine(patient: &Patient) -> std::io::Result<Option<Report>> {
             format!("{} told above, so what follows is about the defaults", if patient.problems == 1 { "a problem" } else { "problems" });
         report.bad("settings", Level::Fail, "settings", found, "`plimsoll check` shows each with its place and what is allowed");
     }
-    let steps: [Step; 6] = [
-        |patient, report, _| machine::examine(patient, report),
+    let steps: [Step; 7] = [
+        machine::examine,
         groups::examine,
         processes::examine,
-        |patient, report, _| places::examine(patient, report),
+        places::examine,
         |patient, report, _| jobs::examine(patient, report),
+        platform::examine,
         ladder::examine,
     ];
+    let steps = if patient.elsewhere { &[platform::examine as Step][..] } else { &steps };
     for step in steps {
         step(patient, &mut report, &mut means);
         // Each step takes back what it did before it ends.

@@ -5,27 +5,30 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::report::{Level, Report};
-use super::{Patient, tried};
-use crate::cli::render::{percent, size};
+use super::{Means, Patient, tried};
+use crate::cli::render::{duration, percent, size};
 use crate::config::adopt::Adopt;
-use crate::config::settings::{Lock, Rung, Worker};
+use crate::config::settings::{Ceiling, Lock, Rung, Scope, Worker};
 use crate::daemon::folders;
 use crate::host::clock::Moment;
+use crate::host::inventory::Platform;
+use crate::host::service_manager::ServiceManager;
 use crate::host::sockets::HeldLock;
 use crate::host::{accounts, filesystem, probe, spawn};
 use crate::response::victim;
+use crate::sampling::readings::LimitSource;
 use crate::supervisor::adopting;
 
 const AREA: &str = "places";
 const WORKERS: &str = "workers";
 /// A file system that does not answer within this is taken for dead.
-const DISK_ANSWERS: Duration = Duration::from_secs(2);
+pub(super) const DISK_ANSWERS: Duration = Duration::from_secs(2);
 /// Less than this is soon full.
 const LITTLE: u64 = 64 << 20;
 
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
-pub fn examine(patient: &Patient, report: &mut Report) {
+pub fn examine(patient: &Patient, report: &mut Report, means: &mut Means) {
     daemon(patient, report);
     let daemon = &patient.settings.daemon;
     let runtime = folders::runtime_candidates(&daemon.runtime_dir, &patient.sources);
@@ -42,14 +45,19 @@ pub fn examine(patient: &Patient, report: &mut Report) {
         zones.map_err(std::io::Error::other),
         |_| "there".to_owned(),
         Level::Note,
-        "install tzdata; without it only UTC can be named",
+        "install tzdata, or mount /usr/share/zoneinfo; without it only UTC can be named",
     );
     disks(patient, report);
     for worker in &patient.settings.workers {
-        self::worker(patient, report, worker);
+        self::worker(patient, report, worker, means);
     }
     if patient.settings.workers.is_empty() {
-        report.note(WORKERS, "workers", "none in the settings: the machine is only watched, unless run -- COMMAND names one");
+        let running = patient.daemon.as_ref().map_or(Vec::new(), |snapshot| snapshot.workers.iter().map(|state| &*state.name).collect());
+        let told = match running.is_empty() {
+            true => "none in the settings: the machine is only watched, unless run -- COMMAND names one".to_owned(),
+            false => format!("none in the settings; the daemon looks after {}: see `plimsoll status`", running.join(", ")),
+        };
+        report.note(WORKERS, "workers", told);
     }
 }
 
@@ -95,7 +103,11 @@ fn folder(patient: &Patient, report: &mut Report, what: &str, key: &str, candida
                     return;
                 }
                 match room {
-                    Some((avail, _)) if avail < LITTLE => {
+                    // A socket and a few small files: that fits a container's /dev/shm of 64 MiB many times.
+                    Some((avail, _)) if key == "daemon.runtime_dir" && avail < LITTLE / 64 => {
+                        report.bad(AREA, Level::Warn, what, told, "make room: what is to be undone after a crash is written there")
+                    }
+                    Some((avail, _)) if key == "daemon.state_dir" && avail < LITTLE => {
                         report.bad(AREA, Level::Warn, what, told, "make room: a full disk means no record")
                     }
                     _ => report.ok(AREA, what, told),
@@ -111,9 +123,25 @@ fn folder(patient: &Patient, report: &mut Report, what: &str, key: &str, candida
         AREA,
         level,
         what,
-        format!("cannot be used: {}", refused.join(", ")),
-        format!("set {key} to a folder this user may write to"),
+        format!("cannot be used: {}{}", refused.join(", "), if level == Level::Warn { "; nothing is recorded then" } else { "" }),
+        format!("set {key} to a folder this user may write to{}", given(patient.platform, candidates)),
     );
+}
+
+/// How a container gets a folder it may write to, also where its root is read-only.
+fn given(platform: Platform, candidates: &[PathBuf]) -> String {
+    let Some(first) = candidates.first().map(|folder| folder.display()) else { return String::new() };
+    match platform {
+        Platform::Docker | Platform::Podman | Platform::Container => {
+            // A folder that the image has keeps its mode under a tmpfs, whatever mode= says; its owner can be set.
+            let (user, group) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+            format!(
+                ", or give the container one: --tmpfs {first}:uid={user},gid={group}; for what is to last a volume there that user {user} may write to"
+            )
+        }
+        Platform::Kubernetes => format!(", or mount a volume at {first}, with fsGroup for the user"),
+        _ => String::new(),
+    }
 }
 
 fn room(folder: &Path) -> Option<(u64, String)> {
@@ -134,8 +162,10 @@ fn ports(patient: &Patient, report: &mut Report) {
             Err(error) => report.bad(AREA, Level::Fail, what, format!("cannot be listened on: {error}"), "set another http.listen"),
         }
         if !address.ip().is_loopback() && patient.settings.http.api_key.is_none() {
-            let remedy = "set http.api_key_file; until then everybody who can reach it sees /metrics, and control stays on this machine";
-            report.bad(AREA, Level::Warn, format!("port {address}"), "reachable from outside, and no key is set", remedy);
+            let remedy = "set PLIMSOLL_HTTP__API_KEY or http.api_key_file; until then everybody who can reach it sees /metrics, and control stays here";
+            // Between containers that is what the port is for.
+            let level = if patient.platform.is_container() { Level::Note } else { Level::Warn };
+            report.bad(AREA, level, format!("port {address}"), "reachable from outside, and no key is set", remedy);
         }
     }
 }
@@ -150,15 +180,22 @@ fn notified(patient: &Patient, report: &mut Report) {
         false => report.note(AREA, "journal", "not there: the log goes to standard error, as JSON where that is no terminal"),
     }
     match (patient.variable("NOTIFY_SOCKET"), patient.variable("WATCHDOG_USEC")) {
-        (Some(socket), watchdog) => {
-            let watched = watchdog.map_or("no watchdog".to_owned(), |micros| format!("a watchdog of {micros} µs"));
-            report.note(
+        (Some(socket), watchdog) => match ServiceManager::find(|name| patient.variable(name), std::process::id()) {
+            Ok(_) => {
+                let watched = watchdog.and_then(|micros| micros.parse().ok()).map(Duration::from_micros);
+                let watched =
+                    watched.map_or("no watchdog".to_owned(), |patience| format!("a watchdog of {}", duration(patience.as_secs_f64())));
+                report.ok(AREA, "service manager", format!("is told on {socket} when the daemon is ready and how it stands; {watched}"));
+            }
+            Err(why) => report.bad(
                 AREA,
-                "systemd",
-                format!("is told things on {socket}, {watched}; the daemon does not speak to it, so leave the unit at Type=exec"),
-            );
-        }
-        (None, _) => report.note(AREA, "systemd", "does not wait to be told anything here (no NOTIFY_SOCKET)"),
+                Level::Warn,
+                "service manager",
+                format!("cannot be told that the daemon is ready: {why}"),
+                "set NOTIFY_SOCKET to a path or to @NAME, or run the unit as Type=exec",
+            ),
+        },
+        (None, _) => report.note(AREA, "service manager", "nobody waits to be told that the daemon is ready (no NOTIFY_SOCKET)"),
     }
 }
 
@@ -180,10 +217,10 @@ fn disks(patient: &Patient, report: &mut Report) {
     }
 }
 
-fn worker(patient: &Patient, report: &mut Report, worker: &Worker) {
+fn worker(patient: &Patient, report: &mut Report, worker: &Worker, means: &mut Means) {
     let name = |what: &str| format!("{} {what}", worker.name);
     match &worker.adopt {
-        Some(adopt) => adopted(patient, report, worker, adopt),
+        Some(adopt) => adopted(patient, report, worker, adopt, means),
         None => program(patient, report, worker),
     }
     if let Some(lock) = &worker.lock {
@@ -221,7 +258,10 @@ fn program(patient: &Patient, report: &mut Report, worker: &Worker) {
     let what = format!("{} program", worker.name);
     // A script that speaks for a machine of another kind has other programs.
     let path = worker.env.get("PATH").map(String::as_str).or(patient.sources.variable("PATH")).map(std::ffi::OsStr::new);
-    let program = worker.command.first().map_or("", String::as_str);
+    let Some(program) = worker.command.first() else {
+        report.note(WORKERS, what, "not known here: it is to stand after `plimsoll run --`");
+        return;
+    };
     match spawn::resolve_program(program, path, worker.directory.as_deref()) {
         Ok(found) => report.ok(WORKERS, what, found.display().to_string()),
         Err(error) => report.bad(WORKERS, Level::Fail, what, error.to_string(), "install it, or set the PATH of the worker in its env"),
@@ -229,16 +269,52 @@ fn program(patient: &Patient, report: &mut Report, worker: &Worker) {
 }
 
 /// Whom the daemon would take, and what it may do to it.
-fn adopted(patient: &Patient, report: &mut Report, worker: &Worker, adopt: &Adopt) {
+fn adopted(patient: &Patient, report: &mut Report, worker: &Worker, adopt: &Adopt, means: &mut Means) {
     let what = |what: &str| format!("{} {what}", worker.name);
     match adopting::found_now(&patient.paths, &worker.name, &adopt.by, Moment::now()) {
         Ok(pids) => {
-            let pids: Vec<String> = pids.iter().map(i32::to_string).collect();
-            report.ok(WORKERS, what("process"), format!("found by {}: pid {}", adopt.by, pids.join(", ")));
+            let all: Vec<String> = pids.iter().map(i32::to_string).collect();
+            let found = format!("found by {}: pid {}", adopt.by, all.join(", "));
+            // It ignores what it does not expect, and nobody in its namespace can stop it.
+            let is_first = pids.contains(&1);
+            let may = pids.iter().all(|pid| probe::may_signal(*pid));
+            match (may, is_first) {
+                (true, false) => report.ok(WORKERS, what("process"), found),
+                (true, true) => report.bad(
+                    WORKERS,
+                    Level::Warn,
+                    what("process"),
+                    format!("{found}, which the kernel lets nobody in its namespace stop: it cannot be slowed"),
+                    "start the application with an init before it (docker run --init); in a pod: shareProcessNamespace: true",
+                ),
+                (false, _) => report.bad(
+                    WORKERS,
+                    Level::Warn,
+                    what("process"),
+                    format!("{found}, and it may not be sent a signal: it can neither be slowed nor ended"),
+                    "run the daemon as the user of the process, or as root with CAP_KILL",
+                ),
+            }
+            if is_first || !may {
+                means.out_of_reach.insert(worker.name.clone());
+            }
+            // What 100 % is of is read from our own group and those above it.
+            let settings = &patient.settings;
+            let is_ours = settings.policy.memory.limit == Ceiling::Auto && !matches!(settings.sampling.scope, Scope::Worker(_));
+            let is_apart = pids.iter().any(|pid| probe::is_grouped_apart(&patient.paths, *pid));
+            if is_ours && is_apart && means.memory == Some(LimitSource::Cgroup) && worker.limits.memory.is_none() {
+                report.bad(
+                    WORKERS,
+                    Level::Warn,
+                    what("limit"),
+                    "it lives in another control group (a container or unit of its own), and the memory limit that is judged is the daemon's",
+                    format!("sampling.scope = {{ worker = \"{}\" }}: docs/operating.md, \"As a sidecar\"", worker.name),
+                );
+            }
         }
         Err(why) if !patient.is_live() => report.note(WORKERS, what("process"), why),
         Err(why) => {
-            let remedy = "start it, or correct adopt; a daemon looks for it until it is there";
+            let remedy = "start it, or correct adopt (the user counts too); a daemon looks for it until it is there";
             report.bad(WORKERS, Level::Warn, what("process"), format!("not found by {}: {why}", adopt.by), remedy);
         }
     }

@@ -49,7 +49,8 @@ pub fn examine(patient: &Patient, report: &mut Report, means: &mut Means) {
         first.unwrap_or_else(|_| Err("it panicked".to_owned())).map_err(std::io::Error::other),
         |()| "granted: under load the daemon is not late".to_owned(),
         Level::Note,
-        "it needs CAP_SYS_NICE or RLIMIT_RTPRIO; without it a machine at full load may answer some tens of milliseconds later",
+        "it needs CAP_SYS_NICE or RLIMIT_RTPRIO, and in a group of cgroup v1 a cpu.rt_runtime_us above 0; \
+         without it a machine at full load may answer some tens of milliseconds later",
     );
     let capability = "it needs CAP_SYS_NICE; only throttle = \"nice\" asks for it";
     means.nice = Some(tried(

@@ -5,13 +5,11 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
-
 use super::Sense;
 use crate::config::file::{self, File};
 use crate::config::globs::Glob;
 use crate::config::jobs::{
-    Backup, Compress, Files, Format, FormatName, Job, Kind, KindName, Sessions, Table, Verify, WhenHigh, read_schedule,
+    Backup, Compress, Files, Format, FormatName, Job, Kind, KindName, Sessions, Table, Verify, WhenHigh, read_schedule, zone_named,
 };
 use crate::config::units::{Compression, Size, Span, nearest};
 
@@ -128,10 +126,14 @@ impl Sense<'_> {
             }
         };
         if let Some(zone) = &job.timezone
-            && TimeZone::get(zone).is_err()
+            && zone_named(zone).is_err()
         {
-            let message = format!("{zone:?} is no time zone this machine knows");
-            self.refuse(&format!("{key}.timezone"), message, "a name such as \"Europe/Berlin\" or \"UTC\"; the package tzdata knows most");
+            let (why, allowed) = if jiff::tz::db().is_definitively_empty() {
+                (", which has no time zone data", "\"UTC\"; others with the package tzdata, or /usr/share/zoneinfo copied into the image")
+            } else {
+                ("", "a name such as \"Europe/Berlin\" or \"UTC\"; the package tzdata knows most")
+            };
+            self.refuse(&format!("{key}.timezone"), format!("{zone:?} is no time zone this machine knows{why}"), allowed);
         }
         let lock = job.lock.as_ref().map(|lock| self.plain_path(&format!("{key}.lock"), lock, "the absolute path of a file"));
         let kind = match job.kind {

@@ -191,6 +191,9 @@ impl Planner {
         let ready: Vec<Candidate> = free.iter().filter(|candidate| !self.is_spared(candidate, verdict, scene)).cloned().collect();
         let ranking = victim::rank(&ready, yields);
         let Some(first) = ranking.first() else {
+            if scene.candidates.iter().all(|candidate| !candidate.running && candidate.busy.is_none()) {
+                return Step::Pass(Reason::NoWorker, "no worker runs".to_owned());
+            }
             return Step::Wait(Reason::Cooldown, "every replica that could go has only just replaced another".to_owned());
         };
         Step::Do { deed: deed(first.slot), reason: order_in_words(cause, &ranking) }

@@ -68,6 +68,18 @@ fn an_effect_is_measured_before_after_one_second_and_after_ten() {
 }
 
 #[test]
+fn the_outlook_of_a_machine_without_workers_waits_for_nobody() {
+    let run = Run::new(&settings(vec![]));
+    for usage in [0.02, 0.95] {
+        for prospect in run.planner.outlook(&memory(Level::Normal, usage), &[], at(0.0)).rungs {
+            assert_eq!(prospect.state, outlook::Standing::Passes, "at {usage}: {prospect:?}");
+            let expected = if prospect.rung == "shed" || prospect.rung == "throttle" { "no running worker" } else { "no worker runs" };
+            assert!(prospect.detail.contains(expected), "at {usage}: {prospect:?}");
+        }
+    }
+}
+
+#[test]
 fn a_rung_that_was_twice_in_vain_makes_way_for_the_next() {
     let mut run = Run::new(&settings(vec![]));
     let web = [Candidate { growth: 1e6, ..shedding(1, 500) }];
@@ -97,7 +109,12 @@ fn a_rung_that_was_twice_in_vain_makes_way_for_the_next() {
             (3, false, same, same, "throttle")
         ]
     );
-    assert!(run.planner.status(&Resource::Memory).last_effect.is_some_and(|effect| effect.contains("after 10 s: ineffective")));
+    assert!(
+        run.planner
+            .status(&Resource::Memory)
+            .last_effect
+            .is_some_and(|effect| effect.contains(" ineffective: ") && effect.ends_with("after 10 s"))
+    );
 }
 
 #[test]
