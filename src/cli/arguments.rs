@@ -9,7 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config::jobs::Verify;
-use crate::config::units::{Scalar, SignalName, Span, Unit};
+use crate::config::units::{MOST_REPLICAS, Scalar, SignalName, Span, Unit};
 use crate::host::inventory::Platform;
 use crate::journal::Event;
 
@@ -399,7 +399,10 @@ pub struct Patience {
 }
 
 fn read_count(text: &str) -> Result<u32, String> {
-    text.parse().ok().filter(|count| *count <= 4096).ok_or_else(|| "a number of replicas from 0 to 4096 is needed".to_owned())
+    text.parse()
+        .ok()
+        .filter(|count| *count <= MOST_REPLICAS)
+        .ok_or_else(|| format!("a number of replicas from 0 to {MOST_REPLICAS} is needed"))
 }
 
 fn read_signal(text: &str) -> Result<SignalName, String> {

@@ -1,7 +1,7 @@
 //! `plimsoll explain`: why something is as it is, and what ends it, as text.
 
 use super::events::local_time;
-use super::render::{Style, Tone, UNKNOWN, clip, cores, duration, percent, size};
+use super::render::{Style, Tone, UNKNOWN, clip, cores, duration, percent, size, wrap};
 use crate::snapshot::WorkerState;
 use crate::snapshot::explain::{ActionWhy, Explanation, ResourceExplained, ResourceWhy, Setting, WorkerExplained};
 
@@ -55,7 +55,7 @@ impl Page {
     fn fact(&mut self, head: &str, text: &str) {
         let room = self.style.width.saturating_sub(HEAD + 2);
         let mut head = head;
-        for line in wrap(text, room) {
+        for line in wrap(text, room, 0) {
             self.lines.push(format!("  {}{line}", self.style.paint(Tone::Quiet, &format!("{head:<HEAD$}"))));
             head = "";
         }
@@ -267,21 +267,6 @@ fn action_in_words(action: &ActionWhy, now: f64) -> String {
     };
     let ago = duration((now - action.at).max(0.0));
     format!("{ago} ago {number}{}{whom}: {}{detail}{effect}; because {}", action.action, action.outcome, action.reason)
-}
-
-/// Lines of at most `width` characters, broken at blanks; a longer word is cut.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(&clip(word, width));
-            }
-            _ => lines.push(clip(word, width)),
-        }
-    }
-    lines
 }
 
 #[cfg(test)]

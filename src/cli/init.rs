@@ -96,6 +96,13 @@ fn habits(platform: Platform) -> Habits {
     }
 }
 
+impl Found {
+    /// A worker is in force in what is written, not a comment.
+    pub fn has_worker(&self) -> bool {
+        self.workers.iter().any(|guess| guess.missing.is_none())
+    }
+}
+
 /// The text of the file.
 pub fn draft(found: &Found) -> String {
     let habits = habits(found.platform);

@@ -350,7 +350,7 @@ impl Session {
         // The limits of this machine say nothing of another, and nor does what is installed here.
         let here = asked.is_none_or(|asked| asked == platform);
         let volume = sources.variable("RAILWAY_VOLUME_MOUNT_PATH").filter(|path| Path::new(path).is_dir());
-        let text = init::draft(&init::Found {
+        let found = init::Found {
             platform: asked.unwrap_or(platform),
             volume: volume.map(str::to_owned),
             cpu: readings.cpu.limit_cores.known().filter(|_| here).map(|limit| (limit, readings.cpu.limit_source.word().to_owned())),
@@ -363,15 +363,15 @@ impl Session {
             workers: init::guess(&sources.working_dir, is_there),
             folder: sources.working_dir.to_str().filter(|_| here).map(str::to_owned),
             here,
-        });
+        };
+        let text = init::draft(&found);
         if stdout {
             return print_line(text.trim_end());
         }
         let file = sources.working_dir.join(self.common.config.as_deref().unwrap_or(Path::new("plimsoll.toml")));
         match write_settings(&file, &text, force) {
             Ok(()) => {
-                let has_worker = text.lines().any(|line| line.starts_with("[workers."));
-                let next = if has_worker {
+                let next = if found.has_worker() {
                     "`plimsoll check` it when you have changed it, `plimsoll doctor` says what works here, `plimsoll run` starts it"
                 } else {
                     "no worker is in force in it yet: see the end of the file, take the # away and name your command; then `plimsoll check` \

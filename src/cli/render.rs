@@ -142,6 +142,22 @@ pub fn clip(text: &str, width: usize) -> String {
     cut
 }
 
+/// Lines of at most `width` characters, broken at blanks; from the second on `indent` blanks come first. A longer word is clipped.
+pub fn wrap(text: &str, width: usize, indent: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(&clip(word, width));
+            }
+            Some(_) => lines.push(clip(&format!("{:indent$}{word}", ""), width)),
+            None => lines.push(clip(word, width)),
+        }
+    }
+    lines
+}
+
 /// `text` clipped to `width` and filled up with spaces on the right.
 pub fn cell(text: &str, width: usize) -> String {
     let text = clip(text, width);

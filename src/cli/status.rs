@@ -1,6 +1,6 @@
 //! `plimsoll status`: the snapshot on one screen.
 
-use super::render::{Style, Tone, UNKNOWN, bar, cell, clip, cores, duration, percent, size};
+use super::render::{Style, Tone, UNKNOWN, bar, cell, clip, cores, duration, percent, size, wrap};
 use crate::host::clock::Moment;
 use crate::snapshot::{ReplicaState, ResourceState, Snapshot, WorkerState};
 
@@ -26,28 +26,14 @@ pub fn render_status(snapshot: &Snapshot, now: Moment, style: Style) -> String {
     let limitations = &snapshot.environment.limitations;
     if !limitations.is_empty() {
         lines.push(String::new());
-        let notes = limitations.iter().flat_map(|limitation| wrap(&format!("note: {limitation}"), style.width));
+        let notes = limitations.iter().flat_map(|limitation| wrap(&format!("note: {limitation}"), style.width, HANGING));
         lines.extend(notes.map(|line| style.paint(Tone::Quiet, &line)));
     }
     lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect()
 }
 
-/// Lines of at most `width` characters, broken at blanks and indented from the second on; a longer word is clipped, and of all of it what
-/// goes beyond the longest line there is.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in clip(text, Style::UNCUT).split(' ') {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            Some(_) => lines.push(clip(&format!("      {word}"), width)),
-            None => lines.push(clip(word, width)),
-        }
-    }
-    lines
-}
+/// What comes before the second line of a note, and those after it.
+const HANGING: usize = 6;
 
 /// Who, where, how current, and what is wrong with the daemon itself.
 fn head(snapshot: &Snapshot, now: Moment, style: Style) -> Vec<String> {
@@ -80,7 +66,7 @@ fn head(snapshot: &Snapshot, now: Moment, style: Style) -> Vec<String> {
     }
     if let Some(problem) = &daemon.history_problem {
         // The end says why, so it is not cut off.
-        let told = wrap(&format!("history is not being kept: {problem}"), style.width);
+        let told = wrap(&format!("history is not being kept: {problem}"), style.width, HANGING);
         lines.extend(told.iter().map(|line| style.paint(Tone::Warning, line)));
     }
     lines
@@ -181,7 +167,7 @@ fn worker_lines(workers: &[WorkerState], style: Style) -> Vec<String> {
                 // Often the one thing that is looked for: whole, on as many lines as it takes.
                 let indent = " ".repeat(name_width + 1);
                 let room = style.width.saturating_sub(indent.len()).max(24);
-                let told = wrap(&format!("waits for: {what}"), room);
+                let told = wrap(&format!("waits for: {what}"), room, HANGING);
                 lines.extend(told.iter().map(|line| style.paint(Tone::Quiet, &format!("{indent}{line}"))));
             }
         }

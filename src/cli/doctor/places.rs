@@ -23,8 +23,10 @@ const AREA: &str = "places";
 const WORKERS: &str = "workers";
 /// A file system that does not answer within this is taken for dead.
 pub(super) const DISK_ANSWERS: Duration = Duration::from_secs(2);
-/// Less than this is soon full.
-const LITTLE: u64 = 64 << 20;
+/// With less than this, in bytes, the record ends soon.
+const LITTLE_STATE: u64 = 64 << 20;
+/// A socket and a few small files: a container's `/dev/shm` of 64 MiB has room for them many times.
+const LITTLE_RUNTIME: u64 = 1 << 20;
 
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
@@ -103,11 +105,10 @@ fn folder(patient: &Patient, report: &mut Report, what: &str, key: &str, candida
                     return;
                 }
                 match room {
-                    // A socket and a few small files: that fits a container's /dev/shm of 64 MiB many times.
-                    Some((avail, _)) if key == "daemon.runtime_dir" && avail < LITTLE / 64 => {
+                    Some((avail, _)) if key == "daemon.runtime_dir" && avail < LITTLE_RUNTIME => {
                         report.bad(AREA, Level::Warn, what, told, "make room: what is to be undone after a crash is written there")
                     }
-                    Some((avail, _)) if key == "daemon.state_dir" && avail < LITTLE => {
+                    Some((avail, _)) if key == "daemon.state_dir" && avail < LITTLE_STATE => {
                         report.bad(AREA, Level::Warn, what, told, "make room: a full disk means no record")
                     }
                     _ => report.ok(AREA, what, told),

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::cli::render::{Style, Tone, clip};
+use crate::cli::render::{Style, Tone, wrap};
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -105,12 +105,12 @@ impl Report {
                 area = finding.area;
             }
             let head = style.paint(finding.level.tone(), &format!("{:<4}", finding.level.word()));
-            let mut lines = wrap(&format!("{}: {}", finding.what, finding.found), width - INDENT).into_iter();
+            let mut lines = wrap(&format!("{}: {}", finding.what, finding.found), width - INDENT, 0).into_iter();
             text.push_str(&format!("  {head}  {}\n", lines.next().unwrap_or_default()));
             for line in lines {
                 text.push_str(&format!("{:INDENT$}{line}\n", ""));
             }
-            for (at, line) in finding.remedy.iter().flat_map(|remedy| wrap(remedy, width - INDENT - 2)).enumerate() {
+            for (at, line) in finding.remedy.iter().flat_map(|remedy| wrap(remedy, width - INDENT - 2, 0)).enumerate() {
                 let arrow = if at == 0 { "→ " } else { "  " };
                 text.push_str(&format!("{:INDENT$}{arrow}{line}\n", ""));
             }
@@ -122,21 +122,6 @@ impl Report {
 
 /// Where the words of a finding begin.
 const INDENT: usize = 8;
-
-/// Lines of at most `width` characters, broken at blanks; a longer word is cut.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
-                line.push(' ');
-                line.push_str(&clip(word, width));
-            }
-            _ => lines.push(clip(word, width)),
-        }
-    }
-    lines
-}
 
 #[cfg(test)]
 mod tests {
