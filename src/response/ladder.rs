@@ -2,7 +2,8 @@
 //!
 //! A rung that was tried in vain is tried once more; twice in vain in a row, the next rung follows. There is no second try
 //! where there is no time for it (at `critical`, or when `critical` would be reached during it), for a rung that failed or
-//! cannot do anything now, and for one that ends a replica and brought nothing: the next rung follows at once. One that helped,
+//! cannot do anything now, and for one that ends a replica and brought nothing: the next rung follows at once. Nor is a rung that
+//! only asks waited for where `critical` would be reached meanwhile and usage has only grown ([`ANSWERED`]). One that helped,
 //! but not enough, is given its time again ([`RENEWALS`]); at `critical` one that ends a replica and brought memory back is
 //! repeated for the next replica, each after the memory of the one before is back (`response::flight`).
 
@@ -26,6 +27,8 @@ const MEANINGFUL_EXCESS: f64 = 0.25;
 const RENEWALS: u8 = 3;
 /// A rung that brings nothing so often in a row makes way for the next.
 const IN_VAIN: u8 = 2;
+/// Whoever can give memory back when asked has begun to after this long; what is measured then tells whether to wait for more.
+const ANSWERED: Duration = Duration::from_secs(1);
 /// A ladder of mild rungs none of which helps is walked less and less often, up to this.
 const LONGEST_SILENCE: Duration = Duration::from_secs(600);
 
@@ -94,14 +97,20 @@ pub fn edge(verdict: &Verdict) -> f64 {
 
 /// True while there is time to try `rung` a second time.
 pub fn has_time(rung: &Rung, verdict: &Verdict) -> bool {
-    let (Some(used), Some(limit)) = (verdict.used, verdict.limit) else { return false };
-    let then = used + verdict.growth.max(0.0) * settling(rung, verdict.level).as_secs_f64();
-    let is_calm = verdict.resource == Resource::Cpu || verdict.critical.is_none_or(|line| then < line * limit);
+    if verdict.used.is_none() || verdict.limit.is_none() {
+        return false;
+    }
     match rung {
         Rung::Notify => false,
         Rung::Recycle | Rung::Kill => true,
-        _ => verdict.level == Level::High && is_calm,
+        _ => verdict.level == Level::High && !is_critical_after(verdict, settling(rung, verdict.level)),
     }
+}
+
+/// True when `critical` will be reached within `span`, at the present growth.
+fn is_critical_after(verdict: &Verdict, span: Duration) -> bool {
+    let (Some(used), Some(limit), Some(line)) = (verdict.used, verdict.limit, verdict.critical) else { return false };
+    verdict.resource != Resource::Cpu && used + verdict.growth.max(0.0) * span.as_secs_f64() >= line * limit
 }
 
 /// A rung that was tried and is being watched.
@@ -218,16 +227,21 @@ impl Trial {
 
     /// At critical nothing is waited for that is seen to be of no use: a mild rung after which usage only grew, and a
     /// graceful end that is overtaken: at a replica's own limit, or half-way from critical to the limit, and still
-    /// growing a second after it was asked.
+    /// growing a second after it was asked. Before it, a rung that asks is not, once its answer would come too late.
     fn is_out_of_time(&self, verdict: &Verdict, used: f64, usage: f64, now: Moment) -> bool {
-        let is_filling = verdict.level == Level::Critical && verdict.growth > 0.0 && used > self.before;
+        let is_filling = verdict.growth > 0.0 && used > self.before;
         if !is_filling || verdict.resource == Resource::Cpu || self.dry {
             return false;
         }
+        let age = now.since(self.at);
+        if verdict.level != Level::Critical {
+            let left = self.patience(verdict.level).saturating_sub(now.since(self.from));
+            return matches!(self.rung, Rung::Shed | Rung::Reclaim) && age >= ANSWERED && is_critical_after(verdict, left);
+        }
         match self.rung {
-            Rung::Recycle => self.ended.is_none() && usage >= edge(verdict) && now.since(self.at) >= Duration::from_secs(1),
+            Rung::Recycle => self.ended.is_none() && usage >= edge(verdict) && age >= Duration::from_secs(1),
             Rung::Kill => false,
-            _ => self.tier == Tier::High && now.since(self.at) > Duration::ZERO,
+            _ => self.tier == Tier::High && age > Duration::ZERO,
         }
     }
 }

@@ -128,6 +128,24 @@ fn there_is_no_second_try_where_there_is_no_time_for_it() {
 }
 
 #[test]
+fn who_was_asked_is_not_waited_for_where_critical_comes_first() {
+    let web = [Candidate { growth: 1e7, ..shedding(1, 500) }];
+    // At 10 MB/s; critical is at 920 MB of 1000.
+    let at = |usage: f64, growth: f64| Verdict { growth, ..memory(Level::High, usage) };
+    let mut run = Run::new(&settings(vec![]));
+    assert_eq!(deeds(&run.plan(0.0, &at(0.85, 1e7), &web)), ["shed"]);
+    assert!(deeds(&run.plan(0.5, &at(0.855, 1e7), &web)).is_empty(), "it has had no time to answer");
+    assert_eq!(deeds(&run.plan(1.0, &at(0.86, 1e7), &web)), ["throttle"]);
+
+    // Whose answer is seen, or would come in time, is waited for.
+    for (usage, growth) in [(0.845, 1e7), (0.851, 1e6)] {
+        let mut run = Run::new(&settings(vec![]));
+        assert_eq!(deeds(&run.plan(0.0, &at(0.85, 1e7), &web)), ["shed"]);
+        assert!(deeds(&run.plan(1.0, &at(usage, growth), &web)).is_empty(), "at {usage}");
+    }
+}
+
+#[test]
 fn a_rung_that_helps_but_not_enough_is_given_its_time_again() {
     let mut run = Run::new(&settings(vec![]));
     let web = [Candidate { growth: 1e6, ..shedding(1, 500) }];

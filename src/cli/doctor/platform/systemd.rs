@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Facts, Grace, Told, grace};
+use crate::cli::render::size;
 
 pub const UNIT: &str = "plimsoll.service";
-pub const PROPERTIES: [&str; 15] = [
+pub const PROPERTIES: [&str; 16] = [
     "LoadState",
     "ActiveState",
     "Type",
@@ -15,6 +16,7 @@ pub const PROPERTIES: [&str; 15] = [
     "WatchdogUSec",
     "Delegate",
     "DelegateControllers",
+    "MemoryHigh",
     "KillMode",
     "OOMPolicy",
     "Restart",
@@ -83,6 +85,13 @@ pub fn traps(facts: &Facts, told: &mut Told<'_>) {
             format!("{other}: one worker the kernel kills for want of memory ends the whole service"),
             "OOMPolicy=continue",
         ),
+    }
+    if let Ok(bytes) = property("MemoryHigh").parse::<u64>() {
+        let found = format!(
+            "{}: beyond it the kernel holds up everybody in the unit, and the daemon looks and answers seconds late",
+            size(bytes as f64)
+        );
+        told.warn("MemoryHigh", found, "MemoryMax= for what may be used, policy.memory.high for the line below it");
     }
     match property("Type") {
         kind @ ("notify" | "notify-reload") => told.ok("Type", format!("{kind}: the service counts as started when the daemon is at work")),
@@ -189,7 +198,7 @@ mod tests {
 
     /// As systemd 252 shows the unit that is shipped.
     const SHIPPED: &str = "Type=notify\nRestart=on-failure\nTimeoutStopUSec=1min 30s\nWatchdogUSec=3min\nOOMPolicy=continue\nKillMode=mixed\n\
-                           Delegate=yes\nDelegateControllers=cpu memory pids\nProtectControlGroups=no\nProtectProc=default\nProcSubset=all\n\
+                           Delegate=yes\nDelegateControllers=cpu memory pids\nMemoryHigh=infinity\nProtectControlGroups=no\nProtectProc=default\nProcSubset=all\n\
                            PrivateUsers=no\nMemoryDenyWriteExecute=no\nLoadState=loaded\nActiveState=active\n";
 
     fn case(settings: &str, changes: &[(&str, &str)]) -> Case {
@@ -213,6 +222,7 @@ mod tests {
             ("TimeoutStopUSec", "infinity", "grace", Expect::Ok, "infinity"),
             ("Delegate", "no", "Delegate", Expect::Warn, "slowed by signals"),
             ("DelegateControllers", "memory pids", "Delegate", Expect::Warn, "without cpu"),
+            ("MemoryHigh", "419430400", "MemoryHigh", Expect::Warn, "400 MiB: beyond it"),
             ("KillMode", "control-group", "KillMode", Expect::Warn, "not in order"),
             ("KillMode", "process", "KillMode", Expect::Warn, "nobody to guard it"),
             ("OOMPolicy", "stop", "OOMPolicy", Expect::Warn, "whole service"),

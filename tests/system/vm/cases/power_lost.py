@@ -2,6 +2,7 @@
 """The machine loses its power while workers are held: after the boot the service is up and guards, nothing of the boot before is put back, its record is kept."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ OLD = SCRATCH / "old"
 # In a folder that is the same one after the boot: what were put back would be seen here.
 WITNESS = SCRATCH / "witness/value"
 NOTES = SCRATCH / "notes.json"
+# What is under test comes from a disk that is mounted late; a worker's program has to be there when the service starts.
+HOG = SCRATCH / "hog"
 
 SETTINGS = f"""
 [daemon]
@@ -23,7 +26,7 @@ runtime_dir = "{RUNTIME}"
 sustain = "1s"
 
 [workers.hog]
-command = ["{PROGRAMS}/hog", "100"]
+command = ["{HOG}", "100"]
 replicas = 3
 
 [jobs.tidy]
@@ -57,6 +60,7 @@ def runs() -> list[dict[str, Any]]:
 def before() -> None:
     RUNTIME.mkdir()
     OLD.mkdir()
+    shutil.copy(PROGRAMS / "hog", HOG)
     WITNESS.parent.mkdir()
     WITNESS.write_text("as it is")
     old, newer = OLD / "a.tmp", OLD / "b.tmp"
