@@ -209,7 +209,7 @@ fn sockets_that_were_bound_for_it_are_served_and_handed_to_their_worker() {
     stage.write(&format!("[workers.web]\ncommand = {{hungry}}\nlisten = [\"{app_at}\"]"));
     let answer = stage.ask(&["reload"]);
     assert!(answer.status.success(), "{answer:?}");
-    assert_ne!(stage.worker("web"), worker);
+    wait_for("another worker", || (stage.worker("web") != worker).then_some(()));
     assert_eq!(stage.stop(), 0);
 }
 
