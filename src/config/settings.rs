@@ -30,6 +30,13 @@ pub struct Settings {
     pub file: Option<PathBuf>,
 }
 
+impl Settings {
+    /// True when memory is judged against the limit of the place the daemon itself lives in: nothing else is named.
+    pub fn takes_own_memory_limit(&self) -> bool {
+        self.policy.memory.limit == Ceiling::Auto && !matches!(self.sampling.scope, Scope::Worker(_))
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Daemon {
     pub state_dir: Folder,

@@ -269,8 +269,8 @@ pub fn may_signal(pid: i32) -> bool {
 
 /// True when a process is known to live in other control groups than we.
 pub fn is_grouped_apart(paths: &Paths, pid: i32) -> bool {
-    let groups = |who: &str| fs::read(paths.proc.join(who).join("cgroup")).ok();
-    groups("self").zip(groups(&pid.to_string())).is_some_and(|(ours, theirs)| ours != theirs)
+    let groups = |of: Option<i32>| fs::read(paths.of_process(of).join("cgroup")).ok();
+    groups(None).zip(groups(Some(pid))).is_some_and(|(ours, theirs)| ours != theirs)
 }
 
 /// What a program says on its standard output, if it has ended well within so long; else it is killed.

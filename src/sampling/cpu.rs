@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::limits::counterpart;
-use super::readings::{CpuReadings, LimitSource, Reading, Source};
-use super::scope::{Extent, Scope};
+use super::readings::{CpuReadings, Reading, Source};
+use super::scope::Scope;
 use super::tally::Tally;
 use crate::host::cgroupfs::{self, Layout, Own, Version};
 use crate::host::clock::Moment;
@@ -56,15 +56,13 @@ impl Cpu {
     pub fn read(&mut self, scope: &Scope, now: Moment, scratch: &mut Vec<u8>, tally: &mut Tally) -> CpuReadings {
         let (limit_cores, limit_source) = scope.candidates.cpu(scope.machine_only);
         let group = scope.extent.is_group() && self.accounting.is_some();
-        // A container without accounts is read as a host; of somebody else's that would be the time of strangers.
-        let is_unseen = scope.extent == Extent::Workers || (scope.extent == Extent::Worker && !group);
         let (usage_total, throttled_total) = match () {
-            () if is_unseen => (Reading::Unsupported, Reading::Unsupported),
+            () if scope.is_unseen(group) => (Reading::Unsupported, Reading::Unsupported),
             () if group => self.read_group(scope, scratch, tally),
             () => self.read_host(scope, scratch, tally),
         };
-        let is_bounded = group && (scope.candidates.quota.is_some() || scope.candidates.cpu_failure.is_some());
-        let of_workers = is_unseen || (limit_source == LimitSource::File && !is_bounded);
+        let limited = scope.candidates.quota.is_some() || scope.candidates.cpu_failure.is_some();
+        let of_workers = scope.is_of_workers(group, limit_source, limited);
         let used_cores = usage_total.and_then(|usage| rate(&mut self.before, now, usage));
         let stolen_cores =
             if group { Reading::Unsupported } else { throttled_total.and_then(|stolen| rate(&mut self.stolen_before, now, stolen)) };

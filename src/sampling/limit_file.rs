@@ -3,7 +3,6 @@
 //! That volume is replaced as a whole by the swap of one symbolic link, so a file that is kept open would stay the old one for
 //! good: it is opened by its path in every look.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -136,10 +135,7 @@ impl LimitFile {
         };
         let allowed = self.kind.allowed();
         let range = format!("{} to {}", self.amount(*allowed.start()), self.amount(*allowed.end()));
-        let found = match fault {
-            Fault::OutOfRange(amount) => format!("it says {}, which is no limit any machine has", self.amount(amount)),
-            fault => fault.to_string(),
-        };
+        let found = fault.words(|amount| self.amount(amount));
         Some(format!("{}: {path}: {found}; expected is one decimal number in {unit}, {range}; {holds}", self.kind.key()))
     }
 
@@ -151,15 +147,16 @@ impl LimitFile {
     }
 }
 
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Fault {
+    /// `amount` writes the amounts of the file's kind.
+    fn words(self, amount: impl Fn(u64) -> String) -> String {
         match self {
-            Fault::Unreadable(Errno::NOENT | Errno::NOTDIR) => f.write_str("it is not there"),
-            Fault::Unreadable(errno) => write!(f, "it cannot be read: {}", std::io::Error::from(*errno)),
-            Fault::Empty => f.write_str("it is empty"),
-            Fault::NoNumber => f.write_str("it does not hold a decimal number and nothing else"),
-            Fault::Zero => f.write_str("it says 0, which leaves nothing to use"),
-            Fault::OutOfRange(amount) => write!(f, "it says {amount}, which is no limit any machine has"),
+            Fault::Unreadable(Errno::NOENT | Errno::NOTDIR) => "it is not there".to_owned(),
+            Fault::Unreadable(errno) => format!("it cannot be read: {}", std::io::Error::from(errno)),
+            Fault::Empty => "it is empty".to_owned(),
+            Fault::NoNumber => "it does not hold a decimal number and nothing else".to_owned(),
+            Fault::Zero => "it says 0, which leaves nothing to use".to_owned(),
+            Fault::OutOfRange(said) => format!("it says {}, which is no limit any machine has", amount(said)),
         }
     }
 }

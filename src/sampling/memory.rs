@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::lag::{Lag, Processes};
-use super::readings::{LimitSource, MemoryEvents, MemoryReadings, Reading, Source};
-use super::scope::{Extent, Scope};
+use super::readings::{MemoryEvents, MemoryReadings, Reading, Source};
+use super::scope::Scope;
 use super::tally::Tally;
 use crate::host::Paths;
 use crate::host::cgroupfs::{self, Layout, MemoryStat, Own, Refaults, Version};
@@ -187,12 +187,11 @@ impl Memory {
     ) -> MemoryReadings {
         let (limit, limit_source) = scope.candidates.memory(scope.machine_only);
         let own = self.own.as_ref().filter(|_| scope.extent.is_group());
-        let is_unseen = scope.extent == Extent::Workers || (scope.extent == Extent::Worker && own.is_none());
-        let is_bounded = own.is_some() && (scope.candidates.memory.is_some() || scope.candidates.memory_failure.is_some());
+        let limited = scope.candidates.memory.is_some() || scope.candidates.memory_failure.is_some();
         let blank = MemoryReadings {
             limit,
             limit_source,
-            of_workers: is_unseen || (limit_source == LimitSource::File && !is_bounded),
+            of_workers: scope.is_of_workers(own.is_some(), limit_source, limited),
             current: Reading::Unsupported,
             working_set: Reading::Unsupported,
             unreclaimable: Reading::Unsupported,
@@ -206,7 +205,7 @@ impl Memory {
             self.kernel_share = machine.kernel_share();
         }
         let Some(own) = own else {
-            if is_unseen {
+            if scope.is_unseen(false) {
                 return blank;
             }
             let refaults = match std::mem::take(&mut self.wanted) {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::limits::Candidates;
+use super::readings::LimitSource;
 use crate::config::settings;
 
 /// What the daemon looks at as a whole.
@@ -50,6 +51,18 @@ pub struct Scope {
 }
 
 impl Scope {
+    /// True where nothing tells what the whole uses; `accounts`: its group does. A container without accounts is read as a host; of
+    /// somebody else's that would be what strangers use.
+    pub fn is_unseen(&self, accounts: bool) -> bool {
+        self.extent == Extent::Workers || (self.extent == Extent::Worker && !accounts)
+    }
+
+    /// True where it is the workers' own use that is held against a limit from `source`: what the whole uses is not seen, or nothing
+    /// bounds it but a file. `limited`: its groups have a limit, read or not.
+    pub fn is_of_workers(&self, accounts: bool, source: LimitSource, limited: bool) -> bool {
+        self.is_unseen(accounts) || (source == LimitSource::File && !(accounts && limited))
+    }
+
     /// `Auto` is the container when a group's limit is smaller than the machine, or when the topmost group to be seen
     /// carries one at all: the real top of a tree cannot be limited, so that is a container looking at itself. While a
     /// limit cannot be read everything stays as it was `before`: whose usage is judged must not hang on a failed read.

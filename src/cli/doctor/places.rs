@@ -8,7 +8,7 @@ use super::report::{Level, Report};
 use super::{Means, Patient, tried};
 use crate::cli::render::{duration, percent, size};
 use crate::config::adopt::Adopt;
-use crate::config::settings::{Ceiling, Lock, Rung, Scope, Worker};
+use crate::config::settings::{Lock, Rung, Worker};
 use crate::daemon::folders;
 use crate::host::clock::Moment;
 use crate::host::inventory::Platform;
@@ -300,8 +300,7 @@ fn adopted(patient: &Patient, report: &mut Report, worker: &Worker, adopt: &Adop
                 means.out_of_reach.insert(worker.name.clone());
             }
             // What 100 % is of is read from our own group and those above it.
-            let settings = &patient.settings;
-            let is_ours = settings.policy.memory.limit == Ceiling::Auto && !matches!(settings.sampling.scope, Scope::Worker(_));
+            let is_ours = patient.settings.takes_own_memory_limit();
             let is_apart = pids.iter().any(|pid| probe::is_grouped_apart(&patient.paths, *pid));
             if is_ours && is_apart && means.memory == Some(LimitSource::Cgroup) && worker.limits.memory.is_none() {
                 report.bad(

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{Facts, Grace, Reach, Told, grace, probes, reach};
-use crate::config::settings::{Ceiling, Line, Rung, Scope, Worker};
+use crate::config::settings::{Line, Rung, Worker};
 use crate::host::inventory::Platform;
 use crate::sampling::readings::LimitSource;
 
@@ -102,10 +102,7 @@ fn sidecar(facts: &Facts, told: &mut Told<'_>, adopted: &[&Worker]) {
         "its container is seen, and signals reach it, only as the same user and with no fewer capabilities",
         "the same runAsUser for both containers",
     );
-    if facts.settings.policy.memory.limit == Ceiling::Auto
-        && !matches!(facts.settings.sampling.scope, Scope::Worker(_))
-        && adopted.iter().any(|worker| worker.limits.memory.is_none())
-    {
+    if facts.settings.takes_own_memory_limit() && adopted.iter().any(|worker| worker.limits.memory.is_none()) {
         told.warn(
             "limit of the workers",
             format!("a sidecar sees the limit of its own container, and {names} have another: shares of memory are of the wrong one"),
